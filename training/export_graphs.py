@@ -1,0 +1,538 @@
+"""Export a diffusers folder as ONNX graphs without weights, with a fixed layout for the weights, and check them.
+
+python export_graphs.py MODEL OUT [--architecture NAME] [--random-weights]
+    OUT gets text_encoder.onnx, unet.onnx, vae_decoder.onnx, vae_encoder.onnx and graph.json. Each parameter is an
+    initializer with the name and shape it has in the safetensors file, and points into "weights.data": float32, sorted
+    by name, each at a multiple of 64 bytes. That file exists only in memory, where the worker fills it.
+    With --random-weights MODEL needs no weights, only its config.json files.
+
+python export_graphs.py MODEL OUT --optimum
+    OUT gets a standard Optimum folder instead: <component>/model.onnx with the weights inside, int64 timestep [1].
+"""
+
+import argparse
+import gc
+import inspect
+import json
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from onnx import TensorProto
+from safetensors import safe_open
+from torch.export import Dim
+from transformers import CLIPTextConfig, CLIPTextModel
+
+OPSET = 18
+ALIGNMENT = 64
+WEIGHTS_FILE = "weights.data"
+
+# The fields of each config.json that decide the graph. A field that cannot change it in float32 is left out.
+UNET_FIELDS = """
+    act_fn addition_embed_type addition_embed_type_num_heads addition_time_embed_dim attention_head_dim attention_type
+    block_out_channels center_input_sample class_embed_type class_embeddings_concat conv_in_kernel conv_out_kernel
+    cross_attention_dim cross_attention_norm down_block_types downsample_padding dual_cross_attention encoder_hid_dim
+    encoder_hid_dim_type flip_sin_to_cos freq_shift in_channels layers_per_block mid_block_only_cross_attention
+    mid_block_scale_factor mid_block_type norm_eps norm_num_groups num_attention_heads num_class_embeds
+    only_cross_attention out_channels projection_class_embeddings_input_dim resnet_out_scale_factor
+    resnet_skip_time_act resnet_time_scale_shift reverse_transformer_layers_per_block time_cond_proj_dim
+    time_embedding_act_fn time_embedding_dim time_embedding_type timestep_post_act transformer_layers_per_block
+    up_block_types use_linear_projection
+""".split()
+VAE_FIELDS = """
+    act_fn block_out_channels down_block_types in_channels latent_channels layers_per_block mid_block_add_attention
+    norm_num_groups out_channels up_block_types use_post_quant_conv use_quant_conv
+""".split()
+TEXT_FIELDS = """
+    hidden_act hidden_size intermediate_size layer_norm_eps max_position_embeddings num_attention_heads
+    num_hidden_layers vocab_size
+""".split()
+
+
+class TextEncoder(torch.nn.Module):
+    """Token ids to the text's states; `penultimate_state` is what clip skip 2 takes."""
+
+    def __init__(self, model: CLIPTextModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids):
+        """Return the normalised last and penultimate states, and the last state at the end token."""
+        text = getattr(self.model, "text_model", self.model)
+        position = torch.arange(input_ids.shape[1], device=input_ids.device)
+        future = position[None, :] > position[:, None]
+        mask = torch.where(future, torch.finfo(torch.float32).min, 0.0)[None, None]
+        state = text.embeddings(input_ids=input_ids)
+        previous = state
+        for layer in text.encoder.layers:
+            previous = state
+            state = layer(state, attention_mask=mask)
+            state = state[0] if isinstance(state, tuple) else state
+        last = text.final_layer_norm(state)
+        # CLIP's end token has the highest id.
+        end = input_ids.argmax(dim=-1)
+        pooled = last[torch.arange(last.shape[0], device=last.device), end]
+        return last, text.final_layer_norm(previous), pooled
+
+
+class UNet(torch.nn.Module):
+    """One denoising step; each sample has a timestep of its own."""
+
+    def __init__(self, model: UNet2DConditionModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, sample, timestep, encoder_hidden_states):
+        """Return the model's output for noisy latents."""
+        return self.model(sample, timestep, encoder_hidden_states, return_dict=False)[0]
+
+
+class VaeDecoder(torch.nn.Module):
+    """Unscaled latents to pixels in -1..1."""
+
+    def __init__(self, model: AutoencoderKL):
+        super().__init__()
+        self.decoder = model.decoder
+        self.post_quant_conv = model.post_quant_conv
+
+    def forward(self, latent_sample):
+        """Return the picture."""
+        if self.post_quant_conv is not None:
+            latent_sample = self.post_quant_conv(latent_sample)
+        return self.decoder(latent_sample)
+
+
+class VaeEncoder(torch.nn.Module):
+    """Pixels in -1..1 to the mean and log-variance of unscaled latents."""
+
+    def __init__(self, model: AutoencoderKL):
+        super().__init__()
+        self.encoder = model.encoder
+        self.quant_conv = model.quant_conv
+
+    def forward(self, sample):
+        """Return mean and log-variance, one after the other along the channels."""
+        state = self.encoder(sample)
+        return state if self.quant_conv is None else self.quant_conv(state)
+
+
+@dataclass(frozen=True)
+class Component:
+    """One graph: where its weights come from, what goes in and what comes out."""
+
+    name: str
+    role: str
+    kind: type
+    fields: list[str]
+    wrapper: type
+    inputs: dict[str, tuple[str, ...]]
+    outputs: dict[str, tuple[str, ...]]
+    tolerance: float
+    examples: Callable[[dict], list[tuple[torch.Tensor, ...]]]
+
+
+def text_examples(config: dict) -> list[tuple[torch.Tensor, ...]]:
+    """Token ids of two shapes."""
+    vocabulary = config["vocab_size"]
+    shapes = [(2, 77), (3, 40)]
+    return [(torch.randint(0, vocabulary, shape),) for shape in shapes]
+
+
+def unet_examples(config: dict) -> list[tuple[torch.Tensor, ...]]:
+    """Latents of two shapes, with different timesteps and sequence lengths."""
+    channels, width = config["in_channels"], config["cross_attention_dim"]
+    return [
+        (torch.randn(2, channels, 32, 32), torch.tensor([999.0, 259.0]), torch.randn(2, 77, width)),
+        (torch.randn(3, channels, 16, 24), torch.tensor([7.0, 500.5, 981.0]), torch.randn(3, 154, width)),
+    ]
+
+
+def decoder_examples(config: dict) -> list[tuple[torch.Tensor, ...]]:
+    """Latents of two shapes."""
+    channels = config["latent_channels"]
+    return [(torch.randn(2, channels, 16, 24) * 2,), (torch.randn(3, channels, 32, 20) * 2,)]
+
+
+def encoder_examples(config: dict) -> list[tuple[torch.Tensor, ...]]:
+    """Pictures of two shapes."""
+    channels = config["in_channels"]
+    return [(torch.rand(2, channels, 128, 96) * 2 - 1,), (torch.rand(3, channels, 64, 160) * 2 - 1,)]
+
+
+IMAGE = ("batch", None, "height", "width")
+STATES = ("batch", "sequence", None)
+COMPONENTS = [
+    Component(
+        name="text_encoder",
+        role="text_encoder",
+        kind=CLIPTextModel,
+        fields=TEXT_FIELDS,
+        wrapper=TextEncoder,
+        inputs={"input_ids": ("batch", "sequence")},
+        outputs={"last_hidden_state": STATES, "penultimate_state": STATES, "pooler_output": ("batch", None)},
+        tolerance=1e-5,
+        examples=text_examples,
+    ),
+    Component(
+        name="unet",
+        role="unet",
+        kind=UNet2DConditionModel,
+        fields=UNET_FIELDS,
+        wrapper=UNet,
+        inputs={"sample": IMAGE, "timestep": ("batch",), "encoder_hidden_states": STATES},
+        outputs={"out_sample": IMAGE},
+        tolerance=1e-5,
+        examples=unet_examples,
+    ),
+    Component(
+        name="vae_decoder",
+        role="vae",
+        kind=AutoencoderKL,
+        fields=VAE_FIELDS,
+        wrapper=VaeDecoder,
+        inputs={"latent_sample": IMAGE},
+        outputs={"sample": IMAGE},
+        tolerance=5e-5,
+        examples=decoder_examples,
+    ),
+    Component(
+        name="vae_encoder",
+        role="vae",
+        kind=AutoencoderKL,
+        fields=VAE_FIELDS,
+        wrapper=VaeEncoder,
+        inputs={"sample": IMAGE},
+        outputs={"latent_parameters": IMAGE},
+        tolerance=5e-5,
+        examples=encoder_examples,
+    ),
+]
+
+
+def read_config(model: Path, component: Component) -> dict:
+    """Read the component's config.json."""
+    return json.loads((model / component.role / "config.json").read_text())
+
+
+def class_defaults(kind: type) -> dict:
+    """The values that a field missing from config.json stands for."""
+    kind = CLIPTextConfig if kind is CLIPTextModel else kind
+    if kind is CLIPTextConfig:
+        defaults = CLIPTextConfig().to_dict()
+    else:
+        parameters = inspect.signature(kind.__init__).parameters.values()
+        defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    return json.loads(json.dumps({k: v for k, v in defaults.items() if k in TEXT_FIELDS + UNET_FIELDS + VAE_FIELDS}))
+
+
+def load_module(model: Path, component: Component, random_weights: bool) -> torch.nn.Module:
+    """Load the part of the model that the component reads, in float32."""
+    folder = model / component.role
+    if not random_weights:
+        module = component.kind.from_pretrained(folder, torch_dtype=torch.float32)
+    elif component.kind is CLIPTextModel:
+        module = CLIPTextModel(CLIPTextConfig.from_pretrained(folder))
+    else:
+        module = component.kind.from_config(read_config(model, component))
+    if component.kind is CLIPTextModel:
+        module.set_attn_implementation("eager")
+    return module.float().eval()
+
+
+def parameter_name(component: Component, name: str) -> str:
+    """The key in the safetensors file of a parameter of the wrapper."""
+    name = name.removeprefix("model.")
+    if component.kind is CLIPTextModel and not name.startswith("text_model."):
+        name = f"text_model.{name}"
+    return name
+
+
+def dynamic_shapes(component: Component) -> dict:
+    """Every named axis of the inputs, left to torch to relate."""
+    return {
+        name: {axis: Dim.DYNAMIC for axis, label in enumerate(labels) if label}
+        for name, labels in component.inputs.items()
+    }
+
+
+def export(component: Component, wrapper: torch.nn.Module, example: tuple, optimize: bool = False) -> onnx.ModelProto:
+    """Run the exporter; without optimisation every parameter keeps its torch name and shape."""
+    program = torch.onnx.export(
+        wrapper,
+        example,
+        input_names=list(component.inputs),
+        output_names=list(component.outputs),
+        dynamic_shapes=dynamic_shapes(component),
+        opset_version=OPSET,
+        dynamo=True,
+        optimize=optimize,
+        verbose=False,
+    )
+    return program.model_proto
+
+
+def name_axes(graph: onnx.GraphProto, component: Component) -> None:
+    """Give the dynamic axes of inputs and outputs the names that callers know; an input axis must be dynamic."""
+    labels = {**component.inputs, **component.outputs}
+    for value in [*graph.input, *graph.output]:
+        for axis, label in enumerate(labels[value.name]):
+            dimension = value.type.tensor_type.shape.dim[axis]
+            is_input = value.name in component.inputs
+            if label and is_input and dimension.HasField("dim_value"):
+                raise SystemExit(f"{component.name}: axis {label} of {value.name} was fixed to {dimension.dim_value}")
+            if label:
+                dimension.dim_param = label if is_input or label in ("batch", "sequence") else f"{value.name}_{label}"
+
+
+def strip(model: onnx.ModelProto) -> None:
+    """Remove what no runtime reads."""
+    graph = model.graph
+    model.doc_string = ""
+    model.producer_version = ""
+    del model.metadata_props[:]
+    del graph.metadata_props[:]
+    del graph.value_info[:]
+    graph.doc_string = ""
+    for node in graph.node:
+        node.doc_string = ""
+        node.name = ""
+        del node.metadata_props[:]
+    for value in [*graph.input, *graph.output, *graph.initializer]:
+        value.doc_string = ""
+        del value.metadata_props[:]
+
+
+def rename_values(graph: onnx.GraphProto, new_names: dict[str, str]) -> None:
+    """Rename values wherever a node meets them."""
+    for node in graph.node:
+        for values in (node.input, node.output):
+            for index, name in enumerate(values):
+                values[index] = new_names.get(name, name)
+
+
+def detach_weights(model: onnx.ModelProto, component: Component, shapes: dict[str, list[int]]) -> list[dict]:
+    """Point every parameter into the weights file and return the layout; constants stay inside."""
+    graph = model.graph
+    new_names = {}
+    parameters = {}
+    for tensor in graph.initializer:
+        name = parameter_name(component, tensor.name)
+        if name in shapes:
+            new_names[tensor.name] = name
+            parameters[name] = tensor
+    if missing := sorted(shapes.keys() - parameters.keys()):
+        raise SystemExit(f"{component.name}: {len(missing)} parameters are not initializers: {missing[:5]}")
+    rename_values(graph, new_names)
+    layout = []
+    offset = 0
+    for name in sorted(parameters):
+        tensor = parameters[name]
+        shape = list(tensor.dims)
+        if shape != shapes[name] or tensor.data_type != TensorProto.FLOAT:
+            raise SystemExit(f"{component.name}: {name} has shape {shape}, the weights {shapes[name]}")
+        length = 4 * int(np.prod(shape))
+        point_outside(tensor, name, offset, length)
+        layout.append({"name": name, "shape": shape, "offset": offset})
+        offset += -(-length // ALIGNMENT) * ALIGNMENT
+    constants = sum(len(t.SerializeToString()) for t in graph.initializer if t.name not in parameters)
+    print(f"{component.name}: {len(layout)} parameters, {constants} bytes of constants")
+    return layout
+
+
+def point_outside(tensor: TensorProto, name: str, offset: int, length: int) -> None:
+    """Replace a tensor's values by a reference into the weights file."""
+    dims = list(tensor.dims)
+    tensor.Clear()
+    tensor.name = name
+    tensor.dims.extend(dims)
+    tensor.data_type = TensorProto.FLOAT
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", WEIGHTS_FILE), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def layout_bytes(layout: list[dict]) -> int:
+    """The size of the weights buffer."""
+    last = layout[-1]
+    end = last["offset"] + 4 * int(np.prod(last["shape"]))
+    return -(-end // ALIGNMENT) * ALIGNMENT
+
+
+def read_weights(model: Path, component: Component) -> Callable[[str], np.ndarray]:
+    """Open the component's safetensors file and return a reader of float32 tensors."""
+    [path] = sorted((model / component.role).glob("*.safetensors"))
+    file = safe_open(path, "pt")
+    return lambda name: file.get_tensor(name).float().numpy()
+
+
+def module_weights(component: Component, wrapper: torch.nn.Module) -> Callable[[str], np.ndarray]:
+    """Read tensors from a module instead of a file."""
+    tensors = {parameter_name(component, k): v for k, v in wrapper.named_parameters()}
+    return lambda name: tensors[name].detach().numpy()
+
+
+def fill_buffer(layout: list[dict], read: Callable[[str], np.ndarray]) -> bytes:
+    """Do what the worker does: fill one buffer by the layout."""
+    buffer = np.zeros(layout_bytes(layout) // 4, np.float32)
+    for tensor in layout:
+        values = read(tensor["name"])
+        if list(values.shape) != tensor["shape"]:
+            raise SystemExit(f"{tensor['name']}: the file says {values.shape}, the graph {tensor['shape']}")
+        start = tensor["offset"] // 4
+        buffer[start : start + values.size] = values.reshape(-1)
+    return buffer.tobytes()
+
+
+def open_session(graph: bytes | str, buffer: bytes | None = None) -> onnxruntime.InferenceSession:
+    """Load a graph into ONNX Runtime, with its weights in memory, which must outlive the session."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    if buffer is not None:
+        options.add_external_initializers_from_files_in_memory([WEIGHTS_FILE], [buffer], [len(buffer)])
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def largest_difference(session, wrapper: torch.nn.Module, example: tuple) -> float:
+    """Run both and compare all outputs."""
+    expected = wrapper(*example)
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    names = [value.name for value in session.get_inputs()]
+    actual = session.run(None, dict(zip(names, (tensor.numpy() for tensor in example), strict=True)))
+    return max(float(np.abs(e.numpy() - a).max()) for e, a in zip(expected, actual, strict=True))
+
+
+def check(component: Component, session, wrapper: torch.nn.Module, examples: list[tuple]) -> None:
+    """Compare the runtime with torch at every example's shape."""
+    for example in examples:
+        difference = largest_difference(session, wrapper, example)
+        shape = "x".join(str(size) for size in example[0].shape)
+        print(f"{component.name}: {shape} differs by {difference:.1e}", flush=True)
+        if not difference <= component.tolerance:
+            raise SystemExit(f"{component.name}: differs by more than {component.tolerance:.0e}")
+
+
+def export_graph(component: Component, model: Path, out: Path, random_weights: bool) -> dict:
+    """Export one component without weights, check it, and return its entry in graph.json."""
+    config = read_config(model, component)
+    wrapper = component.wrapper(load_module(model, component, random_weights))
+    examples = component.examples(config)
+    proto = export(component, wrapper, examples[0])
+    strip(proto)
+    name_axes(proto.graph, component)
+    shapes = {parameter_name(component, k): list(v.shape) for k, v in wrapper.named_parameters()}
+    layout = detach_weights(proto, component, shapes)
+    graph = proto.SerializeToString(deterministic=True)
+    (out / f"{component.name}.onnx").write_bytes(graph)
+    del proto
+    read = module_weights(component, wrapper) if random_weights else read_weights(model, component)
+    buffer = fill_buffer(layout, read)
+    session = open_session(graph, buffer)
+    check(component, session, wrapper, examples)
+    return describe(component, config, layout)
+
+
+def describe(component: Component, config: dict, layout: list[dict]) -> dict:
+    """The component's entry in graph.json."""
+    defaults = class_defaults(component.kind)
+    values = {field: config.get(field, defaults.get(field)) for field in component.fields}
+    return {
+        "graph": f"{component.name}.onnx",
+        "role": component.role,
+        "class": component.kind.__name__,
+        "config": {k: v for k, v in values.items() if v != defaults.get(k)},
+        "config_defaults": {k: v for k, v in values.items() if v == defaults.get(k)},
+        "inputs": list(component.inputs),
+        "outputs": list(component.outputs),
+        "bytes": layout_bytes(layout),
+        "tensors": layout,
+    }
+
+
+def write_index(path: Path, architecture: str, entries: dict[str, dict]) -> None:
+    """Write graph.json with one tensor a line."""
+    lines = ['{"format":1,', f'"architecture":{json.dumps(architecture)},', f'"family":"sd","opset":{OPSET},']
+    lines.append('"components":{')
+    for position, (name, entry) in enumerate(entries.items()):
+        lines.append(f'"{name}":{{')
+        for key, value in entry.items():
+            if key != "tensors":
+                lines.append(f"{json.dumps(key)}:{json.dumps(value, separators=(',', ':'))},")
+        tensors = ",\n".join(json.dumps(tensor, separators=(",", ":")) for tensor in entry["tensors"])
+        lines.append('"tensors":[')
+        lines.append(tensors)
+        lines.append("]}" + ("," if position + 1 < len(entries) else ""))
+    lines.append("}}")
+    path.write_text("\n".join(lines) + "\n")
+    json.loads(path.read_text())
+
+
+def export_graphs(model: Path, out: Path, architecture: str, random_weights: bool) -> None:
+    """Export all components, one in memory at a time."""
+    out.mkdir(parents=True, exist_ok=True)
+    entries = {}
+    for component in COMPONENTS:
+        entries[component.name] = export_graph(component, model, out, random_weights)
+        gc.collect()
+    write_index(out / "graph.json", architecture, entries)
+
+
+class OptimumTextEncoder(TextEncoder):
+    """The outputs that Optimum's layout has."""
+
+    def forward(self, input_ids):
+        """Return the normalised last state and the last state at the end token."""
+        last, _, pooled = super().forward(input_ids)
+        return last, pooled
+
+
+class OptimumUNet(UNet):
+    """One timestep for the whole batch, as a whole number."""
+
+    def forward(self, sample, timestep, encoder_hidden_states):
+        """Return the model's output for noisy latents."""
+        return super().forward(sample, timestep.expand(sample.shape[0]), encoder_hidden_states)
+
+
+def optimum_component(component: Component) -> Component:
+    """The component with the inputs and outputs of Optimum's layout."""
+    changed = dict(component.__dict__)
+    if component.name == "text_encoder":
+        outputs = {k: v for k, v in component.outputs.items() if k != "penultimate_state"}
+        changed.update(wrapper=OptimumTextEncoder, outputs=outputs)
+    if component.name == "unet":
+        one_step = [(s, torch.tensor([t]), e) for (s, _, e), t in zip([], (999, 7), strict=True)]
+        changed.update(wrapper=OptimumUNet, inputs={**component.inputs, "timestep": (None,)})
+        changed.update(examples=lambda config: one_step)
+    return Component(**changed)
+
+
+def main() -> None:
+    """Parse the command line and export."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--architecture", help="the name in graph.json; the last part of OUT by default")
+    parser.add_argument("--random-weights", action="store_true")
+    parser.add_argument("--optimum", action="store_true")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        if arguments.optimum:
+            export_optimum(arguments.model, arguments.out)
+        else:
+            architecture = arguments.architecture or arguments.out.name
+            export_graphs(arguments.model, arguments.out, architecture, arguments.random_weights)
+
+
+if __name__ == "__main__":
+    main()
