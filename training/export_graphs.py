@@ -19,13 +19,15 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import onnx
 import onnxruntime
+import onnxscript.optimizer
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from safetensors import safe_open
 from torch.export import Dim
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -146,11 +148,15 @@ def text_examples(config: dict) -> list[tuple[torch.Tensor, ...]]:
 
 
 def unet_examples(config: dict) -> list[tuple[torch.Tensor, ...]]:
-    """Latents of two shapes, with different timesteps and sequence lengths."""
+    """Latents of three shapes, with different timesteps and sequence lengths.
+
+    The first has odd sizes, so that the upsamplers take their sizes from the other side and any size works.
+    """
     channels, width = config["in_channels"], config["cross_attention_dim"]
     return [
-        (torch.randn(2, channels, 32, 32), torch.tensor([999.0, 259.0]), torch.randn(2, 77, width)),
+        (torch.randn(2, channels, 31, 29), torch.tensor([999.0, 259.0]), torch.randn(2, 77, width)),
         (torch.randn(3, channels, 16, 24), torch.tensor([7.0, 500.5, 981.0]), torch.randn(3, 154, width)),
+        (torch.randn(1, channels, 32, 32), torch.tensor([499.0]), torch.randn(1, 77, width)),
     ]
 
 
@@ -262,19 +268,29 @@ def dynamic_shapes(component: Component) -> dict:
     }
 
 
+def plain_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **_):
+    """Attention in four plain operators, with the scale as a constant."""
+    scale = scale or query.shape[-1] ** -0.5
+    scores = (query * scale) @ key.transpose(-1, -2)
+    if attn_mask is not None:
+        scores = scores + attn_mask
+    return scores.softmax(dim=-1) @ value
+
+
 def export(component: Component, wrapper: torch.nn.Module, example: tuple, optimize: bool = False) -> onnx.ModelProto:
     """Run the exporter; without optimisation every parameter keeps its torch name and shape."""
-    program = torch.onnx.export(
-        wrapper,
-        example,
-        input_names=list(component.inputs),
-        output_names=list(component.outputs),
-        dynamic_shapes=dynamic_shapes(component),
-        opset_version=OPSET,
-        dynamo=True,
-        optimize=optimize,
-        verbose=False,
-    )
+    with mock.patch("torch.nn.functional.scaled_dot_product_attention", plain_attention):
+        program = torch.onnx.export(
+            wrapper,
+            example,
+            input_names=list(component.inputs),
+            output_names=list(component.outputs),
+            dynamic_shapes=dynamic_shapes(component),
+            opset_version=OPSET,
+            dynamo=True,
+            optimize=optimize,
+            verbose=False,
+        )
     return program.model_proto
 
 
@@ -288,7 +304,8 @@ def name_axes(graph: onnx.GraphProto, component: Component) -> None:
             if label and is_input and dimension.HasField("dim_value"):
                 raise SystemExit(f"{component.name}: axis {label} of {value.name} was fixed to {dimension.dim_value}")
             if label:
-                dimension.dim_param = label if is_input or label in ("batch", "sequence") else f"{value.name}_{label}"
+                same_size = is_input or component.name == "unet" or label in ("batch", "sequence")
+                dimension.dim_param = label if same_size else f"{value.name}_{label}"
 
 
 def strip(model: onnx.ModelProto) -> None:
@@ -341,8 +358,6 @@ def detach_weights(model: onnx.ModelProto, component: Component, shapes: dict[st
         point_outside(tensor, name, offset, length)
         layout.append({"name": name, "shape": shape, "offset": offset})
         offset += -(-length // ALIGNMENT) * ALIGNMENT
-    constants = sum(len(t.SerializeToString()) for t in graph.initializer if t.name not in parameters)
-    print(f"{component.name}: {len(layout)} parameters, {constants} bytes of constants")
     return layout
 
 
@@ -356,6 +371,24 @@ def point_outside(tensor: TensorProto, name: str, offset: int, length: int) -> N
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in (("location", WEIGHTS_FILE), ("offset", offset), ("length", length)):
         tensor.external_data.add(key=key, value=str(value))
+
+
+def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Fold constants and drop needless nodes; the parameters pose as inputs meanwhile, so none of them is touched."""
+    graph = model.graph
+    inputs = [value.name for value in graph.input]
+    parameters = [tensor for tensor in graph.initializer if tensor.external_data]
+    constants = [tensor for tensor in graph.initializer if not tensor.external_data]
+    del graph.initializer[:]
+    graph.initializer.extend(constants)
+    graph.input.extend(helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in parameters)
+    model = onnxscript.optimizer.optimize(model, num_iterations=4, stop_if_no_change=False)
+    graph = model.graph
+    kept = [value for value in graph.input if value.name in inputs]
+    del graph.input[:]
+    graph.input.extend(kept)
+    graph.initializer.extend(parameters)
+    return model
 
 
 def layout_bytes(layout: list[dict]) -> int:
@@ -424,10 +457,12 @@ def export_graph(component: Component, model: Path, out: Path, random_weights: b
     wrapper = component.wrapper(load_module(model, component, random_weights))
     examples = component.examples(config)
     proto = export(component, wrapper, examples[0])
-    strip(proto)
-    name_axes(proto.graph, component)
     shapes = {parameter_name(component, k): list(v.shape) for k, v in wrapper.named_parameters()}
     layout = detach_weights(proto, component, shapes)
+    proto = simplify(proto)
+    strip(proto)
+    name_axes(proto.graph, component)
+    print(f"{component.name}: {len(layout)} parameters, {len(proto.graph.node)} nodes, {proto.ByteSize()} bytes")
     graph = proto.SerializeToString(deterministic=True)
     (out / f"{component.name}.onnx").write_bytes(graph)
     del proto
