@@ -1,0 +1,2 @@
+//! crates/calotype
+fn main() {}

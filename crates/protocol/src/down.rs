@@ -1,0 +1,227 @@
+//! Orchestrator to worker.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::frame::Version;
+use crate::ids::{Attempt, JobId, LoadId, ModelId, SegmentId, StepId};
+use crate::tensor::Dtype;
+use crate::work::Work;
+
+/// Everything that goes down, since version 1.0.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Down {
+    /// The answer to `hello`: what the worker owns and must keep to.
+    Welcome(Welcome),
+    /// Make a model resident; answered by `loaded` or `load_failed`.
+    Load(Load),
+    /// Unmap a shared-memory segment; answered by `released`.
+    Release {
+        /// Which.
+        segment: SegmentId,
+    },
+    /// Drop one model, or all of them; answered by `unloaded`.
+    Unload {
+        /// To match the answer.
+        unload: LoadId,
+        /// Which; none means all.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        model: Option<ModelId>,
+    },
+    /// Start a job beside those that run.
+    Run(Box<Run>),
+    /// Leave the tick loop at the next step and keep the state.
+    Pause {
+        /// Which.
+        job: JobId,
+        /// Of which attempt.
+        attempt: Attempt,
+        /// Whether the state leaves the device too.
+        #[serde(default)]
+        offload: bool,
+    },
+    /// Rejoin the tick loop.
+    Resume {
+        /// Which.
+        job: JobId,
+        /// Of which attempt.
+        attempt: Attempt,
+    },
+    /// Drop at the next tick.
+    Cancel {
+        /// Which.
+        job: JobId,
+        /// Of which attempt.
+        attempt: Attempt,
+    },
+    /// Answered by `memory`.
+    Memory {
+        /// To match the answer.
+        seq: u64,
+        /// What to do first.
+        op: MemoryOp,
+    },
+    /// Answered by `probed`.
+    Probe {
+        /// To match the answer.
+        seq: u64,
+        /// What to find out.
+        op: ProbeOp,
+    },
+    /// Answered by `pong`, by a thread that the work cannot block.
+    Ping {
+        /// To match the answer.
+        seq: u64,
+    },
+    /// Finish what runs, take nothing new, say `bye` and leave.
+    Drain {},
+    /// Leave now.
+    Exit {},
+    /// The handshake failed; leave.
+    Bye {
+        /// Why, with both versions where they differ.
+        reason: String,
+    },
+}
+
+/// What the worker owns, and the rules of the house.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Welcome {
+    /// The version spoken from here on.
+    pub protocol: Version,
+    /// The device that is this worker's alone.
+    pub device: WorkerDevice,
+    /// The largest frames that the orchestrator takes.
+    pub limits: Limits,
+    /// How often to beat.
+    pub heartbeat: Heartbeat,
+    /// A folder for files of this process; removed after it.
+    pub scratch: String,
+    /// Most CPU threads to compute with; 0 for the worker's choice.
+    #[serde(default)]
+    pub threads: u32,
+    /// Refuse speed that costs repeatability.
+    #[serde(default)]
+    pub deterministic: bool,
+}
+
+/// A device by kind and index.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct WorkerDevice {
+    /// `cpu`, `cuda`, `rocm`, `vulkan`, `mps` or `directml`.
+    pub kind: String,
+    /// Index among its kind.
+    pub index: u32,
+    /// The driver's name for it, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
+}
+
+/// The largest frames that a peer takes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Limits {
+    /// Longest line.
+    pub frame_bytes: u64,
+    /// Largest blob.
+    pub blob_bytes: u64,
+}
+
+/// The pulse that proves life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Heartbeat {
+    /// Time between two beats.
+    pub every_ms: u64,
+}
+
+/// A model to make resident.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Load {
+    /// To match the answer.
+    pub load: LoadId,
+    /// What and where.
+    pub model: ModelSpec,
+    /// Compute type.
+    pub dtype: Dtype,
+    /// The most that the weights may take.
+    pub budget_bytes: u64,
+}
+
+/// The layout of a model's files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ModelFormat {
+    /// A diffusers folder of safetensors.
+    Diffusers,
+    /// A folder of ONNX files in Optimum's layout.
+    Onnx,
+    /// One safetensors file with everything in it.
+    Checkpoint,
+}
+
+/// Where a model's parts lie.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ModelSpec {
+    /// Its name from now on.
+    pub id: ModelId,
+    /// For instance `sd`.
+    pub family: String,
+    /// Layout of the files.
+    pub format: ModelFormat,
+    /// Role (`root`, `unet`, `vae`, `text_encoder`, `tokenizer`, `scheduler`, `graphs`) to absolute path.
+    pub components: BTreeMap<String, String>,
+}
+
+/// A LoRA with its strength.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Adapter {
+    /// Its catalogue name.
+    pub id: ModelId,
+    /// Absolute path of its safetensors file.
+    pub path: String,
+    /// Factor on its change of the weights.
+    pub weight: f32,
+}
+
+/// A job for the worker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Run {
+    /// The job.
+    pub job: JobId,
+    /// Which try.
+    pub attempt: Attempt,
+    /// Which step of the job.
+    pub step: StepId,
+    /// Larger goes first when not all can tick.
+    #[serde(default)]
+    pub priority: i32,
+    /// Time left to the job; none for no end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_ms: Option<u64>,
+    /// What to do.
+    pub work: Work,
+}
+
+/// What to do with memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MemoryOp {
+    /// Only report.
+    Status,
+    /// Return cached blocks first.
+    Trim,
+    /// Forget the peak first.
+    ResetPeak,
+}
+
+/// What to find out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ProbeOp {
+    /// The device's facts.
+    Device,
+    /// Copy, matmul and step rates.
+    Benchmark,
+}

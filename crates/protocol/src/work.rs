@@ -1,0 +1,332 @@
+//! What a worker can be asked to do, each with typed parameters. Sizes are pixels unless a name says otherwise.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::down::Adapter;
+use crate::ids::ModelId;
+use crate::tensor::BlobRef;
+
+/// The work of one `run`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Work {
+    /// Text (and images) to images.
+    Generate(Generate),
+    /// An image to latents.
+    Encode(Encode),
+    /// Latents to an image.
+    Decode(Decode),
+    /// A larger image by a network.
+    Upscale(Upscale),
+    /// An alpha matte.
+    Matte(Matte),
+    /// Style transfer.
+    Style(Style),
+    /// Faces mended.
+    RestoreFaces(RestoreFaces),
+    /// Labels with scores.
+    ScoreSafety(ScoreSafety),
+    /// A text's embedding.
+    Embed(Embed),
+}
+
+impl Work {
+    /// The model that must be resident.
+    pub fn model(&self) -> &ModelId {
+        match self {
+            Work::Generate(work) => &work.model,
+            Work::Encode(work) => &work.model,
+            Work::Decode(work) => &work.model,
+            Work::Upscale(work) => &work.model,
+            Work::Matte(work) => &work.model,
+            Work::Style(work) => &work.model,
+            Work::RestoreFaces(work) => &work.model,
+            Work::ScoreSafety(work) => &work.model,
+            Work::Embed(work) => &work.model,
+        }
+    }
+
+    /// The tag on the wire.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Work::Generate(_) => "generate",
+            Work::Encode(_) => "encode",
+            Work::Decode(_) => "decode",
+            Work::Upscale(_) => "upscale",
+            Work::Matte(_) => "matte",
+            Work::Style(_) => "style",
+            Work::RestoreFaces(_) => "restore_faces",
+            Work::ScoreSafety(_) => "score_safety",
+            Work::Embed(_) => "embed",
+        }
+    }
+}
+
+/// What a generation starts from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Noise alone.
+    TextToImage,
+    /// An image, noised to `strength`.
+    ImageToImage,
+    /// An image, repainted where the mask is white.
+    Inpaint,
+}
+
+/// The update rule of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the names are the field's own")]
+pub enum Sampler {
+    Ddim,
+    Ddpm,
+    Euler,
+    EulerAncestral,
+    Heun,
+    Dpm2,
+    Dpm2Ancestral,
+    Lms,
+    #[serde(rename = "dpmpp_2m")]
+    DpmPp2m,
+    #[serde(rename = "dpmpp_2s_ancestral")]
+    DpmPp2sAncestral,
+    #[serde(rename = "dpmpp_sde")]
+    DpmPpSde,
+    #[serde(rename = "dpmpp_2m_sde")]
+    DpmPp2mSde,
+    #[serde(rename = "unipc")]
+    UniPc,
+    Pndm,
+    Lcm,
+    Tcd,
+}
+
+/// How the noise levels of the steps are spaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the names are the field's own")]
+pub enum Schedule {
+    Default,
+    Karras,
+    Exponential,
+    SgmUniform,
+    Simple,
+    Normal,
+    Beta,
+}
+
+macro_rules! named {
+    ($type:ident, $($variant:ident => $name:literal),+ $(,)?) => {
+        impl $type {
+            /// Every one, in the order of the documentation.
+            pub const ALL: &'static [$type] = &[$($type::$variant),+];
+
+            /// The name on the wire.
+            pub fn name(self) -> &'static str {
+                match self { $($type::$variant => $name),+ }
+            }
+
+            /// The one of that name.
+            pub fn from_name(name: &str) -> Option<Self> {
+                match name { $($name => Some($type::$variant),)+ _ => None }
+            }
+        }
+    };
+}
+
+named!(Sampler, Ddim => "ddim", Ddpm => "ddpm", Euler => "euler", EulerAncestral => "euler_ancestral", Heun => "heun",
+    Dpm2 => "dpm2", Dpm2Ancestral => "dpm2_ancestral", Lms => "lms", DpmPp2m => "dpmpp_2m",
+    DpmPp2sAncestral => "dpmpp_2s_ancestral", DpmPpSde => "dpmpp_sde", DpmPp2mSde => "dpmpp_2m_sde",
+    UniPc => "unipc", Pndm => "pndm", Lcm => "lcm", Tcd => "tcd");
+named!(Schedule, Default => "default", Karras => "karras", Exponential => "exponential",
+    SgmUniform => "sgm_uniform", Simple => "simple", Normal => "normal", Beta => "beta");
+named!(Mode, TextToImage => "text_to_image", ImageToImage => "image_to_image", Inpaint => "inpaint");
+
+/// What a UNet's output means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Prediction {
+    /// The noise.
+    Epsilon,
+    /// Salimans and Ho's velocity, `alpha * noise - sigma * sample`.
+    VPrediction,
+    /// The clean sample.
+    Sample,
+}
+
+/// Where noise comes from; see [`crate::noise`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NoiseSource {
+    /// Philox 4x32-10 and Box–Muller, offset 0 for the initial noise and 1 + i for step i.
+    Philox,
+}
+
+/// A piece of a prompt with its weight; 1 is plain.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Span {
+    /// The words.
+    pub text: String,
+    /// Factor on their embeddings.
+    pub weight: f32,
+}
+
+/// One generation of one or more images that differ only in their seeds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Generate {
+    /// The model, already loaded.
+    pub model: ModelId,
+    /// What it starts from.
+    pub mode: Mode,
+    /// Prompt, split into weighted spans.
+    pub prompt: Vec<Span>,
+    /// Negative prompt, likewise; unused at guidance 1.
+    #[serde(default)]
+    pub negative_prompt: Vec<Span>,
+    /// Width of the images.
+    pub width: u32,
+    /// Height of the images.
+    pub height: u32,
+    /// Sampling steps of the whole schedule; `strength` may skip the first of them.
+    pub steps: u32,
+    /// Classifier-free guidance scale; at 1 or below the negative prompt is not run.
+    pub guidance: f32,
+    /// Sampler.
+    pub sampler: Sampler,
+    /// Spacing of the steps.
+    pub schedule: Schedule,
+    /// One seed an image.
+    pub seeds: Vec<u64>,
+    /// Generator of the noise of later steps.
+    pub noise: NoiseSource,
+    /// Initial noise, `[images, channels, height / 8, width / 8]` of `f32`, made by the orchestrator.
+    pub initial_noise: BlobRef,
+    /// The image to start from, `[height, width, 3]` of `u8`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_image: Option<BlobRef>,
+    /// Where to repaint, `[height, width]` of `u8`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mask: Option<BlobRef>,
+    /// How much of the schedule to run from `init_image`, 0 to 1.
+    pub strength: f32,
+    /// LoRAs, summed into the weights.
+    #[serde(default)]
+    pub adapters: Vec<Adapter>,
+    /// ControlNet units.
+    #[serde(default)]
+    pub control: Vec<ControlUnit>,
+    /// A second model for the last steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refiner: Option<Refiner>,
+    /// Layers of the text encoder left out at its end, from 0.
+    #[serde(default)]
+    pub clip_skip: u32,
+    /// A preview every so many steps; 0 for none.
+    #[serde(default)]
+    pub preview_every: u32,
+}
+
+/// One ControlNet with its picture.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ControlUnit {
+    /// The ControlNet.
+    pub model: ModelId,
+    /// Its conditioning image.
+    pub image: BlobRef,
+    /// Factor on its residuals.
+    pub weight: f32,
+    /// Share of the steps at which it begins.
+    pub start: f32,
+    /// Share of the steps at which it ends.
+    pub end: f32,
+}
+
+/// A model that takes over.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Refiner {
+    /// The refiner.
+    pub model: ModelId,
+    /// Share of the steps after which it takes over.
+    pub switch_at: f32,
+}
+
+/// VAE encoding alone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Encode {
+    /// Whose VAE.
+    pub model: ModelId,
+    /// `[height, width, 3]` of `u8`.
+    pub image: BlobRef,
+}
+
+/// VAE decoding alone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Decode {
+    /// Whose VAE.
+    pub model: ModelId,
+    /// `[images, channels, height / 8, width / 8]` of `f32`, scaled as the UNet sees them.
+    pub latents: BlobRef,
+}
+
+/// Upscaling by a network.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Upscale {
+    /// The upscaler.
+    pub model: ModelId,
+    /// The image.
+    pub image: BlobRef,
+    /// Largest tile edge; 0 for the worker's choice.
+    #[serde(default)]
+    pub tile: u32,
+}
+
+/// Foreground matting.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Matte {
+    /// The matting model.
+    pub model: ModelId,
+    /// The image.
+    pub image: BlobRef,
+}
+
+/// Style transfer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Style {
+    /// The style model.
+    pub model: ModelId,
+    /// The image.
+    pub image: BlobRef,
+    /// 0 leaves the image, 1 is the full style.
+    pub strength: f32,
+}
+
+/// Face restoration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RestoreFaces {
+    /// The restoration model.
+    pub model: ModelId,
+    /// The image.
+    pub image: BlobRef,
+    /// Fidelity to the input, 0 to 1.
+    pub fidelity: f32,
+}
+
+/// Safety scoring.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ScoreSafety {
+    /// The classifier.
+    pub model: ModelId,
+    /// The image.
+    pub image: BlobRef,
+}
+
+/// Text embedding.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Embed {
+    /// The text encoder.
+    pub model: ModelId,
+    /// The text.
+    pub text: String,
+}
