@@ -1,0 +1,178 @@
+//! What the engine shows of itself.
+
+use std::collections::BTreeMap;
+
+use calotype_protocol::{Capabilities, ModelId};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Domain;
+use crate::inference::{Plan, Warning};
+use crate::processing::{Class, JobState, JobView};
+
+/// How a job is to be treated, apart from what it draws.
+#[derive(Debug, Clone, Default)]
+pub struct SubmitOptions {
+    /// The same key with the same request gives the same job.
+    pub key: Option<String>,
+    /// Who goes first.
+    pub class: Class,
+    /// Larger goes first within the class.
+    pub priority: i32,
+}
+
+/// A job that is on disk.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Submitted {
+    /// The job.
+    pub job: JobView,
+    /// What was accepted although it may not be meant.
+    pub warnings: Vec<Warning>,
+    /// Whether the key was known and the job is the earlier one.
+    pub existing: bool,
+}
+
+/// What a request would become.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Validation {
+    /// What would be run; a seed that was left out is drawn anew at each submission.
+    pub plan: Plan,
+    /// What may not be meant.
+    pub warnings: Vec<Warning>,
+    /// Memory that the work would take beside the weights.
+    pub working_set_bytes: u64,
+    /// Whether that figure comes from a measured peak.
+    pub measured: bool,
+    /// The worker that would run it; none is ready when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<String>,
+}
+
+/// Which jobs to list, newest first.
+#[derive(Debug, Clone, Default)]
+pub struct JobQuery {
+    /// Only in this state.
+    pub state: Option<JobState>,
+    /// Go on behind this cursor.
+    pub cursor: Option<u64>,
+    /// At most so many; 0 for 50.
+    pub limit: usize,
+}
+
+/// A page of jobs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct JobPage {
+    /// The jobs.
+    pub jobs: Vec<JobView>,
+    /// Give it to go on; absent at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<u64>,
+}
+
+/// A stored file.
+#[derive(Debug, Clone)]
+pub struct Artifact {
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// By its first bytes.
+    pub media_type: &'static str,
+}
+
+/// The worker of a device.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct WorkerView {
+    /// Its name.
+    pub name: String,
+    /// `starting`, `ready` or `gone`.
+    pub state: String,
+    /// Its process, while there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// How many processes it has had.
+    pub incarnation: u64,
+    /// Why the last process went.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_exit: Option<String>,
+    /// Name and version of the program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<String>,
+    /// What it said it can do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capabilities: Option<Capabilities>,
+    /// Models resident in it.
+    pub resident: Vec<ModelId>,
+    /// Jobs inside.
+    pub jobs: Vec<String>,
+}
+
+/// A device with its worker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct DeviceView {
+    /// What the host and the driver say.
+    pub device: crate::device::Device,
+    /// `available`, `busy`, `offline`, or `unserved` where no runtime here can use it.
+    pub state: String,
+    /// Its worker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<WorkerView>,
+}
+
+/// A lease of memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LeaseView {
+    /// Its name.
+    pub id: String,
+    /// `weights` or `working_set`.
+    pub kind: String,
+    /// The model or the job.
+    pub owner: String,
+    /// How much.
+    pub bytes: u64,
+}
+
+/// The memory of a device, as the ledger has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct MemoryView {
+    /// The device.
+    pub device: String,
+    /// As the driver says.
+    pub total_bytes: u64,
+    /// As the driver says, now.
+    pub free_bytes: u64,
+    /// What models and jobs may take.
+    pub budget_bytes: u64,
+    /// Leased.
+    pub leased_bytes: u64,
+    /// Highest sum of leases since the start.
+    pub high_water_bytes: u64,
+    /// Memory of the worker process, from its last beat.
+    pub worker_used_bytes: u64,
+    /// Every lease.
+    pub leases: Vec<LeaseView>,
+}
+
+/// One link of the chain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DomainHealth {
+    /// Which.
+    pub domain: Domain,
+    /// Whether it can do its part now.
+    pub healthy: bool,
+    /// What was found.
+    pub detail: String,
+}
+
+/// The chain from device to postprocessing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Health {
+    /// `ok`, `starting` or `degraded`.
+    pub status: String,
+    /// In the order in which they start.
+    pub chain: Vec<DomainHealth>,
+    /// Version of the program.
+    pub version: String,
+    /// Time since the start.
+    pub uptime_ms: u64,
+    /// State to number of jobs in memory.
+    pub jobs: BTreeMap<String, usize>,
+}
