@@ -17,7 +17,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
 
@@ -228,7 +228,7 @@ def read_config(model: Path, component: Component) -> dict:
 
 
 def class_defaults(kind: type) -> dict:
-    """The values that a field missing from config.json stands for."""
+    """Return the values that a field missing from config.json stands for."""
     kind = CLIPTextConfig if kind is CLIPTextModel else kind
     if kind is CLIPTextConfig:
         defaults = CLIPTextConfig().to_dict()
@@ -253,7 +253,7 @@ def load_module(model: Path, component: Component, random_weights: bool) -> torc
 
 
 def parameter_name(component: Component, name: str) -> str:
-    """The key in the safetensors file of a parameter of the wrapper."""
+    """Return the key in the safetensors file of a parameter of the wrapper."""
     name = name.removeprefix("model.")
     if component.kind is CLIPTextModel and not name.startswith("text_model."):
         name = f"text_model.{name}"
@@ -392,7 +392,7 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def layout_bytes(layout: list[dict]) -> int:
-    """The size of the weights buffer."""
+    """Return the size of the weights buffer."""
     last = layout[-1]
     end = last["offset"] + 4 * int(np.prod(last["shape"]))
     return -(-end // ALIGNMENT) * ALIGNMENT
@@ -474,7 +474,7 @@ def export_graph(component: Component, model: Path, out: Path, random_weights: b
 
 
 def describe(component: Component, config: dict, layout: list[dict]) -> dict:
-    """The component's entry in graph.json."""
+    """Return the component's entry in graph.json."""
     defaults = class_defaults(component.kind)
     values = {field: config.get(field, defaults.get(field)) for field in component.fields}
     return {
@@ -535,17 +535,55 @@ class OptimumUNet(UNet):
         return super().forward(sample, timestep.expand(sample.shape[0]), encoder_hidden_states)
 
 
+def one_step_examples(config: dict) -> list[tuple[torch.Tensor, ...]]:
+    """Latents of several shapes, each with one timestep as a whole number."""
+    return [(sample, timestep[:1].long(), states) for sample, timestep, states in unet_examples(config)]
+
+
 def optimum_component(component: Component) -> Component:
-    """The component with the inputs and outputs of Optimum's layout."""
-    changed = dict(component.__dict__)
+    """Give the component the inputs and outputs of Optimum's layout."""
     if component.name == "text_encoder":
         outputs = {k: v for k, v in component.outputs.items() if k != "penultimate_state"}
-        changed.update(wrapper=OptimumTextEncoder, outputs=outputs)
+        return replace(component, wrapper=OptimumTextEncoder, outputs=outputs)
     if component.name == "unet":
-        one_step = [(s, torch.tensor([t]), e) for (s, _, e), t in zip([], (999, 7), strict=True)]
-        changed.update(wrapper=OptimumUNet, inputs={**component.inputs, "timestep": (None,)})
-        changed.update(examples=lambda config: one_step)
-    return Component(**changed)
+        inputs = {**component.inputs, "timestep": (None,)}
+        return replace(component, wrapper=OptimumUNet, inputs=inputs, examples=one_step_examples)
+    return component
+
+
+def optimum_index(model: Path) -> dict:
+    """Return the folder's model_index.json as Optimum writes it."""
+    index = json.loads((model / "model_index.json").read_text())
+    del index["vae"]
+    library = "optimum.onnxruntime.modeling_diffusion"
+    classes = {
+        "text_encoder": "ORTModelTextEncoder",
+        "unet": "ORTModelUnet",
+        "vae_decoder": "ORTModelVaeDecoder",
+        "vae_encoder": "ORTModelVaeEncoder",
+    }
+    index["_class_name"] = "ORTStableDiffusionPipeline"
+    index.update({name: [library, kind] for name, kind in classes.items()})
+    return index
+
+
+def export_optimum(model: Path, out: Path) -> None:
+    """Write a folder in Optimum's layout and check it."""
+    for component in map(optimum_component, COMPONENTS):
+        folder = out / component.name
+        folder.mkdir(parents=True, exist_ok=True)
+        wrapper = component.wrapper(load_module(model, component, random_weights=False))
+        examples = component.examples(read_config(model, component))
+        proto = export(component, wrapper, examples[0], optimize=True)
+        strip(proto)
+        name_axes(proto.graph, component)
+        onnx.save(proto, folder / "model.onnx")
+        shutil.copyfile(model / component.role / "config.json", folder / "config.json")
+        del proto
+        check(component, open_session(str(folder / "model.onnx")), wrapper, examples)
+    for name in ("tokenizer", "scheduler"):
+        shutil.copytree(model / name, out / name, dirs_exist_ok=True)
+    (out / "model_index.json").write_text(json.dumps(optimum_index(model), indent=2) + "\n")
 
 
 def main() -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
-from noise import gaussian
 from safetensors.numpy import load_file, save_file
+
+from noise import gaussian
 
 PROMPT = "a red apple on the beach, 3d"
 TEXT_ROWS = (0, 1, 5, 9, 76)

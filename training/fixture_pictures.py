@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
+from PIL import Image
+from safetensors.numpy import save_file
+
 from fixture_model import load_pipeline, merge_exactly, token_ids
 from fixture_samplers import make_scheduler, steps_draw
 from noise import gaussian
-from PIL import Image
-from safetensors.numpy import save_file
 
 SHAPE = (1, 4, 32, 32)
 LORAS = {"lcm": "calotype-tiny-lcm.safetensors", "pixel": "calotype-tiny-pixel.safetensors"}

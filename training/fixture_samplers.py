@@ -7,8 +7,9 @@ from pathlib import Path
 import diffusers
 import numpy as np
 import torch
-from noise import gaussian
 from safetensors.numpy import save_file
+
+from noise import gaussian
 
 SHAPE = (1, 4, 2, 2)
 NOISE_SEED = 42

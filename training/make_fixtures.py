@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 
 import torch
+
 from fixture_model import make_model_fixtures
 from fixture_pictures import make_picture_fixtures
 from fixture_samplers import make_sampler_fixtures
