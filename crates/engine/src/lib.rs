@@ -2,12 +2,27 @@
 //! HTTP and no terminal.
 
 mod config;
+pub mod device;
+mod engine;
 mod error;
 mod event;
+mod event_log;
 pub mod inference;
+mod memory;
+pub mod model;
+mod postprocessing;
 pub mod processing;
 pub mod store;
+mod subscription;
+mod view;
+pub mod worker;
 
 pub use config::Config;
+pub use engine::Engine;
 pub use error::{Code, Domain, Error};
 pub use event::{Event, EventKind};
+pub use subscription::Subscription;
+pub use view::{
+    Artifact, DeviceView, DomainHealth, Health, JobPage, JobQuery, LeaseView, MemoryView, SubmitOptions, Submitted,
+    Validation, WorkerView,
+};

@@ -1,0 +1,424 @@
+//! The facade: starts the domains in their order, and passes questions to the one who knows.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use calotype_protocol::{JobId, WorkerDevice};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::config::Config;
+use crate::device::{self, Device, HostFacts};
+use crate::error::{Code, Error};
+use crate::event_log::EventLog;
+use crate::inference::{self, Abilities, GenerateRequest, InputImage, Planned, estimate};
+use crate::memory::{Ledger, Peaks};
+use crate::model::{Catalogue, ModelRecord};
+use crate::processing::{Action, Command, Driver, Gate, JobRecord, JobState, JobView, Parts, Snapshot, view_of_record};
+use crate::store::{ArtifactHash, Artifacts, Inserted, JobFilter, NewJob, Store};
+use crate::subscription::Subscription;
+use crate::view::{
+    Artifact, DeviceView, Health, JobPage, JobQuery, MemoryView, SubmitOptions, Submitted, Validation,
+};
+use crate::worker::{Timing, WorkerConfig, WorkerName};
+
+/// Event numbers taken from the journal at each start: more than one run can use, and 2^53 holds millions of starts.
+const EVENT_BLOCK: u64 = 1 << 30;
+/// Artifacts that no job refers to are kept for so long, for clients that still fetch them.
+const SWEEP_AGE: Duration = Duration::from_secs(3600);
+/// Largest page of jobs.
+const PAGE_MOST: usize = 500;
+const PAGE_DEFAULT: usize = 50;
+
+/// The orchestrator. Cheap to clone; all clones are the same engine.
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Store,
+    artifacts: Artifacts,
+    catalogue: Arc<Catalogue>,
+    log: Arc<EventLog>,
+    gate: Arc<Gate>,
+    abilities: watch::Receiver<Option<Abilities>>,
+    commands: mpsc::Sender<Command>,
+    started: Instant,
+    max_image_bytes: u64,
+}
+
+impl Engine {
+    /// Opens the journal, scans the models, starts a worker for each device that is served, and takes over the jobs
+    /// that an earlier run left.
+    pub async fn start(config: Config) -> Result<Engine, Error> {
+        std::fs::create_dir_all(&config.data_dir).map_err(|error| {
+            Error::new(Code::StoreFailed, format!("failed to make {}: {error}", config.data_dir.display()))
+                .advice("choose another folder with --data-dir")
+        })?;
+        let store = Store::open(&config.data_dir)?;
+        let artifacts = Artifacts::open(&config.data_dir.join("artifacts"))?;
+        let swept = artifacts.sweep(&store.referenced_artifacts().await?, SWEEP_AGE).await?;
+        tracing::debug!("Swept the artifacts: {swept:?}");
+        let dirs = config.model_dirs.clone();
+        let catalogue = tokio::task::spawn_blocking(move || Catalogue::scan(&dirs))
+            .await
+            .map_err(|error| Error::new(Code::Internal, error.to_string()))?;
+        let catalogue = Arc::new(catalogue);
+        let log = Arc::new(EventLog::new(store.reserve_event_ids(EVENT_BLOCK).await?.max(1)));
+        let gate = Arc::new(Gate::new(config.queue_max_jobs, config.queue_max_bytes));
+        let (abilities_in, abilities) = watch::channel(None);
+        let (events_in, events) = mpsc::channel(1024);
+        let (commands, commands_out) = mpsc::channel(1024);
+        let (cpu, unserved): (Vec<Device>, Vec<Device>) =
+            device::inventory().into_iter().partition(|device| device.kind == "cpu");
+        let host = HostFacts::read();
+        let budget_bytes = (host.total_bytes as f64 * config.memory_share.clamp(0.0, 1.0)) as u64;
+        let served = cpu
+            .into_iter()
+            .map(|device| {
+                let handle = crate::worker::start(worker_config(&config, &device), events_in.clone());
+                (device, handle, Ledger::new(budget_bytes))
+            })
+            .collect();
+        let parts = Parts {
+            peaks: Peaks::new(store.peaks().await?),
+            store: store.clone(),
+            artifacts: artifacts.clone(),
+            catalogue: Arc::clone(&catalogue),
+            log: Arc::clone(&log),
+            abilities: abilities_in,
+            max_concurrency: config.max_concurrency,
+            gate: Arc::clone(&gate),
+            served,
+            unserved,
+        };
+        tokio::spawn(Driver::run(parts, commands_out, events));
+        let inner = Inner {
+            store,
+            artifacts,
+            catalogue,
+            log,
+            gate,
+            abilities,
+            commands,
+            started: Instant::now(),
+            max_image_bytes: 64 << 20,
+        };
+        let engine = Engine { inner: Arc::new(inner) };
+        engine.take_over().await?;
+        Ok(engine)
+    }
+
+    /// Jobs that an earlier run accepted and did not end.
+    async fn take_over(&self) -> Result<(), Error> {
+        let left = self.inner.store.unfinished().await?;
+        if !left.is_empty() {
+            tracing::info!("Taking over {} jobs of an earlier run", left.len());
+        }
+        for record in left {
+            let ticket = self.inner.gate.readmit(plan_bytes(&record));
+            self.tell(Command::Accepted { record: Box::new(record), ticket, reply: None }).await?;
+        }
+        Ok(())
+    }
+
+    /// Checks a request, puts it on disk, and only then answers.
+    pub async fn submit(&self, request: GenerateRequest, options: SubmitOptions) -> Result<Submitted, Error> {
+        let request_bytes = serde_json::to_vec(&(&request, options.class, options.priority))
+            .map_err(|error| Error::new(Code::Internal, error.to_string()))?;
+        let key_digest = blake3::hash(&request_bytes).to_hex().to_string();
+        let ticket = self.inner.gate.enter(request_bytes.len() as u64)?;
+        let Planned { mut plan, warnings, inputs } = self.plan(request).await?;
+        plan.init_image = self.keep_input(inputs.init_image, "init_image").await?;
+        plan.mask = self.keep_input(inputs.mask, "mask").await?;
+        let id = JobId(format!("job_{}", uuid::Uuid::now_v7().simple()));
+        let created_at_ms = crate::processing::now_ms();
+        let job = NewJob {
+            id: id.clone(),
+            class: options.class,
+            priority: options.priority,
+            key: options.key.clone(),
+            key_digest,
+            plan: plan.clone(),
+            created_at_ms,
+        };
+        match self.inner.store.insert(job).await? {
+            Inserted::New { sequence } => {
+                let record = JobRecord {
+                    id: id.clone(),
+                    sequence,
+                    state: JobState::Queued,
+                    class: options.class,
+                    priority: options.priority,
+                    key: options.key,
+                    plan,
+                    attempts: 0,
+                    crashes: 0,
+                    result: None,
+                    error: None,
+                    created_at_ms,
+                    started_at_ms: None,
+                    finished_at_ms: None,
+                };
+                let (reply, answer) = oneshot::channel();
+                // On disk: whatever happens from here on, the job is not lost.
+                let accepted = Command::Accepted { record: Box::new(record.clone()), ticket, reply: Some(reply) };
+                let _ = self.inner.commands.send(accepted).await;
+                let job = answer.await.unwrap_or_else(|_| view_of_record(record));
+                Ok(Submitted { job, warnings, existing: false })
+            }
+            Inserted::Existing(record) => {
+                let job = self.job(&record.id).await?;
+                Ok(Submitted { job, warnings, existing: true })
+            }
+            Inserted::KeyReused => Err(Error::new(
+                Code::KeyReused,
+                "this Idempotency-Key came before with another request",
+            )
+            .field("Idempotency-Key")
+            .advice("use a new key for a new request")),
+        }
+    }
+
+    /// The checks of `submit` without running.
+    pub async fn validate(&self, request: GenerateRequest) -> Result<Validation, Error> {
+        let planned = self.plan(request).await?;
+        let peaks = Peaks::new(self.inner.store.peaks().await?);
+        let guess_bytes = estimate::working_set_bytes(&planned.plan);
+        let (working_set_bytes, measured) =
+            peaks.need_bytes(&estimate::peak_key(&planned.plan), guess_bytes);
+        let worker = self.snapshot().await?.devices.into_iter().find_map(|device| {
+            device.worker.filter(|worker| worker.state == "ready").map(|worker| worker.name)
+        });
+        Ok(Validation { plan: planned.plan, warnings: planned.warnings, working_set_bytes, measured, worker })
+    }
+
+    async fn plan(&self, request: GenerateRequest) -> Result<Planned, Error> {
+        let abilities = self.inner.abilities.borrow().clone().unwrap_or_else(Abilities::native);
+        let catalogue = Arc::clone(&self.inner.catalogue);
+        // 32 bits are plenty of pictures, and short enough to be read out.
+        let random_seed = u64::from(uuid::Uuid::new_v4().as_fields().0);
+        if request.init_image.is_none() && request.mask.is_none() {
+            return inference::plan(&request, &catalogue, &abilities, random_seed);
+        }
+        tokio::task::spawn_blocking(move || inference::plan(&request, &catalogue, &abilities, random_seed))
+            .await
+            .map_err(|error| Error::new(Code::Internal, error.to_string()))?
+    }
+
+    async fn keep_input(&self, image: Option<InputImage>, field: &str) -> Result<Option<ArtifactHash>, Error> {
+        match image {
+            None => Ok(None),
+            Some(InputImage::Bytes(bytes)) => {
+                if bytes.len() as u64 > self.inner.max_image_bytes {
+                    return Err(Error::new(Code::TooLarge, "the image file is larger than 64 MiB").field(field));
+                }
+                Ok(Some(self.inner.artifacts.put(bytes).await?))
+            }
+            Some(InputImage::Artifact(hash)) => match self.inner.artifacts.read(&hash).await? {
+                Some(bytes) => {
+                    inference::check_image(&bytes, field)?;
+                    Ok(Some(hash))
+                }
+                None => Err(Error::new(Code::NotFound, format!("there is no artifact {}", hash.0)).field(field)),
+            },
+        }
+    }
+
+    /// A job as it stands.
+    pub async fn job(&self, id: &JobId) -> Result<JobView, Error> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.inner.commands.send(Command::View { job: id.clone(), reply }).await;
+        match answer.await {
+            Ok(Some(view)) => Ok(view),
+            Ok(None) | Err(_) => self.kept(id).await,
+        }
+    }
+
+    /// A job that is not live.
+    async fn kept(&self, id: &JobId) -> Result<JobView, Error> {
+        match self.inner.store.job(id).await? {
+            Some(record) => Ok(view_of_record(record)),
+            None => Err(Error::new(Code::NotFound, format!("there is no job {id}"))
+                .advice("GET /api/jobs lists them")),
+        }
+    }
+
+    /// A page of jobs, newest first.
+    pub async fn jobs(&self, query: JobQuery) -> Result<JobPage, Error> {
+        let limit = match query.limit {
+            0 => PAGE_DEFAULT,
+            limit => limit.min(PAGE_MOST),
+        };
+        let filter = JobFilter { state: query.state, before_sequence: query.cursor, limit };
+        let records = self.inner.store.jobs(filter).await?;
+        let cursor = (records.len() == limit).then(|| records.last().map(|record| record.sequence)).flatten();
+        let mut jobs = Vec::with_capacity(records.len());
+        for record in records {
+            jobs.push(if record.state.is_final() { view_of_record(record) } else { self.job(&record.id).await? });
+        }
+        Ok(JobPage { jobs, cursor })
+    }
+
+    /// Ends a job; it is `cancelled` once its state says so.
+    pub async fn cancel(&self, id: &JobId) -> Result<JobView, Error> {
+        self.control(id, Action::Cancel).await
+    }
+
+    /// Holds a job at its next step; it is `paused` once its state says so.
+    pub async fn pause(&self, id: &JobId) -> Result<JobView, Error> {
+        self.control(id, Action::Pause).await
+    }
+
+    /// Lets a paused job go on.
+    pub async fn resume(&self, id: &JobId) -> Result<JobView, Error> {
+        self.control(id, Action::Resume).await
+    }
+
+    async fn control(&self, id: &JobId, action: Action) -> Result<JobView, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.tell(Command::Control { job: id.clone(), action, reply }).await?;
+        match answer.await {
+            Ok(Some(answer)) => answer,
+            Ok(None) | Err(_) => {
+                let view = self.kept(id).await?;
+                if action == Action::Cancel && view.state == JobState::Cancelled {
+                    return Ok(view);
+                }
+                Err(Error::new(Code::Conflict, format!("the job is already {}", view.state.name()))
+                    .job(id.clone()))
+            }
+        }
+    }
+
+    /// Forgets a job that has ended.
+    pub async fn delete(&self, id: &JobId) -> Result<(), Error> {
+        let view = self.job(id).await?;
+        if !view.state.is_final() {
+            return Err(Error::new(Code::Conflict, format!("the job is {}", view.state.name()))
+                .advice("cancel it first")
+                .job(id.clone()));
+        }
+        self.inner.store.delete(id).await?;
+        Ok(())
+    }
+
+    /// Waits for a job's end.
+    pub async fn wait(&self, id: &JobId) -> Result<JobView, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.tell(Command::Wait { job: id.clone(), reply }).await?;
+        match answer.await {
+            Ok(view) => Ok(view),
+            Err(_) => {
+                let view = self.kept(id).await?;
+                if view.state.is_final() { Ok(view) } else { Err(going_down()) }
+            }
+        }
+    }
+
+    /// Events of one job, or of all, after the number `after`; from now on where there is none. A job's stream begins
+    /// with the job as it stands.
+    pub fn events(&self, job: Option<JobId>, after: Option<u64>) -> Subscription {
+        Subscription::new(self.clone(), Arc::clone(&self.inner.log), job, after)
+    }
+
+    /// A stored file.
+    pub async fn artifact(&self, hash: &str) -> Result<Artifact, Error> {
+        let missing = || Error::new(Code::NotFound, format!("there is no artifact {hash}"));
+        let hash = ArtifactHash::parse(hash).ok_or_else(missing)?;
+        let bytes = self.inner.artifacts.read(&hash).await?.ok_or_else(missing)?;
+        let media_type = crate::store::media_type(&bytes);
+        Ok(Artifact { bytes, media_type })
+    }
+
+    /// Devices with their workers.
+    pub async fn devices(&self) -> Vec<DeviceView> {
+        self.snapshot().await.map(|snapshot| snapshot.devices).unwrap_or_default()
+    }
+
+    /// Models and LoRAs.
+    pub async fn models(&self) -> Vec<ModelRecord> {
+        self.inner.catalogue.models().cloned().collect()
+    }
+
+    /// One of them.
+    pub async fn model(&self, id: &str) -> Result<ModelRecord, Error> {
+        let found = self.inner.catalogue.model(id).or_else(|error| self.inner.catalogue.lora(id).map_err(|_| error));
+        found.cloned().map_err(|mut error| {
+            error.code = Code::NotFound;
+            error
+        })
+    }
+
+    /// Ledgers.
+    pub async fn memory(&self) -> Vec<MemoryView> {
+        let mut memory = self.snapshot().await.map(|snapshot| snapshot.memory).unwrap_or_default();
+        let host = HostFacts::read();
+        for view in memory.iter_mut().filter(|view| view.device.starts_with("cpu")) {
+            view.free_bytes = host.free_bytes;
+        }
+        memory
+    }
+
+    /// The chain.
+    pub async fn health(&self) -> Health {
+        let uptime_ms = self.inner.started.elapsed().as_millis() as u64;
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        match self.snapshot().await {
+            Ok(snapshot) => {
+                let sound = snapshot.chain.iter().all(|link| link.healthy);
+                let starting = self.inner.abilities.borrow().is_none();
+                let status = if sound { "ok" } else if starting { "starting" } else { "degraded" };
+                Health { status: status.into(), chain: snapshot.chain, version, uptime_ms, jobs: snapshot.jobs }
+            }
+            Err(_) => Health {
+                status: "degraded".into(),
+                chain: Vec::new(),
+                version,
+                uptime_ms,
+                jobs: Default::default(),
+            },
+        }
+    }
+
+    /// Stops the workers and ends the dispatcher. Jobs that have not ended are taken over by the next start.
+    pub async fn shutdown(&self) {
+        let (reply, answer) = oneshot::channel();
+        if self.inner.commands.send(Command::Stop { reply }).await.is_ok() {
+            let _ = answer.await;
+        }
+    }
+
+    async fn snapshot(&self) -> Result<Snapshot, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.tell(Command::Snapshot { reply }).await?;
+        answer.await.map_err(|_| going_down())
+    }
+
+    async fn tell(&self, command: Command) -> Result<(), Error> {
+        self.inner.commands.send(command).await.map_err(|_| going_down())
+    }
+}
+
+fn going_down() -> Error {
+    Error::new(Code::ShuttingDown, "the server is going down").advice("the job is kept; ask again after the restart")
+}
+
+fn plan_bytes(record: &JobRecord) -> u64 {
+    (record.plan.prompt.len() + record.plan.negative_prompt.len()) as u64
+}
+
+fn worker_config(config: &Config, device: &Device) -> WorkerConfig {
+    let scratch: PathBuf = config.data_dir.join("scratch").join(&device.id);
+    WorkerConfig {
+        name: WorkerName(device.id.clone()),
+        program: config.worker_program.clone(),
+        args: config.worker_args.clone(),
+        env: Vec::new(),
+        device: WorkerDevice { kind: device.kind.clone(), index: 0, uuid: device.uuid.clone() },
+        scratch,
+        threads: config.threads,
+        timing: Timing::default(),
+    }
+}

@@ -1,0 +1,7 @@
+//! Who holds how much memory of a device: leases in a ledger, sized by an estimate that measured peaks correct.
+
+mod ledger;
+mod peaks;
+
+pub use ledger::{Ledger, NoRoom, Owner};
+pub use peaks::Peaks;

@@ -1,0 +1,46 @@
+//! What jobs of a shape really took: corrects the estimate of the next one. Pure; the store keeps the figures.
+
+use std::collections::HashMap;
+
+/// Measured working sets by shape of work.
+#[derive(Debug, Clone, Default)]
+pub struct Peaks {
+    highest_bytes: HashMap<String, u64>,
+}
+
+impl Peaks {
+    /// From the store.
+    pub fn new(kept: impl IntoIterator<Item = (String, u64)>) -> Self {
+        Self { highest_bytes: kept.into_iter().collect() }
+    }
+
+    /// The need of a shape: measured, with a twentieth to spare, or else the guess. The flag says which.
+    pub fn need_bytes(&self, shape: &str, guess_bytes: u64) -> (u64, bool) {
+        match self.highest_bytes.get(shape) {
+            Some(measured) => (measured.saturating_add(measured / 20), true),
+            None => (guess_bytes, false),
+        }
+    }
+
+    /// Takes a measurement in; says whether it is news for the store.
+    pub fn measured(&mut self, shape: &str, bytes: u64) -> bool {
+        let highest = self.highest_bytes.entry(shape.to_owned()).or_insert(0);
+        let news = bytes > *highest;
+        *highest = bytes.max(*highest);
+        news
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_measured_peak_replaces_the_guess_and_only_grows() {
+        let mut peaks = Peaks::default();
+        assert_eq!(peaks.need_bytes("a", 500), (500, false));
+        assert!(peaks.measured("a", 100));
+        assert!(!peaks.measured("a", 80));
+        assert_eq!(peaks.need_bytes("a", 500), (105, true));
+    }
+}

@@ -1,0 +1,270 @@
+//! From the policy's decisions to claims, loads and evictions.
+
+use std::time::Instant;
+
+use calotype_protocol::{Attempt, Blob, Down, Dtype, Frame, JobId, Load, LoadId, ModelId, Run, StepId, Work};
+
+use super::{Action, Driver, Internal, Moving, PostState, now_ms};
+use crate::error::{Code, Error};
+use crate::inference;
+use crate::memory::Owner;
+use crate::processing::JobState;
+use crate::processing::policy::{self, Decision, Resident, Slot, Waiting};
+
+/// Waiting jobs that one decision looks at; those behind them wait for the next.
+const LOOKED_AT: usize = 64;
+
+impl Driver {
+    /// Asks the policy, and does what it says.
+    pub(super) fn decide(&mut self) {
+        let mut waiting: Vec<Waiting> = self
+            .jobs
+            .values()
+            .filter(|live| matches!(live.state, JobState::Queued | JobState::Loading) && !live.ending)
+            .map(|live| Waiting {
+                job: live.record.id.clone(),
+                class: live.record.class,
+                priority: live.record.priority,
+                sequence: live.record.sequence,
+                model: live.record.plan.model.clone(),
+                weights_bytes: live.weights_bytes,
+                need_bytes: live.need_bytes,
+                alone: live.alone,
+            })
+            .collect();
+        metrics::gauge!("calotype_jobs_waiting").set(waiting.len() as f64);
+        if waiting.is_empty() {
+            return;
+        }
+        policy::order(&mut waiting);
+        waiting.truncate(LOOKED_AT);
+        let slots: Vec<Slot> = self.posts.keys().filter_map(|name| self.slot(name)).collect();
+        for decision in policy::plan(&waiting, &slots) {
+            match decision {
+                Decision::Run { job, worker } => self.claim(&job, &worker),
+                Decision::Load { job, model, worker } => self.load(&job, &model, &worker),
+                Decision::Evict { model, worker } => self.evict(&model, &worker),
+                Decision::Wait { job, reason } => self.wait(&job, reason),
+                Decision::Refuse { job, need_bytes, budget_bytes } => {
+                    let error = Error::new(
+                        Code::DoesNotFit,
+                        format!("the job needs {need_bytes} bytes, the largest device has {budget_bytes}"),
+                    )
+                    .advice("ask for a smaller size or fewer images, or raise the memory share");
+                    self.end(&job, JobState::Failed, Some(error));
+                }
+            }
+        }
+    }
+
+    fn slot(&self, name: &str) -> Option<Slot> {
+        let post = self.posts.get(name)?;
+        let in_use = self.models_in_use(post);
+        let own = post.ready.as_ref().map_or(1, |ready| ready.capabilities.max_batch.max(1));
+        let most = if self.max_concurrency == 0 { own } else { own.min(self.max_concurrency) };
+        let not_ready = match (post.state, &post.last_exit) {
+            (PostState::Ready, _) => String::new(),
+            (PostState::Starting, None) => "it is starting".to_owned(),
+            (_, Some(exit)) => format!("it starts again after {exit}"),
+            (PostState::Gone, None) => "it is gone".to_owned(),
+        };
+        Some(Slot {
+            worker: name.to_owned(),
+            ready: post.state == PostState::Ready,
+            not_ready,
+            busy: post.jobs.len(),
+            most: most as usize,
+            taken_alone: post.jobs.iter().filter_map(|job| self.jobs.get(job)).any(|live| live.alone),
+            moving: post.moving.is_some(),
+            resident: post
+                .resident
+                .iter()
+                .map(|(model, stay)| Resident {
+                    model: model.clone(),
+                    bytes: stay.bytes,
+                    in_use: in_use.contains(model),
+                    last_use: stay.last_use,
+                })
+                .collect(),
+            free_bytes: post.ledger.free_bytes(),
+            budget_bytes: post.ledger.budget_bytes(),
+        })
+    }
+
+    fn wait(&mut self, job: &JobId, reason: String) {
+        let Some(live) = self.jobs.get_mut(job) else { return };
+        if live.state == JobState::Queued && live.reason.as_ref() != Some(&reason) {
+            live.reason = Some(reason);
+        }
+    }
+
+    /// Claims a job for a worker: lease, then journal, and only then the line down.
+    fn claim(&mut self, job: &JobId, worker: &str) {
+        let (Some(live), Some(post)) = (self.jobs.get_mut(job), self.posts.get_mut(worker)) else { return };
+        if let Err(no_room) = post.ledger.reserve(Owner::WorkingSet(job.clone()), live.need_bytes) {
+            live.reason = Some(no_room.to_string());
+            return;
+        }
+        self.uses += 1;
+        if let Some(stay) = post.resident.get_mut(&live.record.plan.model) {
+            stay.last_use = self.uses;
+        }
+        post.jobs.insert(job.clone());
+        live.place = Some((worker.to_owned(), post.incarnation));
+        live.sent = false;
+        live.state = JobState::Running;
+        live.reason = None;
+        live.record.attempts += 1;
+        live.record.started_at_ms = Some(now_ms());
+        live.started = Some(Instant::now());
+        let (store, artifacts, catalogue) =
+            (self.store.clone(), self.artifacts.clone(), std::sync::Arc::clone(&self.catalogue));
+        let (job, attempt, plan) = (job.clone(), live.record.attempts, live.record.plan.clone());
+        let (worker, internal) = (worker.to_owned(), self.internal.clone());
+        self.tell(&job);
+        tokio::spawn(async move {
+            let work = async {
+                store.claim(&job, attempt, &worker, now_ms()).await?;
+                let mut images = [None, None];
+                for (slot, hash) in images.iter_mut().zip([&plan.init_image, &plan.mask]) {
+                    if let Some(hash) = hash {
+                        let bytes = artifacts.read(hash).await?;
+                        *slot = Some(bytes.ok_or_else(|| {
+                            Error::new(Code::StoreFailed, format!("the input image {} is gone", hash.0))
+                        })?);
+                    }
+                }
+                let [init_image, mask] = images;
+                if init_image.is_none() && mask.is_none() {
+                    return inference::work(&plan, &catalogue, None, None);
+                }
+                tokio::task::spawn_blocking(move || {
+                    inference::work(&plan, &catalogue, init_image.as_deref(), mask.as_deref())
+                })
+                .await
+                .map_err(|error| Error::new(Code::Internal, error.to_string()))?
+            }
+            .await;
+            let _ = internal.send(Internal::Prepared { job, attempt, work });
+        });
+    }
+
+    /// The claim is durable: send the work down, unless the world has changed meanwhile.
+    pub(super) fn prepared(&mut self, job: &JobId, attempt: u32, work: Result<(Work, Vec<Blob>), Error>) {
+        let Some(live) = self.jobs.get_mut(job) else { return };
+        if live.record.attempts != attempt || live.ending || live.sent {
+            return;
+        }
+        let same_process = live.place.as_ref().is_some_and(|(worker, incarnation)| {
+            self.posts
+                .get(worker)
+                .is_some_and(|post| post.state == PostState::Ready && post.incarnation == *incarnation)
+        });
+        match (live.wish, work) {
+            (Some(Action::Cancel), _) => self.end(job, JobState::Cancelled, None),
+            (_, Err(error)) => self.end(job, JobState::Failed, Some(error)),
+            (Some(Action::Pause), Ok(_)) => self.put_back(job),
+            (None | Some(Action::Resume), Ok(_)) if !same_process => self.put_back(job),
+            (None | Some(Action::Resume), Ok((work, blobs))) => {
+                live.wish = None;
+                live.sent = true;
+                live.state = JobState::Running;
+                let run = Run {
+                    job: job.clone(),
+                    attempt: Attempt(attempt),
+                    step: StepId("generate".into()),
+                    priority: live.record.priority,
+                    deadline_ms: None,
+                    work,
+                };
+                if let Some((worker, _)) = &live.place
+                    && let Some(post) = self.posts.get(worker)
+                {
+                    post.handle.send(Frame { message: Down::Run(Box::new(run)), blobs });
+                }
+            }
+        }
+    }
+
+    /// Takes a job out of its worker's hands and puts it back into the queue, at its old place.
+    pub(super) fn put_back(&mut self, job: &JobId) {
+        self.free_place(job);
+        let Some(live) = self.jobs.get_mut(job) else { return };
+        live.sent = false;
+        live.progress = None;
+        let paused = live.wish == Some(Action::Pause) || live.state == JobState::Paused;
+        live.wish = None;
+        live.state = if paused { JobState::Paused } else { JobState::Queued };
+        let (store, job, crashes) = (self.store.clone(), job.clone(), live.record.crashes);
+        self.tell(&job);
+        tokio::spawn(async move {
+            let kept = async {
+                store.requeue(&job, crashes).await?;
+                if paused { store.pause(&job).await } else { Ok(()) }
+            };
+            if let Err(error) = kept.await {
+                tracing::error!(job.id = %job, "Failed to journal that a job waits again: {error}");
+            }
+        });
+    }
+
+    /// Gives back a job's place and working set. Called when the worker said that the job is out, or is dead and reaped.
+    pub(super) fn free_place(&mut self, job: &JobId) {
+        let Some((worker, _)) = self.jobs.get_mut(job).and_then(|live| live.place.take()) else { return };
+        if let Some(post) = self.posts.get_mut(&worker) {
+            post.jobs.remove(job);
+            post.ledger.release(&Owner::WorkingSet(job.clone()));
+        }
+    }
+
+    fn load(&mut self, job: &JobId, model: &ModelId, worker: &str) {
+        if let Some(error) = self.unusable.get(model) {
+            let error = error.clone();
+            self.end(job, JobState::Failed, Some(error));
+            return;
+        }
+        let spec = match self.catalogue.model(model.as_str()) {
+            Ok(record) => match &record.problem {
+                None => self.catalogue.spec(record),
+                Some(problem) => {
+                    let error = Error::new(Code::ModelUnusable, format!("{model}: {problem}"));
+                    self.end(job, JobState::Failed, Some(error));
+                    return;
+                }
+            },
+            Err(error) => {
+                self.end(job, JobState::Failed, Some(error));
+                return;
+            }
+        };
+        let (Some(live), Some(post)) = (self.jobs.get_mut(job), self.posts.get_mut(worker)) else { return };
+        if let Err(no_room) = post.ledger.reserve(Owner::Weights(model.clone()), live.weights_bytes) {
+            live.reason = Some(no_room.to_string());
+            return;
+        }
+        self.loads += 1;
+        let load = LoadId(format!("load_{}", self.loads));
+        post.moving = Some(Moving {
+            load: load.clone(),
+            model: model.clone(),
+            began: Instant::now(),
+            waiting: Some(job.clone()),
+        });
+        let budget_bytes = live.weights_bytes.max(post.ledger.free_bytes());
+        post.handle
+            .send(Down::Load(Load { load, model: spec, dtype: Dtype::F32, budget_bytes }).into());
+        live.state = JobState::Loading;
+        live.reason = Some(format!("{worker} loads {model}"));
+        self.tell(job);
+    }
+
+    fn evict(&mut self, model: &ModelId, worker: &str) {
+        let Some(post) = self.posts.get_mut(worker) else { return };
+        self.loads += 1;
+        let unload = LoadId(format!("unload_{}", self.loads));
+        tracing::info!("Evicting `{model}` from {worker} to make room");
+        post.moving =
+            Some(Moving { load: unload.clone(), model: model.clone(), began: Instant::now(), waiting: None });
+        post.handle.send(Down::Unload { unload, model: Some(model.clone()) }.into());
+    }
+}

@@ -1,0 +1,162 @@
+//! What the facade asks of the driver.
+
+use tokio::sync::oneshot;
+
+use super::{Action, Command, Driver, Live};
+use crate::error::{Code, Error};
+use crate::inference::estimate;
+use crate::processing::{JobRecord, JobState, JobView, Ticket};
+use calotype_protocol::{Attempt, Down, JobId};
+use std::time::Instant;
+
+impl Driver {
+    pub(super) fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Accepted { record, ticket, reply } => self.accepted(*record, ticket, reply),
+            Command::Control { job, action, reply } => {
+                let answer = self.jobs.contains_key(&job).then(|| self.control(&job, action));
+                let _ = reply.send(answer);
+            }
+            Command::View { job, reply } => {
+                let _ = reply.send(self.view(&job));
+            }
+            Command::Wait { job, reply } => {
+                if let Some(live) = self.jobs.get_mut(&job) {
+                    live.waiters.push(reply);
+                }
+            }
+            Command::Snapshot { reply } => {
+                let _ = reply.send(self.snapshot());
+            }
+            Command::Stop { reply } => self.stopping = Some(reply),
+        }
+    }
+
+    fn accepted(&mut self, record: JobRecord, ticket: Ticket, reply: Option<oneshot::Sender<JobView>>) {
+        let job = record.id.clone();
+        let shape = estimate::peak_key(&record.plan);
+        let (need_bytes, _) = self.peaks.need_bytes(&shape, estimate::working_set_bytes(&record.plan));
+        let weights_bytes =
+            self.catalogue.model(record.plan.model.as_str()).map_or(0, |model| model.resident_bytes_estimate());
+        let live = Live {
+            state: record.state,
+            alone: record.crashes > 0,
+            reason: None,
+            progress: None,
+            place: None,
+            sent: false,
+            wish: None,
+            ending: false,
+            failures: 0,
+            lacks: 0,
+            weights_bytes,
+            need_bytes,
+            shape,
+            _ticket: ticket,
+            waiters: Vec::new(),
+            accepted: Instant::now(),
+            started: None,
+            record,
+        };
+        self.jobs.insert(job.clone(), live);
+        metrics::counter!("calotype_jobs_accepted_total").increment(1);
+        self.tell(&job);
+        if let Some(reply) = reply
+            && let Some(view) = self.view(&job)
+        {
+            let _ = reply.send(view);
+        }
+    }
+
+    fn control(&mut self, job: &JobId, action: Action) -> Result<JobView, Error> {
+        let Some(live) = self.jobs.get_mut(job) else {
+            return Err(Error::new(Code::Internal, "the job left while it was asked for"));
+        };
+        match (action, live.state) {
+            // The pictures are made and being stored: too late to take back, and nothing left to hold.
+            (_, JobState::Finishing) => {
+                return Err(Error::new(Code::Conflict, "the job is done, its pictures are being stored")
+                    .job(job.clone()));
+            }
+            _ if live.ending => {}
+            (Action::Cancel, _) => self.cancel(job),
+            (Action::Pause, JobState::Queued | JobState::Loading) => {
+                live.state = JobState::Paused;
+                live.reason = Some("paused before it began".into());
+                self.keep_paused(job, true);
+                self.tell(job);
+            }
+            (Action::Pause, JobState::Running) => {
+                live.state = JobState::Pausing;
+                live.wish = Some(Action::Pause);
+                if live.sent {
+                    self.send_of(job, |job, attempt| Down::Pause { job, attempt, offload: false });
+                }
+                self.tell(job);
+            }
+            (Action::Resume, JobState::Paused) => {
+                self.keep_paused(job, false);
+                self.resume(job);
+            }
+            (Action::Resume, JobState::Pausing) => {
+                live.wish = Some(Action::Resume);
+                if live.sent {
+                    self.send_of(job, |job, attempt| Down::Resume { job, attempt });
+                }
+            }
+            // Asked again: it is so already.
+            (Action::Pause, JobState::Pausing | JobState::Paused) => {}
+            (Action::Resume, JobState::Queued | JobState::Loading | JobState::Running) => {}
+            (_, JobState::Succeeded | JobState::Failed | JobState::Cancelled) => {}
+        }
+        self.view(job).ok_or_else(|| Error::new(Code::Internal, "the job left while it was asked for"))
+    }
+
+    fn cancel(&mut self, job: &JobId) {
+        let Some(live) = self.jobs.get_mut(job) else { return };
+        if live.place.is_none() {
+            self.end(job, JobState::Cancelled, None);
+            return;
+        }
+        live.wish = Some(Action::Cancel);
+        live.reason = Some("leaves at the next step".into());
+        if live.sent {
+            self.send_of(job, |job, attempt| Down::Cancel { job, attempt });
+        }
+        self.tell(job);
+    }
+
+    fn resume(&mut self, job: &JobId) {
+        let Some(live) = self.jobs.get_mut(job) else { return };
+        live.reason = None;
+        if live.place.is_some() {
+            // Said to be running when the worker says so.
+            live.wish = Some(Action::Resume);
+            self.send_of(job, |job, attempt| Down::Resume { job, attempt });
+        } else {
+            live.state = JobState::Queued;
+            self.tell(job);
+        }
+    }
+
+    /// Sends a line about a job to the worker that has it.
+    pub(super) fn send_of(&self, job: &JobId, line: impl FnOnce(JobId, Attempt) -> Down) {
+        let Some(live) = self.jobs.get(job) else { return };
+        if let Some((worker, _)) = &live.place
+            && let Some(post) = self.posts.get(worker)
+        {
+            post.handle.send(line(job.clone(), Attempt(live.record.attempts)).into());
+        }
+    }
+
+    /// Journals that a job is held or let go.
+    pub(super) fn keep_paused(&self, job: &JobId, paused: bool) {
+        let (store, job) = (self.store.clone(), job.clone());
+        tokio::spawn(async move {
+            let kept = if paused { store.pause(&job).await } else { store.unpause(&job).await };
+            if let Err(error) = kept {
+                tracing::error!(job.id = %job, "Failed to journal a pause: {error}");
+            }
+        });
+    }
+}

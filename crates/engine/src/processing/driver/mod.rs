@@ -1,0 +1,326 @@
+//! The dispatcher: the one task that owns live jobs, ledgers and residency, and acts on what `policy` decides.
+//!
+//! ```text
+//!  queued ──claim──▶ running ──result──▶ finishing ──▶ succeeded
+//!    │ ▲  ◀─requeue──  │  ▲                    └──────▶ failed
+//!    │ └─resume─┐      │  └─resumed─┐
+//!    └─────▶ paused    └─▶ pausing ─┴▶ paused         any ──cancel──▶ cancelled
+//! ```
+//! Everything reaches it as a message: commands from the facade, events of the workers, and the ends of its own journal
+//! and encoding tasks (`Internal`). It never waits for a disk or a process itself.
+
+mod act;
+mod commands;
+mod finish;
+mod show;
+pub(crate) use show::view_of_record;
+mod workers;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use calotype_protocol::{Blob, Hello, JobId, LoadId, ModelId, Ready, Work};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{JobProgress, JobRecord, JobResult, JobState, JobView, Ticket};
+use crate::device::Device;
+use crate::error::Error;
+use crate::event::EventKind;
+use crate::event_log::EventLog;
+use crate::inference::Abilities;
+use crate::memory::{Ledger, Peaks};
+use crate::model::Catalogue;
+use crate::store::{Artifacts, Store};
+use crate::view::{DeviceView, DomainHealth, MemoryView};
+use crate::worker::{WorkerEvent, WorkerHandle};
+
+/// What a client may do to a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// End it.
+    Cancel,
+    /// Hold it.
+    Pause,
+    /// Let it go on.
+    Resume,
+}
+
+/// From the facade.
+pub(crate) enum Command {
+    /// A job is in the journal.
+    Accepted { record: Box<JobRecord>, ticket: Ticket, reply: Option<oneshot::Sender<JobView>> },
+    /// The answer is `None` for a job that is not live.
+    Control { job: JobId, action: Action, reply: oneshot::Sender<Option<Result<JobView, Error>>> },
+    /// Likewise.
+    View { job: JobId, reply: oneshot::Sender<Option<JobView>> },
+    /// Answered at the job's end; the reply is dropped for a job that is not live.
+    Wait { job: JobId, reply: oneshot::Sender<JobView> },
+    /// Devices, memory, health.
+    Snapshot { reply: oneshot::Sender<Snapshot> },
+    /// Start nothing more; workers are stopped, and the task ends.
+    Stop { reply: oneshot::Sender<()> },
+}
+
+/// The driver's state for people.
+pub(crate) struct Snapshot {
+    pub(crate) devices: Vec<DeviceView>,
+    pub(crate) memory: Vec<MemoryView>,
+    pub(crate) chain: Vec<DomainHealth>,
+    pub(crate) jobs: BTreeMap<String, usize>,
+}
+
+/// Ends of the driver's own tasks.
+enum Internal {
+    /// The claim is in the journal and the work is ready to go down.
+    Prepared { job: JobId, attempt: u32, work: Result<(Work, Vec<Blob>), Error> },
+    /// The end is in the journal.
+    Ended { job: JobId, state: JobState, result: Option<JobResult>, error: Option<Error> },
+    /// A preview is encoded.
+    Preview { event: EventKind },
+}
+
+/// What the driver is made of.
+pub(crate) struct Parts {
+    pub(crate) store: Store,
+    pub(crate) artifacts: Artifacts,
+    pub(crate) catalogue: Arc<Catalogue>,
+    pub(crate) log: Arc<EventLog>,
+    pub(crate) peaks: Peaks,
+    pub(crate) abilities: watch::Sender<Option<Abilities>>,
+    pub(crate) max_concurrency: u32,
+    pub(crate) gate: Arc<super::Gate>,
+    /// Devices that have a worker.
+    pub(crate) served: Vec<(Device, WorkerHandle, Ledger)>,
+    /// Devices that no runtime here can use.
+    pub(crate) unserved: Vec<Device>,
+}
+
+/// A job that has not ended.
+struct Live {
+    record: JobRecord,
+    state: JobState,
+    reason: Option<String>,
+    progress: Option<JobProgress>,
+    /// The worker that it is assigned to, and that process.
+    place: Option<(String, u64)>,
+    /// Whether `run` went down.
+    sent: bool,
+    /// What a client wants and has not got yet.
+    wish: Option<Action>,
+    /// Whether its end is being journaled.
+    ending: bool,
+    /// Whether it must be the only job of its worker.
+    alone: bool,
+    /// Failures and lacks of memory so far, each allowed once.
+    failures: u32,
+    lacks: u32,
+    weights_bytes: u64,
+    need_bytes: u64,
+    shape: String,
+    _ticket: Ticket,
+    waiters: Vec<oneshot::Sender<JobView>>,
+    accepted: Instant,
+    started: Option<Instant>,
+}
+
+/// A worker and what is in it.
+struct Post {
+    device: Device,
+    handle: WorkerHandle,
+    ledger: Ledger,
+    incarnation: u64,
+    state: PostState,
+    hello: Option<Box<Hello>>,
+    ready: Option<Box<Ready>>,
+    pid: Option<u32>,
+    last_exit: Option<String>,
+    resident: BTreeMap<ModelId, Stay>,
+    moving: Option<Moving>,
+    jobs: BTreeSet<JobId>,
+    used_bytes: u64,
+    /// Memory of the process when it had no job, the base that peaks are counted from.
+    idle_bytes: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PostState {
+    Starting,
+    Ready,
+    Gone,
+}
+
+/// A resident model.
+struct Stay {
+    bytes: u64,
+    last_use: u64,
+}
+
+/// A load or unload under way.
+struct Moving {
+    load: LoadId,
+    model: ModelId,
+    began: Instant,
+    /// Jobs that are shown as loading.
+    waiting: Option<JobId>,
+}
+
+/// The task's state.
+pub(crate) struct Driver {
+    store: Store,
+    artifacts: Artifacts,
+    catalogue: Arc<Catalogue>,
+    log: Arc<EventLog>,
+    peaks: Peaks,
+    abilities: watch::Sender<Option<Abilities>>,
+    max_concurrency: u32,
+    gate: Arc<super::Gate>,
+    posts: BTreeMap<String, Post>,
+    unserved: Vec<Device>,
+    jobs: HashMap<JobId, Live>,
+    /// Models that a worker could not load, and why.
+    unusable: HashMap<ModelId, Error>,
+    uses: u64,
+    loads: u64,
+    stopping: Option<oneshot::Sender<()>>,
+    internal: mpsc::UnboundedSender<Internal>,
+}
+
+impl Driver {
+    /// Runs until it is stopped or the facade is gone.
+    pub(crate) async fn run(
+        parts: Parts,
+        mut commands: mpsc::Receiver<Command>,
+        mut events: mpsc::Receiver<WorkerEvent>,
+    ) {
+        let (internal, mut internals) = mpsc::unbounded_channel();
+        let mut driver = Self::new(parts, internal);
+        loop {
+            tokio::select! {
+                biased;
+                Some(event) = events.recv() => driver.on_worker(event),
+                Some(internal) = internals.recv() => driver.on_internal(internal),
+                command = commands.recv() => match command {
+                    Some(command) => driver.on_command(command),
+                    None => break,
+                },
+            }
+            if driver.stopping.is_some() {
+                break;
+            }
+            driver.decide();
+        }
+        driver.leave(&mut events, &mut internals).await;
+    }
+
+    fn new(parts: Parts, internal: mpsc::UnboundedSender<Internal>) -> Self {
+        let Parts {
+            store,
+            artifacts,
+            catalogue,
+            log,
+            peaks,
+            abilities,
+            max_concurrency,
+            gate,
+            served,
+            unserved,
+        } = parts;
+        let posts = served
+            .into_iter()
+            .map(|(device, handle, ledger)| (device.id.clone(), Post::new(device, handle, ledger)))
+            .collect();
+        Self {
+            store,
+            artifacts,
+            catalogue,
+            log,
+            peaks,
+            abilities,
+            max_concurrency,
+            gate,
+            posts,
+            unserved,
+            jobs: HashMap::new(),
+            unusable: HashMap::new(),
+            uses: 0,
+            loads: 0,
+            stopping: None,
+            internal,
+        }
+    }
+
+    /// Stops the workers, and waits for the ends that are being journaled. What ran is queued again by the journal's
+    /// recovery at the next start.
+    async fn leave(
+        &mut self,
+        events: &mut mpsc::Receiver<WorkerEvent>,
+        internals: &mut mpsc::UnboundedReceiver<Internal>,
+    ) {
+        // Nobody reads worker events from here on; a worker's last words must not block it.
+        events.close();
+        let posts = std::mem::take(&mut self.posts);
+        for (_, post) in posts {
+            post.handle.stop(std::time::Duration::from_secs(2)).await;
+        }
+        while self.jobs.values().any(|job| job.ending) {
+            match internals.recv().await {
+                Some(Internal::Ended { job, state, result, error }) => self.ended(&job, state, result, error),
+                Some(Internal::Prepared { .. } | Internal::Preview { .. }) => {}
+                None => break,
+            }
+        }
+        if let Some(reply) = self.stopping.take() {
+            let _ = reply.send(());
+        }
+    }
+
+    fn on_internal(&mut self, internal: Internal) {
+        match internal {
+            Internal::Prepared { job, attempt, work } => self.prepared(&job, attempt, work),
+            Internal::Ended { job, state, result, error } => self.ended(&job, state, result, error),
+            Internal::Preview { event } => self.log.append(now_ms(), event),
+        }
+    }
+
+    /// Writes down that a job changed its state.
+    fn tell(&self, job: &JobId) {
+        if let Some(live) = self.jobs.get(job) {
+            self.log.append(
+                now_ms(),
+                EventKind::Job { job: job.clone(), state: live.state, reason: live.reason.clone(), view: None },
+            );
+        }
+    }
+
+    /// Models that waiting and running jobs need; they are not evicted for a job behind them.
+    fn models_in_use(&self, post: &Post) -> HashSet<ModelId> {
+        post.jobs.iter().filter_map(|job| self.jobs.get(job)).map(|live| live.record.plan.model.clone()).collect()
+    }
+}
+
+impl Post {
+    fn new(device: Device, handle: WorkerHandle, ledger: Ledger) -> Self {
+        Self {
+            device,
+            handle,
+            ledger,
+            incarnation: 0,
+            state: PostState::Starting,
+            hello: None,
+            ready: None,
+            pid: None,
+            last_exit: None,
+            resident: BTreeMap::new(),
+            moving: None,
+            jobs: BTreeSet::new(),
+            used_bytes: 0,
+            idle_bytes: None,
+        }
+    }
+}
+
+/// Milliseconds since 1970.
+pub(crate) fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}

@@ -1,0 +1,332 @@
+//! What the workers say, and what it means for their jobs.
+
+use calotype_imaging::{Format, Rgb, encode};
+use calotype_protocol::{Attempt, Blob, BlobRef, Failure, Frame, JobId, Loaded, LoadId, Outcome, Phase, RunResult, Up};
+
+use super::{Action, Driver, Internal, PostState, Stay, now_ms};
+use crate::error::{Code, Error};
+use crate::event::EventKind;
+use crate::inference::Abilities;
+use crate::memory::Owner;
+use crate::processing::{JobProgress, JobState};
+use crate::worker::{ExitCause, ExitReport, WorkerEvent, WorkerEventKind};
+
+impl Driver {
+    pub(super) fn on_worker(&mut self, event: WorkerEvent) {
+        let WorkerEvent { worker, incarnation, kind } = event;
+        let name = worker.0;
+        let Some(post) = self.posts.get_mut(&name) else { return };
+        match kind {
+            WorkerEventKind::Starting { pid } => {
+                post.incarnation = incarnation;
+                post.state = PostState::Starting;
+                post.pid = Some(pid);
+                self.tell_worker(&name, "starting", None);
+            }
+            WorkerEventKind::Ready { hello, ready } => {
+                post.state = PostState::Ready;
+                post.hello = Some(hello);
+                post.ready = Some(ready);
+                self.tell_worker(&name, "ready", None);
+                let capabilities: Vec<_> =
+                    self.posts.values().filter_map(|post| post.ready.as_ref()).map(|ready| &ready.capabilities).collect();
+                let abilities = Abilities::of(&capabilities);
+                self.abilities.send_replace(Some(abilities));
+            }
+            WorkerEventKind::Message(frame) => self.on_message(&name, incarnation, frame),
+            WorkerEventKind::Gone(report) => self.gone(&name, report),
+        }
+    }
+
+    fn tell_worker(&self, worker: &str, state: &str, reason: Option<String>) {
+        self.log.append(
+            now_ms(),
+            EventKind::Worker { worker: worker.to_owned(), state: state.to_owned(), reason },
+        );
+    }
+
+    fn on_message(&mut self, worker: &str, incarnation: u64, frame: Frame<Up>) {
+        let Frame { message, blobs } = frame;
+        match message {
+            Up::Progress(progress) => {
+                if let Some(live) = self.current(worker, incarnation, &progress.job, progress.attempt) {
+                    let progress = JobProgress {
+                        phase: progress.phase,
+                        done: progress.done,
+                        total: progress.total,
+                        step_ms: progress.step_ms,
+                    };
+                    live.progress = Some(progress.clone());
+                    let job = live.record.id.clone();
+                    self.log.append(now_ms(), EventKind::Progress { job, progress });
+                }
+            }
+            Up::Preview { job, attempt, done, image } => {
+                if self.current(worker, incarnation, &job, attempt).is_some() {
+                    self.preview(job, done, &image, &blobs);
+                }
+            }
+            Up::Result(result) => {
+                let RunResult { job, attempt, .. } = &*result;
+                if self.current(worker, incarnation, job, *attempt).is_some() {
+                    self.result(worker, *result, blobs);
+                }
+            }
+            Up::Failed { job, attempt, failure } => {
+                if self.current(worker, incarnation, &job, attempt).is_some() {
+                    self.failed(&job, failure);
+                }
+            }
+            Up::Cancelled { job, attempt, at_step } => {
+                if let Some(live) = self.current(worker, incarnation, &job, attempt) {
+                    live.reason = Some(format!("left at step {at_step}"));
+                    self.end(&job, JobState::Cancelled, None);
+                }
+            }
+            Up::Paused { job, attempt, at_step } => {
+                if let Some(live) = self.current(worker, incarnation, &job, attempt) {
+                    if live.wish == Some(Action::Pause) {
+                        live.wish = None;
+                    }
+                    live.state = JobState::Paused;
+                    live.reason = Some(format!("paused at step {at_step}"));
+                    self.keep_paused(&job, true);
+                    self.tell(&job);
+                }
+            }
+            Up::Resumed { job, attempt, .. } => {
+                if let Some(live) = self.current(worker, incarnation, &job, attempt) {
+                    if live.wish == Some(Action::Resume) {
+                        live.wish = None;
+                    }
+                    live.state = JobState::Running;
+                    live.reason = None;
+                    self.keep_paused(&job, false);
+                    self.tell(&job);
+                }
+            }
+            Up::Loaded(loaded) => self.loaded(worker, loaded),
+            Up::LoadFailed { load, failure } => self.load_failed(worker, &load, &failure),
+            Up::Unloaded { unload, freed_bytes } => self.unloaded(worker, &unload, freed_bytes),
+            Up::Beat(beat) => {
+                if let Some(post) = self.posts.get_mut(worker) {
+                    post.used_bytes = beat.used_bytes;
+                    if post.jobs.is_empty() && beat.running.is_empty() && post.moving.is_none() {
+                        post.idle_bytes = Some(beat.used_bytes);
+                    }
+                }
+            }
+            Up::LoadProgress { .. } | Up::Memory { .. } | Up::Probed { .. } | Up::Released { .. } => {}
+            // The supervisor's part.
+            Up::Hello(_) | Up::Ready(_) | Up::Pong { .. } | Up::Log { .. } | Up::Fatal { .. } | Up::Bye {} => {}
+        }
+    }
+
+    /// The job that a line is about, if it is about its present attempt in this very process; else the line is stale.
+    fn current(&mut self, worker: &str, incarnation: u64, job: &JobId, attempt: Attempt) -> Option<&mut super::Live> {
+        let live = self.jobs.get_mut(job).filter(|live| {
+            live.sent
+                && !live.ending
+                && live.record.attempts == attempt.0
+                && live.place.as_ref().is_some_and(|(at, process)| at == worker && *process == incarnation)
+        });
+        if live.is_none() {
+            metrics::counter!("calotype_stale_lines_total").increment(1);
+            tracing::warn!(worker, job.id = %job, "Dropped a stale line about attempt {attempt} of job {job}");
+        }
+        live
+    }
+
+    fn preview(&self, job: JobId, done: u32, image: &BlobRef, blobs: &[Blob]) {
+        let [height, width, 3] = image.shape[..] else { return };
+        let Ok(pixels) = image.of(blobs) else { return };
+        let (Ok(width), Ok(height)) = (u32::try_from(width), u32::try_from(height)) else { return };
+        let (pixels, internal) = (pixels.to_vec(), self.internal.clone());
+        tokio::task::spawn_blocking(move || {
+            let encoded = Rgb::new(width, height, pixels).and_then(|rgb| encode(&rgb, Format::Png, 0, None));
+            if let Ok(png) = encoded {
+                use base64::Engine as _;
+                let png_base64 = base64::engine::general_purpose::STANDARD.encode(png);
+                let event = EventKind::Preview { job, done, phase: Phase::Denoise, png_base64 };
+                let _ = internal.send(Internal::Preview { event });
+            }
+        });
+    }
+
+    fn loaded(&mut self, worker: &str, loaded: Loaded) {
+        let Some(post) = self.posts.get_mut(worker) else { return };
+        let Some(moving) = post.moving.take_if(|moving| moving.load == loaded.load) else { return };
+        post.ledger.correct(&Owner::Weights(loaded.model.clone()), loaded.resident_bytes);
+        self.uses += 1;
+        let stay = Stay { bytes: loaded.resident_bytes, last_use: self.uses };
+        tracing::info!(
+            "Loaded `{}` into {worker}: {} bytes in {} ms",
+            loaded.model,
+            stay.bytes,
+            moving.began.elapsed().as_millis()
+        );
+        metrics::histogram!("calotype_load_seconds").record(moving.began.elapsed().as_secs_f64());
+        post.resident.insert(loaded.model, stay);
+        if let Some(job) = moving.waiting {
+            self.back_to_queue(&job);
+        }
+    }
+
+    fn load_failed(&mut self, worker: &str, load: &LoadId, failure: &Failure) {
+        let Some(post) = self.posts.get_mut(worker) else { return };
+        let Some(moving) = post.moving.take_if(|moving| moving.load == *load) else { return };
+        post.ledger.release(&Owner::Weights(moving.model.clone()));
+        let error = error_of(failure);
+        tracing::error!("Failed to load `{}` into {worker}: {error}", moving.model);
+        // Files do not mend themselves; memory may come back.
+        if failure.outcome != Outcome::OutOfMemory {
+            self.unusable.insert(moving.model.clone(), error.clone());
+        }
+        let losers: Vec<JobId> = self
+            .jobs
+            .values()
+            .filter(|live| {
+                live.record.plan.model == moving.model
+                    && matches!(live.state, JobState::Queued | JobState::Loading)
+                    && !live.ending
+            })
+            .map(|live| live.record.id.clone())
+            .collect();
+        for job in losers {
+            self.end(&job, JobState::Failed, Some(error.clone()));
+        }
+    }
+
+    fn unloaded(&mut self, worker: &str, unload: &LoadId, freed_bytes: u64) {
+        let Some(post) = self.posts.get_mut(worker) else { return };
+        let Some(moving) = post.moving.take_if(|moving| moving.load == *unload) else { return };
+        tracing::info!("Dropped `{}` from {worker}: {freed_bytes} bytes came back", moving.model);
+        post.resident.remove(&moving.model);
+        post.ledger.release(&Owner::Weights(moving.model));
+    }
+
+    fn back_to_queue(&mut self, job: &JobId) {
+        if let Some(live) = self.jobs.get_mut(job)
+            && live.state == JobState::Loading
+        {
+            live.state = JobState::Queued;
+            live.reason = None;
+        }
+    }
+
+    fn failed(&mut self, job: &JobId, failure: Failure) {
+        let Some(live) = self.jobs.get_mut(job) else { return };
+        let retry = match failure.outcome {
+            Outcome::OutOfMemory => {
+                live.lacks += 1;
+                live.alone = true;
+                live.lacks == 1
+            }
+            Outcome::Failed | Outcome::Fatal => {
+                live.failures += 1;
+                live.failures == 1
+            }
+            Outcome::Cancelled => {
+                self.end(job, JobState::Cancelled, None);
+                return;
+            }
+            Outcome::Done | Outcome::InvalidInput | Outcome::NotSupported | Outcome::ModelLoad => false,
+        };
+        metrics::counter!("calotype_attempts_failed_total").increment(1);
+        if retry && live.wish != Some(Action::Cancel) {
+            live.reason = Some(format!("tried again after: {}", failure.message));
+            self.put_back(job);
+        } else {
+            self.end(job, JobState::Failed, Some(error_of(&failure)));
+        }
+    }
+
+    /// The process is dead and reaped: its memory is back, its jobs are looked at one by one.
+    fn gone(&mut self, worker: &str, report: ExitReport) {
+        let Some(post) = self.posts.get_mut(worker) else { return };
+        post.state = PostState::Gone;
+        post.pid = None;
+        post.resident.clear();
+        post.idle_bytes = None;
+        let moving = post.moving.take();
+        let owners: Vec<Owner> = post.ledger.leases().map(|(owner, _)| owner.clone()).collect();
+        for owner in owners {
+            post.ledger.release(&owner);
+        }
+        let jobs: Vec<JobId> = post.jobs.iter().cloned().collect();
+        let cause = format!("{:?} ({})", report.cause, report.status);
+        post.last_exit = Some(cause.clone());
+        metrics::counter!("calotype_worker_exits_total").increment(1);
+        tracing::warn!(worker, "Worker {worker} is gone: {cause}");
+        self.tell_worker(worker, "gone", Some(cause.clone()));
+        if let Some(job) = moving.and_then(|moving| moving.waiting) {
+            self.back_to_queue(&job);
+        }
+        for job in jobs {
+            self.bereaved(&job, &report, &cause);
+        }
+    }
+
+    fn bereaved(&mut self, job: &JobId, report: &ExitReport, cause: &str) {
+        let Some(live) = self.jobs.get_mut(job) else { return };
+        if live.ending {
+            return;
+        }
+        if live.wish == Some(Action::Cancel) {
+            self.end(job, JobState::Cancelled, None);
+            return;
+        }
+        // A job whose claim is still being journaled never reached the process; `prepared` puts it back.
+        let guilty = match &report.cause {
+            ExitCause::Recycled { .. } | ExitCause::Stopped => false,
+            ExitCause::StepDeadline { job: late } => late == job,
+            ExitCause::FailedToStart { .. }
+            | ExitCause::ExitedBeforeReady
+            | ExitCause::WrongVersion { .. }
+            | ExitCause::ProtocolError { .. }
+            | ExitCause::HelloTimeout
+            | ExitCause::ReadyTimeout
+            | ExitCause::Silent
+            | ExitCause::LoadDeadline
+            | ExitCause::Fatal { .. }
+            | ExitCause::Killed { .. }
+            | ExitCause::Exited => live.sent,
+        };
+        if guilty {
+            live.record.crashes += 1;
+            live.alone = true;
+        }
+        if live.record.crashes >= 2 {
+            let tail = report.stderr_tail.trim();
+            let mut error = Error::new(
+                Code::Quarantined,
+                format!("two workers died with this job, the last one by {cause}"),
+            )
+            .advice("it is not tried again; submit it anew once the cause is known");
+            if !tail.is_empty() {
+                error.message.push_str(&format!("; its last words: {tail}"));
+            }
+            self.end(job, JobState::Failed, Some(error));
+        } else if live.sent || guilty {
+            live.reason = Some(format!("tried again after its worker died: {cause}"));
+            self.put_back(job);
+        }
+    }
+}
+
+/// A worker's failure as the engine's error.
+fn error_of(failure: &Failure) -> Error {
+    let code = match failure.outcome {
+        Outcome::InvalidInput => Code::InvalidInput,
+        Outcome::NotSupported => Code::NotSupported,
+        Outcome::OutOfMemory => Code::OutOfMemory,
+        Outcome::Cancelled => Code::Cancelled,
+        Outcome::ModelLoad => Code::ModelUnusable,
+        Outcome::Done | Outcome::Failed | Outcome::Fatal => Code::WorkerFailed,
+    };
+    let message = match &failure.detail {
+        Some(detail) => format!("{}: {detail}", failure.message),
+        None => failure.message.clone(),
+    };
+    Error::new(code, message)
+}
