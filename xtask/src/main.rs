@@ -1,2 +1,64 @@
-//! xtask
-fn main() {}
+//! The chores of this repository: `cargo xtask` lists them.
+
+mod check;
+mod schema;
+mod test;
+mod tidy;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+/// A chore fails with a text for a person.
+type Done = Result<(), String>;
+
+const CHORES: &[(&str, &str, fn(&[String]) -> Done)] = &[
+    ("check", "format, lints, docs, invariants, generated files", check::run),
+    ("test", "build what the tests need, and run them all", test::run),
+    ("tidy", "the invariants of the architecture", tidy::run),
+    ("schema", "write schema/ from the types of the wire (--check: only compare)", schema::run),
+];
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let Some(name) = arguments.next() else {
+        list();
+        return ExitCode::SUCCESS;
+    };
+    let rest: Vec<String> = arguments.collect();
+    let Some((_, _, chore)) = CHORES.iter().find(|(chore, _, _)| *chore == name) else {
+        eprintln!("xtask: there is no chore `{name}`");
+        list();
+        return ExitCode::from(2);
+    };
+    match chore(&rest) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("xtask {name}: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn list() {
+    eprintln!("cargo xtask CHORE");
+    for (name, what, _) in CHORES {
+        eprintln!("  {name:<8} {what}");
+    }
+}
+
+/// The repository's root.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(|| PathBuf::from("."), Path::to_owned)
+}
+
+/// Runs a program in the root, its output passed through.
+fn sh(program: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Done {
+    eprintln!("$ {program} {}", arguments.join(" "));
+    let status = Command::new(program)
+        .args(arguments)
+        .envs(environment.iter().copied())
+        .current_dir(root())
+        .status()
+        .map_err(|error| format!("failed to start {program}: {error}"))?;
+    if status.success() { Ok(()) } else { Err(format!("`{program} {}` ended with {status}", arguments.join(" "))) }
+}

@@ -1,0 +1,41 @@
+//! `calotype devices`.
+
+use calotype_engine::DeviceView;
+
+use super::Remote;
+use crate::console::bytes;
+use crate::exit_code::{Exit, Failure};
+
+/// Of which server.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+/// Shows them.
+pub fn run(args: &Args) -> Result<Exit, Failure> {
+    let devices: Vec<DeviceView> = args.remote.client()?.get("/api/devices")?;
+    if args.remote.json {
+        super::print_json(&devices)?;
+        return Ok(Exit::Ok);
+    }
+    for DeviceView { device, state, worker } in devices {
+        println!(
+            "{}  {state}  {}  {} of {} free",
+            device.id,
+            device.name,
+            bytes(device.free_bytes),
+            bytes(device.total_bytes)
+        );
+        if let Some(worker) = worker {
+            let engine = worker.capabilities.map(|can| can.engine).unwrap_or_else(|| "no runtime yet".into());
+            let resident: Vec<String> = worker.resident.iter().map(ToString::to_string).collect();
+            println!("  worker {} ({engine}), resident: {}", worker.state, resident.join(", "));
+            if let Some(exit) = worker.last_exit {
+                println!("  last process left: {exit}");
+            }
+        }
+    }
+    Ok(Exit::Ok)
+}

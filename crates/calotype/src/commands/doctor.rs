@@ -1,0 +1,159 @@
+//! `calotype doctor`: what was found, what is missing, and what would mend it.
+
+use std::path::PathBuf;
+
+use calotype_engine::device::{self, HostFacts};
+use calotype_engine::model::{Catalogue, ModelKind};
+use serde::Serialize;
+
+use crate::exit_code::{Exit, Failure};
+use crate::{console, places};
+
+/// What to look at.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The data directory of the server.
+    #[arg(long, value_name = "DIR", env = "CALOTYPE_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+    /// A folder with models; may be given several times.
+    #[arg(long = "models", value_name = "DIR")]
+    models: Vec<PathBuf>,
+    /// Print JSON for programs.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Verdict {
+    Good,
+    Missing,
+    Broken,
+}
+
+#[derive(Debug, Serialize)]
+struct Finding {
+    what: &'static str,
+    verdict: Verdict,
+    found: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    advice: Option<String>,
+}
+
+/// Looks, and fails only where nothing could be served.
+pub fn run(args: &Args) -> Result<Exit, Failure> {
+    let data_dir = args.data_dir.clone().unwrap_or_else(places::data_dir);
+    let findings = [host(), gpu(), models(args, &data_dir), runtime(), writable(&data_dir)];
+    if args.json {
+        super::print_json(&findings)?;
+    } else {
+        for Finding { what, verdict, found, advice } in &findings {
+            let mark = match verdict {
+                Verdict::Good => "ok     ",
+                Verdict::Missing => "missing",
+                Verdict::Broken => "broken ",
+            };
+            println!("{mark} {what}: {found}");
+            if let Some(advice) = advice {
+                println!("        {advice}");
+            }
+        }
+    }
+    let broken = findings.iter().any(|finding| finding.verdict == Verdict::Broken);
+    Ok(if broken { Exit::Internal } else { Exit::Ok })
+}
+
+fn host() -> Finding {
+    let host = HostFacts::read();
+    let found = format!(
+        "{}, {} cores, {} of {} free",
+        host.name,
+        host.cores,
+        console::bytes(host.free_bytes),
+        console::bytes(host.total_bytes)
+    );
+    let small = host.free_bytes < 1 << 30;
+    Finding {
+        what: "host",
+        verdict: if small { Verdict::Missing } else { Verdict::Good },
+        found,
+        advice: small.then(|| "less than 1 GiB of memory is free; the embedded model needs about 0.5 GiB".into()),
+    }
+}
+
+fn gpu() -> Finding {
+    let gpus: Vec<String> = device::inventory()
+        .into_iter()
+        .filter(|device| device.kind != "cpu")
+        .map(|device| format!("{} ({})", device.id, device.name))
+        .collect();
+    if gpus.is_empty() {
+        let found = "none by NVML (its library or a card is absent); pictures are made on the CPU".to_owned();
+        return Finding { what: "gpu", verdict: Verdict::Missing, found, advice: None };
+    }
+    Finding {
+        what: "gpu",
+        verdict: Verdict::Missing,
+        found: gpus.join(", "),
+        advice: Some("no runtime of this build computes on it yet; the CPU is used".into()),
+    }
+}
+
+fn models(args: &Args, data_dir: &std::path::Path) -> Finding {
+    let dirs = places::model_dirs(&args.models, data_dir);
+    let catalogue = Catalogue::scan(&dirs);
+    let usable: Vec<String> = catalogue
+        .models()
+        .filter(|model| model.problem.is_none() && !matches!(model.kind, ModelKind::Lora))
+        .map(|model| model.id.to_string())
+        .collect();
+    let places: Vec<String> = dirs.iter().map(|dir| dir.display().to_string()).collect();
+    if usable.is_empty() {
+        return Finding {
+            what: "models",
+            verdict: Verdict::Broken,
+            found: format!("no usable model in [{}]", places.join(", ")),
+            advice: Some("give a folder with --models DIR, or put models/ beside the program".into()),
+        };
+    }
+    let found = format!("{} in {}", usable.join(", "), places.join(", "));
+    Finding { what: "models", verdict: Verdict::Good, found, advice: None }
+}
+
+fn runtime() -> Finding {
+    match calotype_worker::find_onnxruntime(None) {
+        Some(library) => Finding {
+            what: "runtime",
+            verdict: Verdict::Good,
+            found: format!("rten, and ONNX Runtime at {}", library.display()),
+            advice: None,
+        },
+        None => Finding {
+            what: "runtime",
+            verdict: Verdict::Good,
+            found: "rten; ONNX Runtime not found".into(),
+            advice: Some(
+                "about twice as fast with it: `pip install onnxruntime`, or give the library with --onnxruntime FILE"
+                    .into(),
+            ),
+        },
+    }
+}
+
+fn writable(data_dir: &std::path::Path) -> Finding {
+    let tried = std::fs::create_dir_all(data_dir).and_then(|()| tempfile::tempfile_in(data_dir).map(drop));
+    match tried {
+        Ok(()) => Finding {
+            what: "data directory",
+            verdict: Verdict::Good,
+            found: data_dir.display().to_string(),
+            advice: None,
+        },
+        Err(error) => Finding {
+            what: "data directory",
+            verdict: Verdict::Broken,
+            found: format!("{} cannot be written: {error}", data_dir.display()),
+            advice: Some("choose another folder with --data-dir".into()),
+        },
+    }
+}

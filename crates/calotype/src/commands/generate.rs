@@ -1,0 +1,333 @@
+//! `calotype generate`: submit, follow, fetch. Without `--server` the server is started in this process, so that there
+//! is one way for both.
+
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use calotype_engine::EventKind;
+use calotype_engine::inference::{GenerateRequest, LoraRequest, OutputFormat};
+use calotype_engine::processing::{ImageView, JobState, JobView};
+use calotype_protocol::JobId;
+use calotype_server::ServerConfig;
+use tokio::sync::oneshot;
+
+use crate::client::Client;
+use crate::console::JobBar;
+use crate::exit_code::{Exit, Failure};
+use crate::local::{self, EngineArgs};
+
+/// What to draw, and how.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    calotype generate \"a red apple on the beach, 3d\"\n  \
+    calotype generate \"a robot, pixel art\" --lora pixel --preset quality\n  \
+    calotype generate \"a lemon\" --init apple.png --strength 0.7 --preset quality")]
+pub struct Args {
+    /// What to draw; `(words:1.2)` weighs more, `[words]` less.
+    prompt: String,
+    /// File to write; more images get -2, -3. By default named after the prompt.
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// What not to draw; has effect at guidance above 1.
+    #[arg(long, value_name = "TEXT")]
+    negative: Option<String>,
+    /// Seed of the first image; random by default, and always told.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Model of the catalogue; see `calotype models`.
+    #[arg(long)]
+    model: Option<String>,
+    /// Preset of the model, for instance `fast` or `quality`.
+    #[arg(long)]
+    preset: Option<String>,
+    /// LoRA with its weight; may be given several times.
+    #[arg(long, value_name = "NAME[:WEIGHT]")]
+    lora: Vec<String>,
+    /// Size in pixels.
+    #[arg(long, value_name = "WxH")]
+    size: Option<String>,
+    /// Sampling steps.
+    #[arg(long)]
+    steps: Option<u32>,
+    /// Guidance scale.
+    #[arg(long)]
+    guidance: Option<f32>,
+    /// Sampler, for instance `dpmpp_2m`.
+    #[arg(long)]
+    sampler: Option<String>,
+    /// Schedule: `default` or `karras`.
+    #[arg(long)]
+    schedule: Option<String>,
+    /// How many images; image i has seed + i.
+    #[arg(long, short = 'n')]
+    count: Option<u32>,
+    /// Image to start from.
+    #[arg(long, value_name = "FILE")]
+    init: Option<PathBuf>,
+    /// Where to repaint (white).
+    #[arg(long, value_name = "FILE")]
+    mask: Option<PathBuf>,
+    /// How far from the image to go, 0 to 1.
+    #[arg(long)]
+    strength: Option<f32>,
+    /// Layers of the text encoder to leave out.
+    #[arg(long)]
+    clip_skip: Option<u32>,
+    /// png, jpeg or webp; by default from the name of the output.
+    #[arg(long)]
+    format: Option<String>,
+    /// Quality of JPEG, 1 to 100.
+    #[arg(long)]
+    quality: Option<u8>,
+    /// Use this server instead of starting one.
+    #[arg(long, value_name = "URL", env = "CALOTYPE_SERVER")]
+    server: Option<String>,
+    /// Its API key.
+    #[arg(long, value_name = "KEY", env = "CALOTYPE_API_KEY", hide_env_values = true)]
+    api_key: Option<String>,
+    /// Print the finished job as JSON, and no progress.
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+/// Makes the pictures.
+pub fn run(args: &Args) -> Result<Exit, Failure> {
+    local::log("warn");
+    let request = request(args)?;
+    let runtime = local::runtime()?;
+    if let Some(url) = &args.server {
+        let client = Client::new(url, args.api_key.clone())?;
+        return draw(args, &request, &client, runtime.handle());
+    }
+    let folder = tempfile::tempdir()
+        .map_err(|error| Failure::File { what: "make a temporary folder".into(), reason: error.to_string() })?;
+    let config = args.engine.config(folder.path())?;
+    let server_config = ServerConfig { listen: ([127, 0, 0, 1], 0).into(), ..ServerConfig::default() };
+    let (listening, address) = oneshot::channel();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let server = runtime.spawn(local::serve(
+        config,
+        server_config,
+        move |address| {
+            let _ = listening.send(address);
+        },
+        async {
+            let _ = stopped.await;
+        },
+    ));
+    let Ok(address) = address.blocking_recv() else {
+        // It never listened: its own error is the answer.
+        let ended = runtime.block_on(server).map_err(|error| Failure::Other(error.to_string()))?;
+        return ended.and(Err(Failure::Other("the server ended before it listened".into())));
+    };
+    let client = Client::new(&format!("http://{address}"), None)?;
+    let drawn = draw(args, &request, &client, runtime.handle());
+    let _ = stop.send(());
+    let _ = runtime.block_on(server);
+    drawn
+}
+
+fn draw(
+    args: &Args,
+    request: &GenerateRequest,
+    client: &Client,
+    runtime: &tokio::runtime::Handle,
+) -> Result<Exit, Failure> {
+    let submitted = client.submit(request)?;
+    for warning in &submitted.warnings {
+        eprintln!("warning: {} (field `{}`)", warning.message, warning.field);
+    }
+    let job = submitted.job.id;
+    runtime.spawn(cancel_on_interrupt(client.clone(), job.clone()));
+    let view = follow(client, &job, args.json)?;
+    match view.state {
+        JobState::Succeeded => {}
+        JobState::Cancelled => {
+            if !args.json {
+                eprintln!("cancelled");
+            }
+            return Ok(Exit::Cancelled);
+        }
+        JobState::Failed => {
+            return Err(match view.error {
+                Some(error) => error.into(),
+                None => Failure::Other(format!("job {job} failed")),
+            });
+        }
+        other => return Err(Failure::Other(format!("the stream of job {job} ended while it was {}", other.name()))),
+    }
+    let images = view.result.as_ref().map(|result| result.images.as_slice()).unwrap_or_default();
+    let mut files = Vec::new();
+    for (index, image) in images.iter().enumerate() {
+        let path = path_of(args, image, index);
+        let bytes = client.artifact(&image.artifact.0)?;
+        std::fs::write(&path, bytes)
+            .map_err(|error| Failure::File { what: format!("write {}", path.display()), reason: error.to_string() })?;
+        files.push(path);
+    }
+    if args.json {
+        super::print_json(&serde_json::json!({ "job": view, "files": files }))?;
+    } else {
+        let ms = view.finished_at_ms.unwrap_or(view.created_at_ms).saturating_sub(view.created_at_ms);
+        let engine = view.result.as_ref().map(|result| result.engine.as_str()).unwrap_or_default();
+        for (path, image) in files.iter().zip(images) {
+            println!("{} (seed {}, {:.2} s, {engine})", path.display(), image.seed, ms as f64 / 1e3);
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+/// Shows a job's progress until it ends.
+pub fn follow(client: &Client, job: &JobId, quiet: bool) -> Result<JobView, Failure> {
+    let mut bar = JobBar::new(quiet);
+    let mut last = None;
+    for event in client.events(job.as_str())? {
+        let event = event?;
+        bar.show(&event.kind);
+        if let EventKind::Job { view: Some(view), .. } = event.kind {
+            last = Some(*view);
+        }
+    }
+    bar.finish();
+    match last {
+        Some(view) if view.state.is_final() => Ok(view),
+        Some(_) | None => client.get(&format!("/api/jobs/{job}")),
+    }
+}
+
+/// The first Ctrl-C cancels the job, the second one leaves.
+async fn cancel_on_interrupt(client: Client, job: JobId) {
+    if tokio::signal::ctrl_c().await.is_err() {
+        return;
+    }
+    eprintln!("cancelling; once more leaves at once");
+    let cancel = tokio::task::spawn_blocking(move || client.act::<JobView>(&format!("/api/jobs/{job}/cancel")));
+    if tokio::signal::ctrl_c().await.is_ok() {
+        std::process::exit(Exit::Cancelled as i32);
+    }
+    let _ = cancel.await;
+}
+
+fn request(args: &Args) -> Result<GenerateRequest, Failure> {
+    let invalid = |field: &str, message: String| Failure::from(calotype_engine::Error::invalid(field, message));
+    let (width, height) = match &args.size {
+        None => (None, None),
+        Some(size) => {
+            let sides = size.split_once(['x', 'X']).and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
+            let (width, height) =
+                sides.ok_or_else(|| invalid("size", format!("`{size}` is no size; give for instance 256x256")))?;
+            (Some(width), Some(height))
+        }
+    };
+    let mut loras = Vec::new();
+    for lora in &args.lora {
+        let (name, weight) = match lora.rsplit_once(':') {
+            None => (lora.as_str(), None),
+            Some((name, weight)) => {
+                let weight = weight.parse().map_err(|_| {
+                    invalid("lora", format!("`{weight}` is no weight; give for instance {name}:0.8"))
+                })?;
+                (name, Some(weight))
+            }
+        };
+        loras.push(LoraRequest { name: name.to_owned(), weight });
+    }
+    Ok(GenerateRequest {
+        prompt: args.prompt.clone(),
+        negative_prompt: args.negative.clone(),
+        model: args.model.clone(),
+        preset: args.preset.clone(),
+        width,
+        height,
+        steps: args.steps,
+        guidance: args.guidance,
+        sampler: args.sampler.clone(),
+        schedule: args.schedule.clone(),
+        seed: args.seed,
+        count: args.count,
+        loras: (!loras.is_empty()).then_some(loras),
+        init_image: file(args.init.as_deref())?,
+        mask: file(args.mask.as_deref())?,
+        strength: args.strength,
+        clip_skip: args.clip_skip,
+        format: format(args)?,
+        quality: args.quality,
+        ..GenerateRequest::default()
+    })
+}
+
+fn file(path: Option<&Path>) -> Result<Option<String>, Failure> {
+    let Some(path) = path else { return Ok(None) };
+    let bytes = std::fs::read(path)
+        .map_err(|error| Failure::File { what: format!("read {}", path.display()), reason: error.to_string() })?;
+    Ok(Some(base64::engine::general_purpose::STANDARD.encode(bytes)))
+}
+
+fn format(args: &Args) -> Result<Option<OutputFormat>, Failure> {
+    let extension = args.output.as_ref().and_then(|path| path.extension()).and_then(|ext| ext.to_str());
+    let Some(name) = args.format.as_deref().or(extension) else { return Ok(None) };
+    match name.to_ascii_lowercase().as_str() {
+        "png" => Ok(Some(OutputFormat::Png)),
+        "jpg" | "jpeg" => Ok(Some(OutputFormat::Jpeg)),
+        "webp" => Ok(Some(OutputFormat::Webp)),
+        other => {
+            let message = format!("`{other}` is no format that can be written; png, jpeg and webp are");
+            Err(calotype_engine::Error::invalid("format", message).into())
+        }
+    }
+}
+
+/// Where image `index` goes: the output given, or a name from the prompt that is not taken yet.
+fn path_of(args: &Args, image: &ImageView, index: usize) -> PathBuf {
+    let numbered = |stem: &str, number: usize, extension: &str| match number {
+        1 => format!("{stem}.{extension}"),
+        number => format!("{stem}-{number}.{extension}"),
+    };
+    let by_type = match image.media_type.as_str() {
+        "image/jpeg" => "jpg",
+        "image/webp" => "webp",
+        _ => "png",
+    };
+    if let Some(output) = &args.output {
+        let stem = output.file_stem().and_then(|stem| stem.to_str()).unwrap_or("image");
+        let extension = output.extension().and_then(|extension| extension.to_str()).unwrap_or(by_type);
+        return output.with_file_name(numbered(stem, index + 1, extension));
+    }
+    let stem = slug(&args.prompt);
+    (1..)
+        .map(|number| PathBuf::from(numbered(&stem, number, by_type)))
+        .find(|path| !path.exists())
+        .unwrap_or_else(|| PathBuf::from(format!("{}.{by_type}", image.artifact.0)))
+}
+
+/// A file name from a prompt: lower-case words with hyphens, at most 60 characters.
+fn slug(prompt: &str) -> String {
+    let mut slug = String::new();
+    for letter in prompt.chars().flat_map(char::to_lowercase) {
+        if slug.chars().count() >= 60 {
+            break;
+        }
+        if letter.is_alphanumeric() {
+            slug.push(letter);
+        } else if !slug.is_empty() && !slug.ends_with('-') {
+            slug.push('-');
+        }
+    }
+    let slug = slug.trim_end_matches('-');
+    if slug.is_empty() { "image".to_owned() } else { slug.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prompt_becomes_a_file_name() {
+        assert_eq!(slug("a red apple on the beach, 3d"), "a-red-apple-on-the-beach-3d");
+        assert_eq!(slug("../../etc/passwd"), "etc-passwd");
+        assert_eq!(slug("???"), "image");
+        assert!(slug(&"long ".repeat(100)).chars().count() <= 60);
+    }
+}

@@ -1,0 +1,53 @@
+//! `calotype models`: of a server, or of the folders that a server here would use.
+
+use std::path::PathBuf;
+
+use calotype_engine::model::{Catalogue, ModelRecord};
+
+use crate::client::Client;
+use crate::exit_code::{Exit, Failure};
+use crate::{console, places};
+
+/// Whose models.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Ask this server; without it the folders here are scanned.
+    #[arg(long, value_name = "URL", env = "CALOTYPE_SERVER")]
+    server: Option<String>,
+    /// Its API key.
+    #[arg(long, value_name = "KEY", env = "CALOTYPE_API_KEY", hide_env_values = true)]
+    api_key: Option<String>,
+    /// A folder with models; may be given several times.
+    #[arg(long = "models", value_name = "DIR")]
+    models: Vec<PathBuf>,
+    /// Print JSON for programs.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Lists them.
+pub fn run(args: &Args) -> Result<Exit, Failure> {
+    let records: Vec<ModelRecord> = match &args.server {
+        Some(url) => Client::new(url, args.api_key.clone())?.get("/api/models")?,
+        None => {
+            let dirs = places::model_dirs(&args.models, &places::data_dir());
+            Catalogue::scan(&dirs).models().cloned().collect()
+        }
+    };
+    if args.json {
+        super::print_json(&records)?;
+        return Ok(Exit::Ok);
+    }
+    for record in records {
+        let kind = format!("{:?}", record.kind).to_lowercase();
+        println!("{:<24} {kind:<10} {:>10}  {}", record.id, console::bytes(record.weights_bytes), record.name);
+        if !record.presets.is_empty() {
+            let names: Vec<&str> = record.presets.keys().map(String::as_str).collect();
+            println!("{:<24} presets: {}", "", names.join(", "));
+        }
+        if let Some(problem) = &record.problem {
+            println!("{:<24} problem: {problem}", "");
+        }
+    }
+    Ok(Exit::Ok)
+}

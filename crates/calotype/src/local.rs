@@ -1,0 +1,84 @@
+//! An engine and a server in this process: what `serve` runs, and what `generate` uses when no server is named.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use calotype_engine::{Config, Engine};
+use calotype_server::ServerConfig;
+
+use crate::exit_code::Failure;
+use crate::places;
+
+/// Options that a local engine needs, for `serve` and `generate` alike.
+#[derive(Debug, Clone, clap::Args)]
+pub struct EngineArgs {
+    /// A folder with models; may be given several times. Others are found by themselves.
+    #[arg(long = "models", value_name = "DIR")]
+    pub models: Vec<PathBuf>,
+    /// What computes in the native worker.
+    #[arg(long, value_enum, default_value_t = super::commands::worker::RuntimeArg::Auto)]
+    pub runtime: super::commands::worker::RuntimeArg,
+    /// The ONNX Runtime library, when it lies in an unusual place.
+    #[arg(long, value_name = "FILE", env = "CALOTYPE_ONNXRUNTIME")]
+    pub onnxruntime: Option<PathBuf>,
+    /// CPU threads of a worker; 0 for all cores.
+    #[arg(long, default_value_t = 0)]
+    pub threads: u32,
+    /// Another worker program, for tests.
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub worker_program: Option<PathBuf>,
+    /// Its arguments.
+    #[arg(long, value_name = "ARG", hide = true, allow_hyphen_values = true)]
+    pub worker_arg: Vec<String>,
+}
+
+impl EngineArgs {
+    /// The engine's settings.
+    pub fn config(&self, data_dir: &Path) -> Result<Config, Failure> {
+        let own = std::env::current_exe()
+            .map_err(|error| Failure::Other(format!("failed to find this program: {error}")))?;
+        let mut config = Config::new(data_dir.to_owned(), self.worker_program.clone().unwrap_or(own));
+        config.model_dirs = places::model_dirs(&self.models, data_dir);
+        config.threads = self.threads;
+        config.worker_args = self.worker_arg.clone();
+        if self.worker_program.is_none() {
+            config.worker_args = vec!["worker".into(), "--runtime".into(), self.runtime.name().into()];
+            if let Some(library) = &self.onnxruntime {
+                config.worker_args.extend(["--onnxruntime".into(), library.display().to_string()]);
+            }
+        }
+        Ok(config)
+    }
+}
+
+/// Starts engine and server, tells where it listens, and serves until `shutdown`.
+pub async fn serve(
+    config: Config,
+    server_config: ServerConfig,
+    listening: impl FnOnce(SocketAddr),
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), Failure> {
+    // The address first: a wrong one must not cost the start of an engine.
+    let server = calotype_server::bind(server_config).await.map_err(|error| Failure::Other(error.to_string()))?;
+    let engine = Engine::start(config).await?;
+    listening(server.local_addr());
+    let served = server.serve(engine.clone(), shutdown).await;
+    engine.shutdown().await;
+    served.map_err(|error| Failure::Other(error.to_string()))
+}
+
+/// A runtime for it.
+pub fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Other(format!("failed to start the async runtime: {error}")))
+}
+
+/// Log lines to stderr, by `RUST_LOG` or this default.
+pub fn log(default: &str) {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+}
