@@ -1,5 +1,57 @@
 //! What survives a crash: the journal (SQLite, one writing thread) and content-addressed artifacts.
 
 mod artifacts;
+mod journal;
+mod rows;
+#[cfg(test)]
+mod tests;
+mod writer;
 
-pub use artifacts::ArtifactHash;
+pub use artifacts::{ArtifactHash, Artifacts, Swept, media_type};
+pub use journal::{Finish, Finished, Inserted, JobFilter, NewJob, Store};
+
+use crate::error::{Code, Error};
+
+/// Why the store could not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another engine owns the folder.
+    #[error("{0} is in use by another server")]
+    InUse(String),
+    /// The database says no.
+    #[error("the journal failed: {0}")]
+    Database(#[from] rusqlite::Error),
+    /// The disk says no.
+    #[error("the disk failed: {0}")]
+    Disk(#[from] std::io::Error),
+    /// A row that this program did not write.
+    #[error("the journal holds what is not understood: {0}")]
+    Strange(String),
+    /// A journal of a later version.
+    #[error("the journal has version {found}, this program knows up to {known}")]
+    TooNew {
+        /// In the file.
+        found: usize,
+        /// Here.
+        known: usize,
+    },
+    /// The writing thread is gone.
+    #[error("the journal is closed")]
+    Closed,
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        let advice = match &error {
+            StoreError::InUse(_) => Some("stop the other server, or choose another --data-dir"),
+            StoreError::TooNew { .. } => Some("use the newer program, or choose another --data-dir"),
+            StoreError::Disk(_) | StoreError::Database(_) => Some("look at the disk's space and rights"),
+            StoreError::Strange(_) | StoreError::Closed => None,
+        };
+        let failed = Error::new(Code::StoreFailed, error.to_string());
+        match advice {
+            Some(advice) => failed.advice(advice),
+            None => failed,
+        }
+    }
+}

@@ -1,0 +1,371 @@
+//! Jobs, peaks and event numbers in `journal.sqlite`.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use calotype_protocol::JobId;
+use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
+
+use super::rows::{COLUMNS, record, text};
+use super::writer::{Durable, Writer};
+use super::{ArtifactHash, StoreError};
+use crate::error::Error;
+use crate::inference::Plan;
+use crate::processing::{Class, JobRecord, JobResult, JobState};
+
+/// Each once, in order; the file's `user_version` counts those that were done.
+const MIGRATIONS: &[&str] = &[include_str!("migrations/1.sql")];
+
+/// Values of several types for one statement.
+macro_rules! params_of {
+    ($($value:expr),* $(,)?) => { vec![$(Box::new($value) as Box<dyn rusqlite::ToSql>),*] };
+}
+
+/// A job to write down.
+#[derive(Debug, Clone)]
+pub struct NewJob {
+    /// Its name.
+    pub id: JobId,
+    /// Its class.
+    pub class: Class,
+    /// Its priority.
+    pub priority: i32,
+    /// The client's key.
+    pub key: Option<String>,
+    /// Digest of the request that came with the key.
+    pub key_digest: String,
+    /// What to do.
+    pub plan: Plan,
+    /// Milliseconds since 1970.
+    pub created_at_ms: u64,
+}
+
+/// What became of it.
+#[derive(Debug)]
+pub enum Inserted {
+    /// On disk, at this place in the order of arrival.
+    New {
+        /// Its place.
+        sequence: u64,
+    },
+    /// The key was known, with the same request.
+    Existing(Box<JobRecord>),
+    /// The key was known, with another request.
+    KeyReused,
+}
+
+/// How a job ended.
+#[derive(Debug, Clone)]
+pub struct Finish {
+    /// A final state.
+    pub state: JobState,
+    /// Pictures and figures.
+    pub result: Option<JobResult>,
+    /// Why there are none.
+    pub error: Option<Error>,
+    /// Milliseconds since 1970.
+    pub finished_at_ms: u64,
+}
+
+/// What became of an end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finished {
+    /// Written.
+    Now,
+    /// The job had ended before; nothing was changed.
+    Already,
+}
+
+/// Which jobs to list.
+#[derive(Debug, Clone, Default)]
+pub struct JobFilter {
+    /// Only in this state.
+    pub state: Option<JobState>,
+    /// Only older ones than this place.
+    pub before_sequence: Option<u64>,
+    /// At most so many.
+    pub limit: usize,
+}
+
+/// The journal. Cheap to clone; closes with its last clone.
+#[derive(Clone)]
+pub struct Store {
+    writer: Writer,
+    reader: Arc<Mutex<Connection>>,
+    // Held while the store is open: one engine a folder.
+    _lock: Arc<File>,
+}
+
+impl Store {
+    /// Opens or makes the journal of a folder. Jobs that were claimed wait again.
+    pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        let lock = File::options().create(true).truncate(false).write(true).open(dir.join("lock"))?;
+        lock.try_lock().map_err(|_| StoreError::InUse(dir.display().to_string()))?;
+        let path = dir.join("journal.sqlite");
+        let connection = Connection::open(&path)?;
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        migrate(&connection)?;
+        connection.execute(
+            "UPDATE jobs SET state = ?1, worker = NULL WHERE state = ?2",
+            params![text(&JobState::Queued)?, text(&JobState::Running)?],
+        )?;
+        let reader = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        Ok(Self { writer: Writer::start(connection)?, reader: Arc::new(Mutex::new(reader)), _lock: Arc::new(lock) })
+    }
+
+    /// Writes a job down, once for each key.
+    pub async fn insert(&self, job: NewJob) -> Result<Inserted, StoreError> {
+        self.writer
+            .submit(Durable::Yes, move |connection| {
+                if let Some(key) = &job.key {
+                    let sql = format!("SELECT {COLUMNS}, key_digest FROM jobs WHERE key = ?1");
+                    let mut query = connection.prepare_cached(&sql)?;
+                    let mut rows = query.query([key])?;
+                    if let Some(row) = rows.next()? {
+                        let digest: String = row.get("key_digest")?;
+                        return Ok(if digest == job.key_digest {
+                            Inserted::Existing(Box::new(record(row)?))
+                        } else {
+                            Inserted::KeyReused
+                        });
+                    }
+                }
+                let mut insert = connection.prepare_cached(
+                    "INSERT INTO jobs (id, state, class, priority, key, key_digest, plan, created_at_ms)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+                )?;
+                let sequence = insert.insert(params![
+                    job.id.0,
+                    text(&JobState::Queued)?,
+                    text(&job.class)?,
+                    job.priority,
+                    job.key,
+                    job.key_digest,
+                    text(&job.plan)?,
+                    job.created_at_ms as i64,
+                ])?;
+                Ok(Inserted::New { sequence: sequence as u64 })
+            })
+            .await
+    }
+
+    /// A worker has the job.
+    pub async fn claim(&self, job: &JobId, attempt: u32, worker: &str, at_ms: u64) -> Result<(), StoreError> {
+        let (job, worker) = (job.clone(), worker.to_owned());
+        self.change(
+            Durable::No,
+            "UPDATE jobs SET state = ?2, attempts = ?3, worker = ?4, started_at_ms = ?5
+             WHERE id = ?1 AND finished_at_ms IS NULL",
+            move || Ok(params_of![job.0, text(&JobState::Running)?, attempt, worker, at_ms as i64]),
+        )
+        .await
+    }
+
+    /// The job waits again.
+    pub async fn requeue(&self, job: &JobId, crashes: u32) -> Result<(), StoreError> {
+        let job = job.clone();
+        self.change(
+            Durable::No,
+            "UPDATE jobs SET state = ?2, crashes = ?3, worker = NULL WHERE id = ?1 AND finished_at_ms IS NULL",
+            move || Ok(params_of![job.0, text(&JobState::Queued)?, crashes]),
+        )
+        .await
+    }
+
+    /// The job is held.
+    pub async fn pause(&self, job: &JobId) -> Result<(), StoreError> {
+        self.hold(job, JobState::Paused).await
+    }
+
+    /// The job is let go.
+    pub async fn unpause(&self, job: &JobId) -> Result<(), StoreError> {
+        self.hold(job, JobState::Queued).await
+    }
+
+    async fn hold(&self, job: &JobId, state: JobState) -> Result<(), StoreError> {
+        let job = job.clone();
+        self.change(
+            Durable::Yes,
+            "UPDATE jobs SET state = ?2 WHERE id = ?1 AND finished_at_ms IS NULL",
+            move || Ok(params_of![job.0, text(&state)?]),
+        )
+        .await
+    }
+
+    /// The job has ended; the first end stays.
+    pub async fn finish(&self, job: &JobId, finish: Finish) -> Result<Finished, StoreError> {
+        let job = job.clone();
+        self.writer
+            .submit(Durable::Yes, move |connection| {
+                let mut update = connection.prepare_cached(
+                    "UPDATE jobs SET state = ?2, result = ?3, error = ?4, finished_at_ms = ?5
+                     WHERE id = ?1 AND finished_at_ms IS NULL",
+                )?;
+                let changed = update.execute(params![
+                    job.0,
+                    text(&finish.state)?,
+                    finish.result.as_ref().map(text).transpose()?,
+                    finish.error.as_ref().map(text).transpose()?,
+                    finish.finished_at_ms as i64,
+                ])?;
+                Ok(if changed == 0 { Finished::Already } else { Finished::Now })
+            })
+            .await
+    }
+
+    /// Forgets a job that has ended.
+    pub async fn delete(&self, job: &JobId) -> Result<(), StoreError> {
+        let job = job.clone();
+        self.change(
+            Durable::Yes,
+            "DELETE FROM jobs WHERE id = ?1 AND finished_at_ms IS NOT NULL",
+            move || Ok(params_of![job.0]),
+        )
+        .await
+    }
+
+    /// One job.
+    pub async fn job(&self, job: &JobId) -> Result<Option<JobRecord>, StoreError> {
+        let job = job.clone();
+        self.read(move |connection| {
+            let mut query = connection.prepare_cached(&format!("SELECT {COLUMNS} FROM jobs WHERE id = ?1"))?;
+            let mut rows = query.query([job.0])?;
+            rows.next()?.map(record).transpose()
+        })
+        .await
+    }
+
+    /// Jobs, newest first.
+    pub async fn jobs(&self, filter: JobFilter) -> Result<Vec<JobRecord>, StoreError> {
+        self.read(move |connection| {
+            let state = filter.state.as_ref().map(text).transpose()?;
+            let before = filter.before_sequence.map_or(i64::MAX, |before| i64::try_from(before).unwrap_or(i64::MAX));
+            let limit = i64::try_from(filter.limit).unwrap_or(i64::MAX);
+            let mut query = connection.prepare_cached(&format!(
+                "SELECT {COLUMNS} FROM jobs WHERE sequence < ?1 AND (?2 IS NULL OR state = ?2)
+                 ORDER BY sequence DESC LIMIT ?3"
+            ))?;
+            let mut rows = query.query(params![before, state, limit])?;
+            let mut records = Vec::new();
+            while let Some(row) = rows.next()? {
+                records.push(record(row)?);
+            }
+            Ok(records)
+        })
+        .await
+    }
+
+    /// Jobs that have not ended, in the order of arrival.
+    pub async fn unfinished(&self) -> Result<Vec<JobRecord>, StoreError> {
+        self.read(move |connection| {
+            let sql = format!("SELECT {COLUMNS} FROM jobs WHERE finished_at_ms IS NULL ORDER BY sequence");
+            let mut query = connection.prepare(&sql)?;
+            let mut rows = query.query([])?;
+            let mut records = Vec::new();
+            while let Some(row) = rows.next()? {
+                records.push(record(row)?);
+            }
+            Ok(records)
+        })
+        .await
+    }
+
+    /// Every artifact that a job refers to.
+    pub async fn referenced_artifacts(&self) -> Result<HashSet<ArtifactHash>, StoreError> {
+        self.read(|connection| {
+            let mut query = connection.prepare(&format!("SELECT {COLUMNS} FROM jobs"))?;
+            let mut rows = query.query([])?;
+            let mut kept = HashSet::new();
+            while let Some(row) = rows.next()? {
+                let record = record(row)?;
+                kept.extend(record.plan.init_image);
+                kept.extend(record.plan.mask);
+                kept.extend(record.result.into_iter().flat_map(|result| result.images).map(|image| image.artifact));
+            }
+            Ok(kept)
+        })
+        .await
+    }
+
+    /// Keeps the highest working set of a shape.
+    pub async fn record_peak(&self, shape: &str, bytes: u64) -> Result<(), StoreError> {
+        let shape = shape.to_owned();
+        self.change(
+            Durable::No,
+            "INSERT INTO peaks VALUES (?1, ?2, ?2, 1) ON CONFLICT (shape) DO UPDATE SET
+             highest_bytes = max(highest_bytes, ?2), last_bytes = ?2, times = times + 1",
+            move || Ok(params_of![shape, bytes as i64]),
+        )
+        .await
+    }
+
+    /// The highest working set of each shape.
+    pub async fn peaks(&self) -> Result<Vec<(String, u64)>, StoreError> {
+        self.read(|connection| {
+            let mut query = connection.prepare("SELECT shape, highest_bytes FROM peaks")?;
+            let rows = query.query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?)))?;
+            let mut peaks = Vec::new();
+            for row in rows {
+                let (shape, bytes) = row?;
+                peaks.push((shape, u64::try_from(bytes).unwrap_or(0)));
+            }
+            Ok(peaks)
+        })
+        .await
+    }
+
+    /// The first of `count` event numbers that nobody had before.
+    pub async fn reserve_event_ids(&self, count: u64) -> Result<u64, StoreError> {
+        self.writer
+            .submit(Durable::Yes, move |connection| {
+                let next: i64 = connection
+                    .query_row("SELECT value FROM facts WHERE name = 'next_event'", [], |row| row.get(0))
+                    .optional()?
+                    .unwrap_or(1);
+                connection.execute(
+                    "INSERT INTO facts VALUES ('next_event', ?1) ON CONFLICT (name) DO UPDATE SET value = ?1",
+                    [next.saturating_add_unsigned(count)],
+                )?;
+                Ok(next.unsigned_abs())
+            })
+            .await
+    }
+
+    async fn change(
+        &self,
+        durable: Durable,
+        sql: &'static str,
+        values: impl FnOnce() -> Result<Vec<Box<dyn rusqlite::ToSql>>, StoreError> + Send + 'static,
+    ) -> Result<(), StoreError> {
+        self.writer
+            .submit(durable, move |connection| {
+                connection.prepare_cached(sql)?.execute(rusqlite::params_from_iter(values()?))?;
+                Ok(())
+            })
+            .await
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let reader = Arc::clone(&self.reader);
+        tokio::task::spawn_blocking(move || query(&reader.lock().unwrap_or_else(PoisonError::into_inner)))
+            .await
+            .map_err(|_| StoreError::Closed)?
+    }
+}
+
+
+fn migrate(connection: &Connection) -> Result<(), StoreError> {
+    let done: usize = connection.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))?.unsigned_abs() as usize;
+    if done > MIGRATIONS.len() {
+        return Err(StoreError::TooNew { found: done, known: MIGRATIONS.len() });
+    }
+    for (index, migration) in MIGRATIONS.iter().enumerate().skip(done) {
+        connection.execute_batch(&format!("BEGIN; {migration} PRAGMA user_version = {}; COMMIT", index + 1))?;
+    }
+    Ok(())
+}
