@@ -43,6 +43,8 @@ codes! {
     NotSupported = "NOT_SUPPORTED", Inference, false;
     /// No such job, artifact or route.
     NotFound = "NOT_FOUND", Server, false;
+    /// The route does not take that method.
+    MethodNotAllowed = "METHOD_NOT_ALLOWED", Server, false;
     /// The job's state does not allow that.
     Conflict = "CONFLICT", Processing, false;
     /// The idempotency key was used with another request.

@@ -1,1 +1,161 @@
-//! server
+//! The HTTP door: checks, converts, calls the engine, converts back. It holds no state of a job.
+
+mod auth;
+mod body;
+mod error;
+mod openapi;
+mod range;
+mod request_id;
+mod routes;
+
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use axum::Router;
+use axum::middleware::{from_fn, from_fn_with_state};
+use calotype_engine::{Code, Engine, Error};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+/// How long open connections get to end once the server stops; streams of events do not end by themselves.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Settings of the door.
+#[derive(Debug, Clone)]
+pub struct ServerConfig {
+    /// Where to listen. Anything but loopback needs an API key.
+    pub listen: SocketAddr,
+    /// Asked of every client, where set.
+    pub api_key: Option<String>,
+    /// Largest body of a request.
+    pub max_body_bytes: usize,
+    /// How long a client may wait for its picture in one request.
+    pub sync_timeout: Duration,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 7801)),
+            api_key: None,
+            max_body_bytes: 64 << 20,
+            sync_timeout: Duration::from_secs(600),
+        }
+    }
+}
+
+/// Why nothing is served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Everybody could use it.
+    #[error("{0} can be reached from other machines: give an API key (--api-key), or listen on 127.0.0.1")]
+    Open(SocketAddr),
+    /// The address is taken, or not ours.
+    #[error("failed to listen on {address}: {reason}")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// What the system said.
+        reason: std::io::Error,
+    },
+    /// The listener broke.
+    #[error("failed to serve: {0}")]
+    Serve(std::io::Error),
+}
+
+/// What every handler can reach.
+#[derive(Clone)]
+pub(crate) struct App {
+    pub(crate) engine: Engine,
+    pub(crate) config: Arc<ServerConfig>,
+    pub(crate) metrics: Option<PrometheusHandle>,
+}
+
+/// A listener that does not serve yet.
+#[derive(Debug)]
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    config: ServerConfig,
+}
+
+/// Takes the address.
+pub async fn bind(config: ServerConfig) -> Result<Server, ServeError> {
+    if !config.listen.ip().is_loopback() && config.api_key.as_ref().is_none_or(String::is_empty) {
+        return Err(ServeError::Open(config.listen));
+    }
+    let failed = |reason| ServeError::Listen { address: config.listen, reason };
+    let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok(Server { listener, address, config })
+}
+
+impl Server {
+    /// Where it listens; the port is a real one also where 0 was asked for.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `shutdown`, then lets open requests end for a moment.
+    pub async fn serve(self, engine: Engine, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
+        let (stop, mut stopped) = watch::channel(());
+        let served = axum::serve(self.listener, router(engine, self.config)).with_graceful_shutdown(async move {
+            // Also when the sender is gone.
+            let _ = stopped.changed().await;
+        });
+        let mut serving = tokio::spawn(async move { served.await });
+        tokio::select! {
+            ended = &mut serving => return ended.unwrap_or_else(|error| Err(error.into())).map_err(ServeError::Serve),
+            () = shutdown => {}
+        }
+        let _ = stop.send(());
+        if tokio::time::timeout(GRACE, &mut serving).await.is_err() {
+            serving.abort();
+        }
+        Ok(())
+    }
+}
+
+/// Every route, behind the key and with a request id.
+pub fn router(engine: Engine, config: ServerConfig) -> Router {
+    let app = App { engine, config: Arc::new(config), metrics: recorder() };
+    let mut router: Router<App> = Router::new();
+    for route in routes::TABLE {
+        router = router.route(route.path, (route.handler)());
+    }
+    router
+        .fallback(async || error::Refused(no_route()))
+        .method_not_allowed_fallback(async || {
+            let error = Error::new(Code::MethodNotAllowed, "this route does not take that method");
+            error::Refused(error.advice("GET /openapi.json lists the routes"))
+        })
+        .layer(from_fn_with_state(app.clone(), auth::check))
+        .layer(from_fn(request_id::give))
+        .with_state(app)
+}
+
+fn no_route() -> Error {
+    Error::new(Code::NotFound, "there is no such route").advice("GET /openapi.json lists them")
+}
+
+/// The process's one recorder; absent where another program part installed its own.
+fn recorder() -> Option<PrometheusHandle> {
+    static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
+    HANDLE.get_or_init(|| PrometheusBuilder::new().install_recorder().ok()).clone()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_that_others_can_reach_needs_a_key() {
+        let open = ServerConfig { listen: SocketAddr::from(([0, 0, 0, 0], 0)), ..ServerConfig::default() };
+        assert!(matches!(bind(open.clone()).await, Err(ServeError::Open(_))));
+        let empty = ServerConfig { api_key: Some(String::new()), ..open.clone() };
+        assert!(matches!(bind(empty).await, Err(ServeError::Open(_))));
+        bind(ServerConfig { api_key: Some("key".into()), ..open }).await.unwrap();
+    }
+}

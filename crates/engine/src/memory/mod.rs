@@ -3,5 +3,5 @@
 mod ledger;
 mod peaks;
 
-pub use ledger::{Ledger, NoRoom, Owner};
+pub use ledger::{Ledger, Owner};
 pub use peaks::Peaks;

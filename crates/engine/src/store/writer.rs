@@ -44,11 +44,11 @@ impl Writer {
     }
 
     /// Queues an operation at once, in the order of the calls; the future waits for its commit.
-    pub(super) fn submit<T: Send + 'static>(
-        &self,
-        durable: Durable,
-        operation: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
-    ) -> impl Future<Output = Result<T, StoreError>> + Send + use<T> {
+    pub(super) fn submit<T, F>(&self, durable: Durable, operation: F) -> impl Future<Output = Result<T, StoreError>> + use<T, F>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    {
         let (reply, answer) = oneshot::channel();
         let work: Work = Box::new(move |connection| {
             let done = in_savepoint(connection, operation);

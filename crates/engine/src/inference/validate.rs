@@ -1,0 +1,429 @@
+//! Bad input ends here, with a code, a field, the allowed range and advice. Pure: what it needs to know it is given.
+
+use calotype_protocol::{Capabilities, Mode, Sampler, Schedule};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::images::{Inputs, input};
+use super::{GenerateRequest, Plan, PlannedLora};
+use crate::error::{Code, Error};
+use crate::model::{Catalogue, ModelRecord, Preset, nearest};
+
+const PROMPT_CHARS: usize = 32_000;
+const MOST_STEPS: u32 = 150;
+const MOST_GUIDANCE: f32 = 30.0;
+const MOST_IMAGES: u32 = 8;
+const MOST_LORAS: usize = 16;
+const MOST_LORA_WEIGHT: f32 = 4.0;
+const LEAST_EDGE: u32 = 64;
+const DEFAULT_STRENGTH: f32 = 0.75;
+const DEFAULT_QUALITY: u8 = 90;
+
+/// What the workers here can do, together.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Abilities {
+    /// Samplers.
+    pub samplers: Vec<Sampler>,
+    /// Schedules.
+    pub schedules: Vec<Schedule>,
+    /// Modes.
+    pub modes: Vec<Mode>,
+    /// Kinds of adapters.
+    pub adapters: Vec<String>,
+    /// Largest edge of an image.
+    pub max_edge: u32,
+}
+
+impl Abilities {
+    /// Of workers that are ready.
+    pub fn of(capabilities: &[&Capabilities]) -> Self {
+        fn union<T: Clone + Ord>(lists: impl Iterator<Item = Vec<T>>) -> Vec<T> {
+            let mut all: Vec<T> = lists.flatten().collect();
+            all.sort();
+            all.dedup();
+            all
+        }
+        let modes = |mode: &Mode| capabilities.iter().any(|one| one.modes.contains(mode));
+        Self {
+            samplers: union(capabilities.iter().map(|one| one.samplers.clone())),
+            schedules: union(capabilities.iter().map(|one| one.schedules.clone())),
+            modes: Mode::ALL.iter().copied().filter(modes).collect(),
+            adapters: union(capabilities.iter().map(|one| one.adapters.clone())),
+            max_edge: capabilities.iter().map(|one| one.max_edge).max().unwrap_or(0),
+        }
+    }
+
+    /// Of the native worker, for requests that come before one is ready.
+    pub fn native() -> Self {
+        Self {
+            samplers: vec![
+                Sampler::Ddim,
+                Sampler::Euler,
+                Sampler::EulerAncestral,
+                Sampler::Heun,
+                Sampler::DpmPp2m,
+                Sampler::DpmPp2mSde,
+                Sampler::UniPc,
+                Sampler::Lcm,
+            ],
+            schedules: vec![Schedule::Default, Schedule::Karras],
+            modes: Mode::ALL.to_vec(),
+            adapters: vec!["lora".into()],
+            max_edge: 1024,
+        }
+    }
+}
+
+/// Something that is accepted although it may not be meant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Warning {
+    /// Which field.
+    pub field: String,
+    /// What about it.
+    pub message: String,
+}
+
+/// A plan with what came along.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Planned {
+    /// Everything decided; the hashes of its images are set once they are kept.
+    pub plan: Plan,
+    /// What may not be meant.
+    pub warnings: Vec<Warning>,
+    /// The images.
+    pub inputs: Inputs,
+}
+
+/// Decides everything about a request, or says what is wrong with it.
+pub(crate) fn plan(
+    request: &GenerateRequest,
+    catalogue: &Catalogue,
+    abilities: &Abilities,
+    random_seed: u64,
+) -> Result<Planned, Error> {
+    unsupported(request)?;
+    text("prompt", &request.prompt)?;
+    let negative_prompt = request.negative_prompt.clone().unwrap_or_default();
+    text("negative_prompt", &negative_prompt)?;
+    let model = match &request.model {
+        Some(name) => catalogue.model(name)?,
+        None => catalogue.default_model()?,
+    };
+    if let Some(problem) = &model.problem {
+        return Err(Error::new(Code::ModelUnusable, format!("{} cannot be used: {problem}", model.id)).field("model"));
+    }
+    let mut warnings = Vec::new();
+    let (preset_name, preset) = preset(request, model)?;
+    let sampler = one_of(
+        "sampler",
+        request.sampler.as_deref().or(preset.sampler.as_deref()).unwrap_or("dpmpp_2m"),
+        &abilities.samplers,
+        Sampler::from_name,
+        Sampler::name,
+    )?;
+    let schedule = one_of(
+        "schedule",
+        request.schedule.as_deref().or(preset.schedule.as_deref()).unwrap_or("default"),
+        &abilities.schedules,
+        Schedule::from_name,
+        Schedule::name,
+    )?;
+    let steps = within("steps", request.steps.or(preset.steps).unwrap_or(20), 1, MOST_STEPS)?;
+    let guidance = fraction("guidance", request.guidance.or(preset.guidance).unwrap_or(7.0), 0.0, MOST_GUIDANCE)?;
+    let count = within("count", request.count.unwrap_or(1), 1, MOST_IMAGES)?;
+    let first_seed = request.seed.unwrap_or(random_seed);
+    let last_seed = first_seed.checked_add(u64::from(count) - 1).ok_or_else(|| {
+        Error::invalid("seed", format!("seed + count must stay below 2^64, {first_seed} + {count} does not"))
+    })?;
+    let (mode, inputs) = mode(request, abilities)?;
+    let edge = |field, asked: Option<u32>, default| edge(field, asked.unwrap_or(default), model.size_multiple, abilities.max_edge);
+    let width = edge("width", request.width, model.size.0)?;
+    let height = edge("height", request.height, model.size.1)?;
+    let strength = fraction("strength", request.strength.unwrap_or(DEFAULT_STRENGTH), 0.0, 1.0)?;
+    if mode != Mode::TextToImage && (steps as f32 * strength) < 1.0 {
+        return Err(Error::invalid("strength", format!("{steps} steps at strength {strength} leave no step to run"))
+            .advice("raise strength or steps, so that their product is 1 at least"));
+    }
+    let loras = loras(request, preset, sampler, model, catalogue, &mut warnings)?;
+    if guidance <= 1.0 && !negative_prompt.is_empty() {
+        warnings.push(warning("negative_prompt", "it has no effect at guidance 1 or below; the preset `quality` uses more"));
+    }
+    let plan = Plan {
+        model: model.id.clone(),
+        preset: preset_name,
+        mode,
+        prompt: request.prompt.clone(),
+        negative_prompt,
+        width,
+        height,
+        steps,
+        guidance,
+        sampler,
+        schedule,
+        seeds: (first_seed..=last_seed).collect(),
+        loras,
+        init_image: None,
+        mask: None,
+        strength,
+        clip_skip: within("clip_skip", request.clip_skip.unwrap_or(0), 0, 1)?,
+        preview_every: within("preview_every", request.preview_every.unwrap_or(0), 0, MOST_STEPS)?,
+        format: request.format.unwrap_or_default(),
+        quality: within("quality", request.quality.unwrap_or(DEFAULT_QUALITY), 1, 100)?,
+        latent_channels: model.latent_channels,
+        latent_factor: model.latent_factor,
+    };
+    Ok(Planned { plan, warnings, inputs })
+}
+
+fn warning(field: &str, message: impl Into<String>) -> Warning {
+    Warning { field: field.into(), message: message.into() }
+}
+
+/// What no worker of this build can do.
+fn unsupported(request: &GenerateRequest) -> Result<(), Error> {
+    let asked = [
+        ("control", "ControlNet", request.control.as_ref().is_some_and(|units| !units.is_empty())),
+        ("refiner", "a refiner", request.refiner.as_ref().is_some_and(|refiner| !refiner.is_null())),
+    ];
+    match asked.into_iter().find(|(_, _, asked)| *asked) {
+        None => Ok(()),
+        Some((field, what, _)) => Err(Error::new(Code::NotSupported, format!("no worker here supports {what}"))
+            .field(field)
+            .advice("a worker of the Python runtime (PyTorch and diffusers) would; this build has the native one only")),
+    }
+}
+
+fn text(field: &str, text: &str) -> Result<(), Error> {
+    let chars = text.chars().count();
+    if chars > PROMPT_CHARS {
+        return Err(Error::invalid(field, format!("{chars} characters, at most {PROMPT_CHARS} are taken")));
+    }
+    if text.contains('\0') {
+        return Err(Error::invalid(field, "it holds a NUL character"));
+    }
+    Ok(())
+}
+
+fn preset<'a>(request: &GenerateRequest, model: &'a ModelRecord) -> Result<(Option<String>, &'a Preset), Error> {
+    static NONE: Preset = Preset { loras: Vec::new(), sampler: None, schedule: None, steps: None, guidance: None };
+    let Some(name) = request.preset.as_ref().or(model.default_preset.as_ref()) else { return Ok((None, &NONE)) };
+    match model.presets.get(name) {
+        Some(preset) => Ok((Some(name.clone()), preset)),
+        None => Err(Error::invalid("preset", format!("{} has no preset `{}`", model.id, short(name)))
+            .advice(nearest(name, model.presets.keys().map(String::as_str)))),
+    }
+}
+
+fn short(text: &str) -> String {
+    text.chars().take(100).collect()
+}
+
+fn one_of<T: Copy + PartialEq>(
+    field: &str,
+    name: &str,
+    served: &[T],
+    from_name: impl Fn(&str) -> Option<T>,
+    name_of: impl Fn(T) -> &'static str,
+) -> Result<T, Error> {
+    let names = || served.iter().map(|one| name_of(*one));
+    match from_name(name) {
+        Some(known) if served.contains(&known) => Ok(known),
+        Some(_) => Err(Error::new(Code::NotSupported, format!("no worker here has the {field} `{name}`"))
+            .field(field)
+            .advice(format!("there are: {}", names().collect::<Vec<_>>().join(", ")))),
+        None => Err(Error::invalid(field, format!("unknown {field} `{}`", short(name))).advice(nearest(name, names()))),
+    }
+}
+
+fn within<T: PartialOrd + std::fmt::Display>(field: &str, value: T, least: T, most: T) -> Result<T, Error> {
+    if value < least || value > most {
+        return Err(Error::invalid(field, format!("{value} is out of range, {least} to {most} are allowed")));
+    }
+    Ok(value)
+}
+
+fn fraction(field: &str, value: f32, least: f32, most: f32) -> Result<f32, Error> {
+    if !value.is_finite() {
+        return Err(Error::invalid(field, format!("it must be a number from {least} to {most}")));
+    }
+    within(field, value, least, most)
+}
+
+fn edge(field: &str, edge: u32, multiple: u32, most: u32) -> Result<u32, Error> {
+    let multiple = multiple.max(1);
+    if edge < LEAST_EDGE || edge > most || !edge.is_multiple_of(multiple) {
+        let below = (edge.clamp(LEAST_EDGE, most.max(LEAST_EDGE)) / multiple) * multiple;
+        let near = below.max(LEAST_EDGE.next_multiple_of(multiple));
+        let message = format!("{edge} is not allowed: multiples of {multiple} from {LEAST_EDGE} to {most} are");
+        return Err(Error::invalid(field, message).advice(format!("{near} would do")));
+    }
+    Ok(edge)
+}
+
+fn mode(request: &GenerateRequest, abilities: &Abilities) -> Result<(Mode, Inputs), Error> {
+    let implied = match (&request.init_image, &request.mask) {
+        (None, None) => Mode::TextToImage,
+        (Some(_), None) => Mode::ImageToImage,
+        (Some(_), Some(_)) => Mode::Inpaint,
+        (None, Some(_)) => {
+            return Err(Error::invalid("mask", "a mask needs an image to repaint").advice("send init_image too"));
+        }
+    };
+    let mode = request.mode.unwrap_or(implied);
+    if mode != implied {
+        let message = format!("`{}` does not go with the images given, `{}` does", mode.name(), implied.name());
+        return Err(Error::invalid("mode", message).advice("leave mode out, or send init_image and mask to match"));
+    }
+    if !abilities.modes.contains(&mode) {
+        return Err(Error::new(Code::NotSupported, format!("no worker here can do {}", mode.name())).field("mode"));
+    }
+    let image = |text: &Option<String>, field| text.as_deref().map(|text| input(text, field)).transpose();
+    Ok((
+        mode,
+        Inputs { init_image: image(&request.init_image, "init_image")?, mask: image(&request.mask, "mask")? },
+    ))
+}
+
+/// The preset's LoRAs and the request's. The preset's go where they would do harm: an LCM LoRA draws nothing good with
+/// another sampler than the preset's.
+fn loras(
+    request: &GenerateRequest,
+    preset: &Preset,
+    sampler: Sampler,
+    model: &ModelRecord,
+    catalogue: &Catalogue,
+    warnings: &mut Vec<Warning>,
+) -> Result<Vec<PlannedLora>, Error> {
+    let emptied = request.loras.as_ref().is_some_and(Vec::is_empty);
+    let same_sampler = preset.sampler.as_deref().is_none_or(|name| name == sampler.name());
+    let mut asked: Vec<(String, String, f32)> = Vec::new();
+    if !emptied && same_sampler {
+        asked.extend(preset.loras.iter().map(|lora| ("preset".to_owned(), lora.name.clone(), lora.weight)));
+    } else if !emptied && !preset.loras.is_empty() {
+        warnings.push(warning("sampler", "the LoRAs of the preset were left out: they belong to its own sampler"));
+    }
+    let own = request.loras.as_deref().unwrap_or_default();
+    if own.len() > MOST_LORAS {
+        return Err(Error::invalid("loras", format!("{} LoRAs, at most {MOST_LORAS} are taken", own.len())));
+    }
+    for (index, lora) in own.iter().enumerate() {
+        let weight = lora.weight.unwrap_or(1.0);
+        fraction(&format!("loras[{index}].weight"), weight, -MOST_LORA_WEIGHT, MOST_LORA_WEIGHT)?;
+        asked.push((format!("loras[{index}].name"), lora.name.clone(), weight));
+    }
+    let mut planned: Vec<PlannedLora> = Vec::new();
+    for (field, name, weight) in asked {
+        let record = catalogue.lora(&name).map_err(|error| error.field(field.clone()))?;
+        if let Some(problem) = &record.problem {
+            return Err(Error::new(Code::ModelUnusable, format!("{name} cannot be used: {problem}")).field(field));
+        }
+        if let Some(base) = record.base.as_ref().filter(|base| base.as_str() != model.id.as_str()) {
+            return Err(Error::invalid(field, format!("{name} is made for {base}, not for {}", model.id)));
+        }
+        if let Some(trigger) = record.trigger.as_ref().filter(|trigger| !request.prompt.contains(trigger.as_str())) {
+            warnings.push(warning("prompt", format!("{name} works best with `{trigger}` in the prompt")));
+        }
+        match planned.iter_mut().find(|lora| lora.id == record.id) {
+            Some(known) => known.weight = weight,
+            None => planned.push(PlannedLora { id: record.id.clone(), weight }),
+        }
+    }
+    planned.retain(|lora| lora.weight != 0.0);
+    Ok(planned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inference::LoraRequest;
+
+    fn catalogue() -> Catalogue {
+        Catalogue::scan(&[concat!(env!("CARGO_MANIFEST_DIR"), "/../../models").into()])
+    }
+
+    fn request() -> GenerateRequest {
+        GenerateRequest { prompt: "a red apple".into(), ..GenerateRequest::default() }
+    }
+
+    fn planned(request: &GenerateRequest) -> Result<Planned, Error> {
+        plan(request, &catalogue(), &Abilities::native(), 77)
+    }
+
+    fn refused(change: impl Fn(&mut GenerateRequest)) -> (Code, String) {
+        let mut request = request();
+        change(&mut request);
+        let error = planned(&request).unwrap_err();
+        (error.code, error.field.unwrap_or_default())
+    }
+
+    #[test]
+    fn a_bare_prompt_takes_everything_from_the_models_own_preset() {
+        let plan = planned(&request()).unwrap().plan;
+        assert_eq!((plan.sampler, plan.steps, plan.guidance), (Sampler::Lcm, 4, 1.0));
+        assert_eq!((plan.width, plan.height, plan.seeds.as_slice()), (256, 256, &[77][..]));
+        assert_eq!(plan.loras.len(), 1);
+    }
+
+    #[test]
+    fn another_sampler_leaves_the_presets_loras_out_and_says_so() {
+        let mut request = request();
+        request.sampler = Some("euler".into());
+        let planned = planned(&request).unwrap();
+        assert!(planned.plan.loras.is_empty());
+        assert_eq!(planned.warnings[0].field, "sampler");
+    }
+
+    #[test]
+    fn a_lora_is_added_to_the_presets_and_an_empty_list_takes_them_away() {
+        let mut request = request();
+        request.loras = Some(vec![LoraRequest { name: "pixel".into(), weight: Some(0.5) }]);
+        assert_eq!(planned(&request).unwrap().plan.loras.len(), 2);
+        request.loras = Some(Vec::new());
+        assert!(planned(&request).unwrap().plan.loras.is_empty());
+    }
+
+    #[test]
+    fn every_field_out_of_range_is_refused_by_its_name() {
+        let invalid = |field: &str| (Code::InvalidInput, field.to_owned());
+        assert_eq!(refused(|r| r.width = Some(100)), invalid("width"));
+        assert_eq!(refused(|r| r.height = Some(0)), invalid("height"));
+        assert_eq!(refused(|r| r.height = Some(u32::MAX)), invalid("height"));
+        assert_eq!(refused(|r| r.steps = Some(0)), invalid("steps"));
+        assert_eq!(refused(|r| r.steps = Some(151)), invalid("steps"));
+        assert_eq!(refused(|r| r.guidance = Some(f32::NAN)), invalid("guidance"));
+        assert_eq!(refused(|r| r.guidance = Some(f32::INFINITY)), invalid("guidance"));
+        assert_eq!(refused(|r| r.strength = Some(1.5)), invalid("strength"));
+        assert_eq!(refused(|r| r.count = Some(9)), invalid("count"));
+        assert_eq!(refused(|r| r.clip_skip = Some(2)), invalid("clip_skip"));
+        assert_eq!(refused(|r| r.quality = Some(0)), invalid("quality"));
+        assert_eq!(refused(|r| r.sampler = Some("eulr".into())), invalid("sampler"));
+        assert_eq!(refused(|r| r.schedule = Some("x".into())), invalid("schedule"));
+        assert_eq!(refused(|r| r.preset = Some("x".into())), invalid("preset"));
+        assert_eq!(refused(|r| r.prompt = "é".repeat(32_001)), invalid("prompt"));
+        assert_eq!(refused(|r| r.mask = Some("x".into())), invalid("mask"));
+        assert_eq!(refused(|r| r.mode = Some(Mode::Inpaint)), invalid("mode"));
+        assert_eq!(
+            refused(|r| (r.seed, r.count) = (Some(u64::MAX), Some(2))),
+            invalid("seed")
+        );
+        assert_eq!(refused(|r| r.model = Some("x".into())), (Code::UnknownModel, "model".into()));
+        assert_eq!(refused(|r| r.sampler = Some("lms".into())), (Code::NotSupported, "sampler".into()));
+        assert_eq!(
+            refused(|r| r.control = Some(vec![serde_json::Value::Null])),
+            (Code::NotSupported, "control".into())
+        );
+        assert_eq!(refused(|r| r.init_image = Some("%%%".into())), (Code::ImageRefused, "init_image".into()));
+        assert_eq!(refused(|r| r.init_image = Some("AAAA".into())), (Code::ImageRefused, "init_image".into()));
+        assert_eq!(
+            refused(|r| r.loras = Some(vec![LoraRequest { name: "pixl".into(), weight: None }])),
+            (Code::UnknownModel, "loras[0].name".into())
+        );
+    }
+
+    #[test]
+    fn an_unknown_sampler_is_answered_with_its_neighbours() {
+        let mut request = request();
+        request.sampler = Some("euler_a".into());
+        assert!(planned(&request).unwrap_err().advice.unwrap().contains("euler_ancestral"));
+    }
+}

@@ -1,0 +1,221 @@
+use calotype_protocol::{Dtype, Embed, Load, ModelFormat, ModelSpec, Run, StepId, Work};
+use proptest::prelude::*;
+
+use super::*;
+
+fn run(job: &str, attempt: u32) -> Down {
+    let work = Work::Embed(Embed {
+        model: "tiny".into(),
+        text: String::new(),
+    });
+    Down::Run(Box::new(Run {
+        job: job.into(),
+        attempt: Attempt(attempt),
+        step: StepId::from("generate"),
+        priority: 0,
+        deadline_ms: None,
+        work,
+    }))
+}
+
+fn progress(job: &str, attempt: u32, done: u32, step_ms: f64) -> Up {
+    let phase = Phase::Denoise;
+    Up::Progress(Progress {
+        job: job.into(),
+        attempt: Attempt(attempt),
+        phase,
+        done,
+        total: 100,
+        step_ms,
+    })
+}
+
+fn s(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn cancel(job: &str) -> Down {
+    Down::Cancel {
+        job: job.into(),
+        attempt: Attempt(1),
+    }
+}
+
+fn step_of(job: &str) -> Overdue {
+    Overdue::Step {
+        job: job.into(),
+        attempt: Attempt(1),
+    }
+}
+
+#[test]
+fn a_job_without_progress_is_cancelled_and_then_condemned() {
+    let mut deadlines = Deadlines::new(Timing::default());
+    let start = Instant::now();
+    deadlines.sent(&run("a", 1), start);
+    assert_eq!(deadlines.next(), Some(start + s(10)));
+    assert_eq!(deadlines.overdue(start + s(9)), []);
+    assert_eq!(deadlines.overdue(start + s(10)), [step_of("a")]);
+    assert_eq!(deadlines.next(), Some(start + s(12)));
+    deadlines.heard(&progress("a", 1, 1, 10.0), start + s(11));
+    assert_eq!(
+        deadlines.overdue(start + s(12)),
+        [Overdue::Cancel { job: "a".into() }]
+    );
+}
+
+#[test]
+fn a_slow_step_buys_the_next_one_time_but_no_more_than_it_took() {
+    let mut deadlines = Deadlines::new(Timing::default());
+    let start = Instant::now();
+    deadlines.sent(&run("a", 1), start);
+    deadlines.heard(&progress("a", 1, 1, 6000.0), start + s(6));
+    assert_eq!(deadlines.next(), Some(start + s(36)));
+    deadlines.heard(&progress("a", 1, 2, 1e9), start + s(8));
+    assert_eq!(deadlines.next(), Some(start + s(48)));
+    deadlines.heard(&progress("a", 1, 3, f64::NAN), start + s(9)); // Counts as nothing.
+    assert_eq!(deadlines.next(), Some(start + s(19)));
+}
+
+#[test]
+fn progress_that_was_said_before_or_is_of_an_old_attempt_is_not_real() {
+    let mut deadlines = Deadlines::new(Timing::default());
+    let start = Instant::now();
+    deadlines.sent(&run("a", 2), start);
+    deadlines.heard(&progress("a", 2, 3, 1.0), start + s(1));
+    deadlines.heard(&progress("a", 2, 3, 1.0), start + s(5));
+    deadlines.heard(&progress("a", 1, 9, 1.0), start + s(5));
+    assert_eq!(deadlines.next(), Some(start + s(11)));
+    deadlines.heard(
+        &Up::Cancelled {
+            job: "a".into(),
+            attempt: Attempt(1),
+            at_step: 0,
+        },
+        start + s(6),
+    );
+    assert!(deadlines.next().is_some());
+    deadlines.heard(
+        &Up::Cancelled {
+            job: "a".into(),
+            attempt: Attempt(2),
+            at_step: 0,
+        },
+        start + s(6),
+    );
+    assert_eq!(deadlines.next(), None);
+}
+
+#[test]
+fn a_paused_job_has_no_deadline_until_it_is_resumed() {
+    let mut deadlines = Deadlines::new(Timing::default());
+    let start = Instant::now();
+    deadlines.sent(&run("a", 1), start);
+    deadlines.heard(
+        &Up::Paused {
+            job: "a".into(),
+            attempt: Attempt(1),
+            at_step: 0,
+        },
+        start,
+    );
+    assert_eq!(deadlines.next(), None);
+    deadlines.sent(
+        &Down::Resume {
+            job: "a".into(),
+            attempt: Attempt(1),
+        },
+        start + s(100),
+    );
+    assert_eq!(deadlines.next(), Some(start + s(110)));
+}
+
+#[test]
+fn a_cancel_from_outside_must_be_heeded_within_a_step_whatever_progress_is_made() {
+    let mut deadlines = Deadlines::new(Timing::default());
+    let start = Instant::now();
+    deadlines.sent(&run("a", 1), start);
+    deadlines.sent(&cancel("a"), start + s(1));
+    deadlines.heard(&progress("a", 1, 1, 1.0), start + s(5));
+    deadlines.sent(&cancel("a"), start + s(6));
+    assert_eq!(deadlines.next(), Some(start + s(11)));
+    assert_eq!(
+        deadlines.overdue(start + s(11)),
+        [Overdue::Cancel { job: "a".into() }]
+    );
+}
+
+#[test]
+fn a_job_that_waits_for_its_first_turn_lives_by_the_progress_of_others() {
+    let mut deadlines = Deadlines::new(Timing::default());
+    let start = Instant::now();
+    deadlines.sent(&run("a", 1), start);
+    deadlines.sent(&run("b", 1), start);
+    deadlines.heard(&progress("a", 1, 1, 1.0), start + s(9));
+    assert_eq!(deadlines.next(), Some(start + s(19)));
+    deadlines.heard(&progress("b", 1, 1, 1.0), start + s(10));
+    deadlines.heard(&progress("a", 1, 2, 1.0), start + s(15));
+    assert_eq!(deadlines.overdue(start + s(20)), [step_of("b")]);
+}
+
+#[test]
+fn a_load_has_time_by_its_bytes_and_more_with_each_new_byte() {
+    let mut deadlines = Deadlines::new(Timing::default());
+    let start = Instant::now();
+    let model = ModelSpec {
+        id: "tiny".into(),
+        family: "sd".into(),
+        format: ModelFormat::Onnx,
+        components: BTreeMap::new(),
+    };
+    let load = Load {
+        load: "l".into(),
+        model,
+        dtype: Dtype::F32,
+        budget_bytes: 200_000_000,
+    };
+    deadlines.sent(&Down::Load(load), start);
+    assert_eq!(deadlines.next(), Some(start + s(40)));
+    let halfway = Up::LoadProgress {
+        load: "l".into(),
+        done_bytes: 100_000_000,
+        total_bytes: 200_000_000,
+    };
+    deadlines.heard(&halfway, start + s(30));
+    assert_eq!(deadlines.next(), Some(start + s(65)));
+    deadlines.heard(&halfway, start + s(60));
+    assert_eq!(
+        deadlines.overdue(start + s(65)),
+        [Overdue::Load { load: "l".into() }]
+    );
+}
+
+proptest! {
+    #[test]
+    fn a_job_is_never_condemned_before_it_was_asked_to_cancel(
+        steps in prop::collection::vec((0u8..5, 0u64..15_000), 0..50),
+    ) {
+        let mut deadlines = Deadlines::new(Timing::default());
+        let mut now = Instant::now();
+        let mut done = 0;
+        let (mut asked, mut sent) = (false, false);
+        for (step, gap_ms) in steps {
+            now += Duration::from_millis(gap_ms);
+            for overdue in deadlines.overdue(now) {
+                match overdue {
+                    Overdue::Step { .. } => { prop_assert!(sent && !asked); asked = true; }
+                    Overdue::Cancel { .. } => prop_assert!(asked),
+                    Overdue::Load { .. } => prop_assert!(false),
+                }
+            }
+            let (job, attempt) = (JobId::from("a"), Attempt(1));
+            match step {
+                0 => { deadlines.sent(&run("a", 1), now); asked = false; sent = true; }
+                1 => { done += 1; deadlines.heard(&progress("a", 1, done, 1.0), now); }
+                2 => { deadlines.sent(&cancel("a"), now); asked |= sent; }
+                3 => deadlines.heard(&Up::Paused { job, attempt, at_step: 0 }, now),
+                _ => deadlines.sent(&Down::Resume { job, attempt }, now),
+            }
+        }
+    }
+}

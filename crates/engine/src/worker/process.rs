@@ -1,0 +1,255 @@
+//! The only place that starts processes and sends signals.
+//!
+//! Each process is the leader of a group of its own and has a keeper: a thread that starts it, waits for it, kills
+//! what is left of its group and reaps it. The order matters: the leader's number stays taken until the reap, so a
+//! signal to the group can never meet a stranger.
+//!
+//! The keeper also has to be a thread of its own because the parent-death signal is sent when the *thread* that
+//! forked ends, not when its process does. A runtime's thread may end while the server goes on; the keeper outlives
+//! the child by construction.
+
+#![expect(
+    unsafe_code,
+    reason = "code between fork and exec; the contract stands at the block"
+)]
+
+use std::io;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
+use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
+use tokio::sync::oneshot;
+
+/// A picture of a megapixel goes through the pipe in three pieces instead of fifty.
+#[cfg(target_os = "linux")]
+const PIPE_BYTES: usize = 1 << 20;
+
+/// What to start.
+#[derive(Debug)]
+pub(super) struct Program {
+    /// The file.
+    pub(super) program: PathBuf,
+    /// Its arguments.
+    pub(super) args: Vec<String>,
+    /// Environment on top of our own.
+    pub(super) env: Vec<(String, String)>,
+}
+
+/// How a process ended; none where the system would not say.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ended(Option<ExitStatus>);
+
+impl Ended {
+    /// For an end that nobody saw.
+    pub(super) fn unknown() -> Self {
+        Ended(None)
+    }
+
+    /// The signal that ended it.
+    pub(super) fn signal(self) -> Option<i32> {
+        self.0.and_then(|status| status.signal())
+    }
+
+    /// For a person.
+    pub(super) fn describe(self) -> String {
+        let code = self.0.and_then(|status| status.code());
+        match (code, self.signal()) {
+            (Some(code), _) => format!("exit status {code}"),
+            (None, Some(signal)) => format!("signal {signal}"),
+            (None, None) => "unknown exit status".to_owned(),
+        }
+    }
+}
+
+/// A running process. Dropped, it takes its whole group with it.
+#[derive(Debug)]
+pub(super) struct Process {
+    pid: u32,
+    group: Arc<Group>,
+}
+
+/// The three pipes of a process, not yet async, and the news of its end.
+#[derive(Debug)]
+pub(super) struct Ends {
+    /// What it reads.
+    pub(super) stdin: ChildStdin,
+    /// What it says.
+    pub(super) stdout: ChildStdout,
+    /// What it grumbles.
+    pub(super) stderr: ChildStderr,
+    /// Comes after its group was killed and it was reaped.
+    pub(super) ended: oneshot::Receiver<Ended>,
+}
+
+/// Signals and the reap exclude each other.
+#[derive(Debug)]
+struct Group {
+    leader: Option<Pid>,
+    reap: Mutex<Reap>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reap {
+    Pending,
+    Done,
+}
+
+impl Process {
+    /// Starts `program` in a group of its own. `then` runs on the keeper's thread after the reap,
+    /// before the end is told.
+    pub(super) async fn start(
+        program: Program,
+        then: impl FnOnce(u32) + Send + 'static,
+    ) -> io::Result<(Process, Ends)> {
+        let (started, start) = oneshot::channel();
+        let keeper = move || {
+            let (mut child, process, ends, tell) = match spawn(program) {
+                Ok(spawned) => spawned,
+                Err(error) => {
+                    // Nobody waits any more when the runtime is gone, and there is nothing to keep.
+                    let _ = started.send(Err(error));
+                    return;
+                }
+            };
+            let (group, pid) = (process.group.clone(), process.pid);
+            // Where nobody waits, the process comes back in the error, is dropped, and so is killed.
+            drop(started.send(Ok((process, ends))));
+            let ended = group.keep(&mut child);
+            then(pid);
+            // A driver that is gone does not ask.
+            let _ = tell.send(ended);
+        };
+        thread::Builder::new()
+            .name("worker-keeper".to_owned())
+            .spawn(keeper)?;
+        start
+            .await
+            .map_err(|_| io::Error::other("the keeper's thread ended"))?
+    }
+
+    /// The leader's id, which is the group's too.
+    pub(super) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Asks the whole group to leave.
+    pub(super) fn terminate(&self) {
+        self.group.signal(Signal::TERM);
+    }
+
+    /// Makes the whole group leave.
+    pub(super) fn kill(&self) {
+        self.group.signal(Signal::KILL);
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+impl Group {
+    fn signal(&self, signal: Signal) {
+        let reap = self.reap.lock().unwrap_or_else(PoisonError::into_inner);
+        if *reap == Reap::Pending
+            && let Some(leader) = self.leader
+        {
+            // It fails only where the group is already gone.
+            let _ = kill_process_group(leader, signal);
+        }
+    }
+
+    /// Waits for the leader's end, kills the rest of the group, reaps.
+    fn keep(&self, child: &mut Child) -> Ended {
+        if let Some(leader) = self.leader {
+            let unreaped = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+            while matches!(
+                waitid(WaitId::Pid(leader), unreaped),
+                Err(rustix::io::Errno::INTR)
+            ) {}
+        }
+        self.signal(Signal::KILL);
+        let mut reap = self.reap.lock().unwrap_or_else(PoisonError::into_inner);
+        let ended = Ended(child.wait().ok());
+        *reap = Reap::Done;
+        ended
+    }
+}
+
+type Spawned = (Child, Process, Ends, oneshot::Sender<Ended>);
+
+fn spawn(program: Program) -> io::Result<Spawned> {
+    let Program { program, args, env } = program;
+    let mut command = Command::new(program);
+    command.args(args).envs(env).process_group(0);
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    die_with_parent(&mut command);
+    let mut child = command.spawn()?;
+    let pid = child.id();
+    let leader = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let process = Process {
+        pid,
+        group: Arc::new(Group {
+            leader,
+            reap: Mutex::new(Reap::Pending),
+        }),
+    };
+    let (Some(stdin), Some(stdout), Some(stderr)) =
+        (child.stdin.take(), child.stdout.take(), child.stderr.take())
+    else {
+        return Err(io::Error::other("a pipe is missing"));
+    };
+    #[cfg(target_os = "linux")]
+    for result in [
+        rustix::pipe::fcntl_setpipe_size(&stdin, PIPE_BYTES),
+        rustix::pipe::fcntl_setpipe_size(&stdout, PIPE_BYTES),
+    ] {
+        if let Err(error) = result {
+            tracing::debug!(%error, "A worker's pipe keeps its size");
+        }
+    }
+    let (tell, ended) = oneshot::channel();
+    Ok((
+        child,
+        process,
+        Ends {
+            stdin,
+            stdout,
+            stderr,
+            ended,
+        },
+        tell,
+    ))
+}
+
+/// SIGKILL for the child when the keeper's thread, and so this whole process, ends.
+#[cfg(target_os = "linux")]
+fn die_with_parent(command: &mut Command) {
+    let parent = Pid::from_raw(std::process::id().cast_signed());
+    let before_exec = move || {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        // Had the parent died before that call, no signal would ever come.
+        if rustix::process::getppid() != parent {
+            return Err(io::Error::from_raw_os_error(
+                rustix::io::Errno::SRCH.raw_os_error(),
+            ));
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec only async-signal-safe code may run. The closure makes two bare system calls
+    // (prctl and getppid) and builds errors from a number; it allocates nothing, takes no lock and cannot panic.
+    unsafe {
+        command.pre_exec(before_exec);
+    }
+}
+
+/// Elsewhere a worker leaves when its stdin ends.
+#[cfg(not(target_os = "linux"))]
+fn die_with_parent(_command: &mut Command) {}

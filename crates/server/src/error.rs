@@ -1,0 +1,127 @@
+//! The one place where an error becomes an HTTP answer.
+
+use axum::Json;
+use axum::http::header::RETRY_AFTER;
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use calotype_engine::{Code, Domain, Error};
+use calotype_protocol::JobId;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// An error on its way out. Handlers return it; `request_id` turns it into the envelope.
+#[derive(Debug, Clone)]
+pub(crate) struct Refused(pub(crate) Error);
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        Self(error)
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let mut response = status(self.0.code).into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+/// What a client gets instead of an answer.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct Envelope {
+    /// The error.
+    pub(crate) error: Body,
+}
+
+/// An error for a client.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct Body {
+    /// Stable code.
+    pub(crate) code: Code,
+    /// One sentence.
+    pub(crate) message: String,
+    /// The domain that says it.
+    pub(crate) domain: Domain,
+    /// The field concerned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) field: Option<String>,
+    /// Whether the same request may succeed later.
+    pub(crate) retryable: bool,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) advice: Option<String>,
+    /// The job concerned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) job: Option<JobId>,
+    /// The request, for the logs.
+    pub(crate) request_id: String,
+}
+
+/// The answer of an error.
+pub(crate) fn envelope(error: &Error, request_id: &str) -> Response {
+    let body = Body {
+        code: error.code,
+        message: error.message.clone(),
+        domain: error.code.domain(),
+        field: error.field.clone(),
+        retryable: error.code.retryable(),
+        advice: error.advice.clone(),
+        job: error.job.clone(),
+        request_id: request_id.to_owned(),
+    };
+    let mut response = (status(error.code), Json(Envelope { error: body })).into_response();
+    if let Some(after_ms) = error.retry_after_ms {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(after_ms.div_ceil(1000).max(1)));
+    }
+    response
+}
+
+/// The HTTP status of each code.
+pub(crate) fn status(code: Code) -> StatusCode {
+    match code {
+        Code::MalformedBody => StatusCode::BAD_REQUEST,
+        Code::Unauthorized => StatusCode::UNAUTHORIZED,
+        Code::NotFound => StatusCode::NOT_FOUND,
+        Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+        Code::Conflict | Code::KeyReused | Code::Cancelled => StatusCode::CONFLICT,
+        Code::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        Code::InvalidInput
+        | Code::ImageRefused
+        | Code::UnknownModel
+        | Code::ModelUnusable
+        | Code::NotSupported
+        | Code::DoesNotFit => StatusCode::UNPROCESSABLE_ENTITY,
+        Code::QueueFull => StatusCode::TOO_MANY_REQUESTS,
+        Code::WorkerFailed | Code::Quarantined | Code::StoreFailed | Code::Internal => {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
+        Code::NoWorker | Code::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+        Code::DeadlineMissed => StatusCode::GATEWAY_TIMEOUT,
+        Code::OutOfMemory => StatusCode::INSUFFICIENT_STORAGE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_is_an_error_on_the_wire_and_its_name_is_its_own() {
+        let mut names = std::collections::BTreeSet::new();
+        for code in Code::ALL {
+            let status = status(*code);
+            assert!(status.is_client_error() || status.is_server_error(), "{code:?}");
+            assert!(names.insert(code.wire()), "{code:?}");
+            assert_eq!(serde_json::to_value(code).unwrap(), code.wire());
+        }
+    }
+
+    #[test]
+    fn a_full_queue_says_when_to_come_back() {
+        let error = Error::new(Code::QueueFull, "full").retry_after_ms(1500);
+        let response = envelope(&error, "req_1");
+        assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(response.headers()[RETRY_AFTER], "2");
+    }
+}

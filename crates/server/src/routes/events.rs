@@ -1,0 +1,65 @@
+//! Streams of events.
+
+use std::convert::Infallible;
+
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
+use axum::http::HeaderMap;
+use axum::response::sse::{Event as Line, KeepAlive, Sse};
+use calotype_engine::{Error, Subscription};
+use calotype_protocol::JobId;
+use futures_util::Stream;
+use futures_util::stream::unfold;
+use serde::Deserialize;
+
+use super::inference::query;
+use crate::App;
+use crate::error::Refused;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct From {
+    after: Option<u64>,
+}
+
+type Lines = Sse<axum::response::sse::KeepAliveStream<std::pin::Pin<Box<dyn Stream<Item = Result<Line, Infallible>> + Send>>>>;
+
+pub(super) async fn of_job(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    from: Result<Query<From>, QueryRejection>,
+    headers: HeaderMap,
+) -> Result<Lines, Refused> {
+    let job = JobId(id);
+    app.engine.job(&job).await?;
+    let after = after(query(from)?, &headers)?;
+    Ok(lines(app.engine.events(Some(job), after)))
+}
+
+pub(super) async fn of_all(
+    State(app): State<App>,
+    from: Result<Query<From>, QueryRejection>,
+    headers: HeaderMap,
+) -> Result<Lines, Refused> {
+    let after = after(query(from)?, &headers)?;
+    Ok(lines(app.engine.events(None, after)))
+}
+
+fn after(from: From, headers: &HeaderMap) -> Result<Option<u64>, Refused> {
+    let Some(last) = headers.get("last-event-id") else { return Ok(from.after) };
+    match last.to_str().ok().and_then(|last| last.parse().ok()) {
+        Some(last) => Ok(Some(last)),
+        None => Err(Refused(Error::invalid("Last-Event-ID", "it must be the number of an event"))),
+    }
+}
+
+fn lines(subscription: Subscription) -> Lines {
+    let stream = unfold(subscription, async |mut subscription| {
+        let event = subscription.next().await?;
+        let data = serde_json::to_string(&event).unwrap_or_default();
+        let line = Line::default().id(event.id.to_string()).event(event.kind.name()).data(data);
+        Some((Ok(line), subscription))
+    });
+    let boxed: std::pin::Pin<Box<dyn Stream<Item = Result<Line, Infallible>> + Send>> = Box::pin(stream);
+    Sse::new(boxed).keep_alive(KeepAlive::default())
+}

@@ -1,0 +1,112 @@
+//! `/api/inference`.
+
+use axum::Json as JsonAnswer;
+use axum::extract::{Query, State};
+use axum::http::header::{ACCEPT, CONTENT_TYPE};
+use axum::http::{HeaderMap, HeaderName};
+use axum::response::{IntoResponse, Response};
+use calotype_engine::inference::GenerateRequest;
+use calotype_engine::processing::{Class, JobState, JobView};
+use calotype_engine::{Code, Engine, Error, SubmitOptions, Validation};
+use calotype_protocol::JobId;
+use serde::Deserialize;
+
+use crate::App;
+use crate::body::Json;
+use crate::error::Refused;
+
+/// How a job is to be treated, in the query of both ways to submit one.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Treatment {
+    #[serde(default)]
+    pub(super) class: Class,
+    #[serde(default)]
+    pub(super) priority: i32,
+}
+
+/// A query string that cannot be read, as our error.
+pub(super) fn query<T>(
+    query: Result<Query<T>, axum::extract::rejection::QueryRejection>,
+) -> Result<T, Refused> {
+    match query {
+        Ok(Query(value)) => Ok(value),
+        Err(rejection) => Err(Refused(
+            Error::new(Code::InvalidInput, rejection.body_text())
+                .field("query")
+                .advice("GET /openapi.json describes every parameter"),
+        )),
+    }
+}
+
+/// Cancels a job when the client is gone: a handler whose client leaves is dropped.
+struct CancelOnLeave {
+    engine: Engine,
+    job: Option<JobId>,
+}
+
+impl Drop for CancelOnLeave {
+    fn drop(&mut self) {
+        if let Some(job) = self.job.take() {
+            let engine = self.engine.clone();
+            tokio::spawn(async move {
+                // It may have ended in this very moment.
+                let _ = engine.cancel(&job).await;
+            });
+        }
+    }
+}
+
+pub(super) async fn generate(
+    State(app): State<App>,
+    treatment: Result<Query<Treatment>, axum::extract::rejection::QueryRejection>,
+    headers: HeaderMap,
+    Json(request): Json<GenerateRequest>,
+) -> Result<Response, Refused> {
+    let Treatment { class, priority } = query(treatment)?;
+    let wants_bytes = headers
+        .get(ACCEPT)
+        .and_then(|accept| accept.to_str().ok())
+        .is_some_and(|accept| accept.trim_start().starts_with("image/"));
+    let options = SubmitOptions { key: None, class, priority };
+    let submitted = app.engine.submit(request, options).await?;
+    let job = submitted.job.id;
+    let mut guard = CancelOnLeave { engine: app.engine.clone(), job: Some(job.clone()) };
+    let waited = tokio::time::timeout(app.config.sync_timeout, app.engine.wait(&job)).await;
+    let view = waited.map_err(|_| {
+        let seconds = app.config.sync_timeout.as_secs();
+        Error::new(Code::DeadlineMissed, format!("the job took longer than {seconds} s and was cancelled"))
+            .advice("submit long work with POST /api/jobs")
+            .job(job.clone())
+    })??;
+    guard.job = None;
+    let view = succeeded(view)?;
+    if !wants_bytes {
+        return Ok(JsonAnswer(view).into_response());
+    }
+    let first = view.result.as_ref().and_then(|result| result.images.first());
+    let image = first.ok_or_else(|| Error::new(Code::Internal, "the job has no picture").job(job))?;
+    let artifact = app.engine.artifact(&image.artifact.0).await?;
+    let headers = [
+        (CONTENT_TYPE, artifact.media_type.to_owned()),
+        (HeaderName::from_static("x-calotype-job"), view.id.to_string()),
+        (HeaderName::from_static("x-calotype-seed"), image.seed.to_string()),
+    ];
+    Ok((headers, artifact.bytes).into_response())
+}
+
+/// A job with its pictures, or why it has none.
+fn succeeded(view: JobView) -> Result<JobView, Refused> {
+    match (view.state, view.error) {
+        (JobState::Succeeded, error) => Ok(JobView { error, ..view }),
+        (_, Some(error)) => Err(Refused(error)),
+        (_, None) => Err(Refused(Error::new(Code::Cancelled, "the job was cancelled").job(view.id))),
+    }
+}
+
+pub(super) async fn validate(
+    State(app): State<App>,
+    Json(request): Json<GenerateRequest>,
+) -> Result<JsonAnswer<Validation>, Refused> {
+    Ok(JsonAnswer(app.engine.validate(request).await?))
+}
