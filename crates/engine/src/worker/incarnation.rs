@@ -131,7 +131,7 @@ impl Incarnation {
         let ended = async { (&mut self.ended).await };
         tokio::select! {
             biased;
-            ended = ended => Heard::Ended(ended.unwrap_or(Ended::unknown())),
+            ended = ended => Heard::Ended(ended.unwrap_or_default()),
             Some(frame) = self.channel.frames.recv(), if listen => Heard::Frame(frame),
         }
     }
@@ -279,7 +279,7 @@ impl Incarnation {
     }
 
     /// After the reap: takes the last words out of the pipes and says how it ended.
-    pub(super) async fn finish(mut self, ended: Ended) -> (Vec<WorkerEventKind>, Remains) {
+    pub(super) async fn finish(mut self, mut ended: Ended) -> (Vec<WorkerEventKind>, Remains) {
         let by = Instant::now() + PIPES_END;
         let mut events = Vec::new();
         while matches!(self.stdout, Stdout::Open)
@@ -288,7 +288,8 @@ impl Incarnation {
             events.extend(self.hear(frame, Instant::now()));
         }
         let stderr_tail = self.channel.stderr_tail(by).await;
-        let cause = self.cause(ended);
+        ended.rest_of_group(by).await;
+        let cause = self.cause(&ended);
         // Always legal: nothing is gone before its reap.
         self.state = self.state.on(Move::Reaped).unwrap_or(State::Gone);
         let status = ended.describe();
@@ -305,7 +306,7 @@ impl Incarnation {
         )
     }
 
-    fn cause(&mut self, ended: Ended) -> ExitCause {
+    fn cause(&mut self, ended: &Ended) -> ExitCause {
         if let Some(leaving) = self.leaving.take() {
             return leaving.cause;
         }

@@ -14,6 +14,7 @@
 )]
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
@@ -21,7 +22,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
 
 /// A picture of a megapixel goes through the pipe in three pieces instead of fifty.
 #[cfg(target_os = "linux")]
@@ -38,28 +42,42 @@ pub(super) struct Program {
     pub(super) env: Vec<(String, String)>,
 }
 
-/// How a process ended; none where the system would not say.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Ended(Option<ExitStatus>);
+/// How a process ended.
+#[derive(Debug, Default)]
+pub(super) struct Ended {
+    /// None where nobody saw it or the system would not say.
+    status: Option<ExitStatus>,
+    /// Of its group, what was killed but has not quite ended yet.
+    dying: Vec<OwnedFd>,
+}
 
 impl Ended {
-    /// For an end that nobody saw.
-    pub(super) fn unknown() -> Self {
-        Ended(None)
-    }
-
     /// The signal that ended it.
-    pub(super) fn signal(self) -> Option<i32> {
-        self.0.and_then(|status| status.signal())
+    pub(super) fn signal(&self) -> Option<i32> {
+        self.status.and_then(|status| status.signal())
     }
 
     /// For a person.
-    pub(super) fn describe(self) -> String {
-        let code = self.0.and_then(|status| status.code());
+    pub(super) fn describe(&self) -> String {
+        let code = self.status.and_then(|status| status.code());
         match (code, self.signal()) {
             (Some(code), _) => format!("exit status {code}"),
             (None, Some(signal)) => format!("signal {signal}"),
             (None, None) => "unknown exit status".to_owned(),
+        }
+    }
+
+    /// Waits until `by` for the rest of the group. A killed process closes its pipes a little before it lets go of
+    /// everything else, so the pipes' end is not enough.
+    pub(super) async fn rest_of_group(&mut self, by: Instant) {
+        for dying in self.dying.drain(..) {
+            // A pidfd is readable when its process has ended.
+            let Ok(dying) = AsyncFd::register_with_interest(dying, Interest::READABLE) else {
+                continue;
+            };
+            if timeout_at(by, dying.readable()).await.is_err() {
+                tracing::warn!("A process of a worker's group was killed and has not ended");
+            }
         }
     }
 }
@@ -174,10 +192,48 @@ impl Group {
         }
         self.signal(Signal::KILL);
         let mut reap = self.reap.lock().unwrap_or_else(PoisonError::into_inner);
-        let ended = Ended(child.wait().ok());
+        let status = child.wait().ok();
         *reap = Reap::Done;
-        ended
+        Ended {
+            status,
+            dying: self.leader.map(dying).unwrap_or_default(),
+        }
     }
+}
+
+/// The members that are left of a group whose leader was reaped and which was killed: none of them can fork any more.
+#[cfg(target_os = "linux")]
+fn dying(group: Pid) -> Vec<OwnedFd> {
+    // Most often nothing is left, and one call says so.
+    if rustix::process::test_kill_process_group(group).is_err() {
+        return Vec::new();
+    }
+    let Ok(processes) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    let members = processes.flatten().filter_map(|process| {
+        let pid = process
+            .file_name()
+            .to_str()?
+            .parse()
+            .ok()
+            .and_then(Pid::from_raw)?;
+        let stat = std::fs::read_to_string(process.path().join("stat")).ok()?;
+        // The name in parentheses may hold anything; then come state, parent and group.
+        let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+        let state = fields.next()?;
+        let in_group = fields.nth(1)?.parse() == Ok(group.as_raw_nonzero().get());
+        (in_group && !matches!(state, "Z" | "X")).then_some(pid)
+    });
+    members
+        .filter_map(|pid| rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok())
+        .collect()
+}
+
+/// Elsewhere the end of the pipes has to do.
+#[cfg(not(target_os = "linux"))]
+fn dying(_group: Pid) -> Vec<OwnedFd> {
+    Vec::new()
 }
 
 type Spawned = (Child, Process, Ends, oneshot::Sender<Ended>);
