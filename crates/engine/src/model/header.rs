@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use safetensors::SafeTensors;
 use safetensors::tensor::Metadata;
 
 /// The largest header that is read; safetensors itself allows 100 MB.
@@ -21,29 +20,125 @@ pub(super) struct Header {
 /// Reads and checks the header of a file.
 pub(super) fn read(path: &Path) -> Result<Header, String> {
     let wrong = |what: String| format!("{}: {what}", path.display());
+    let facts = std::fs::metadata(path).map_err(|error| wrong(error.to_string()))?;
+    // Opening a pipe would wait for its writer.
+    if !facts.is_file() {
+        return Err(wrong("not a file".into()));
+    }
     let mut file = File::open(path).map_err(|error| wrong(error.to_string()))?;
-    let file_bytes = file.metadata().map_err(|error| wrong(error.to_string()))?.len();
+    let file_bytes = facts.len();
     let mut length = [0; 8];
-    file.read_exact(&mut length).map_err(|_| wrong("too short for a safetensors file".into()))?;
+    file.read_exact(&mut length)
+        .map_err(|_| wrong("too short for a safetensors file".into()))?;
     let header_bytes = u64::from_le_bytes(length);
     if header_bytes > MOST_BYTES || header_bytes.saturating_add(8) > file_bytes {
-        return Err(wrong(format!("its header says {header_bytes} bytes, the file has {file_bytes}")));
-    }
-    let mut bytes = length.to_vec();
-    file.take(header_bytes).read_to_end(&mut bytes).map_err(|error| wrong(error.to_string()))?;
-    let (_, metadata): (usize, Metadata) = SafeTensors::read_metadata(&bytes).map_err(|error| wrong(error.to_string()))?;
-    let data_bytes = metadata.data_len() as u64;
-    if header_bytes + 8 + data_bytes != file_bytes {
         return Err(wrong(format!(
-            "its tensors need {} bytes, the file has {file_bytes}: it is cut off or damaged",
-            header_bytes + 8 + data_bytes
+            "its header says {header_bytes} bytes, the file has {file_bytes}"
         )));
     }
-    let tensors = metadata.tensors();
-    let elements = |shape: &[usize]| shape.iter().fold(1u64, |product, extent| product.saturating_mul(*extent as u64));
+    let mut bytes = Vec::new();
+    file.take(header_bytes)
+        .read_to_end(&mut bytes)
+        .map_err(|error| wrong(error.to_string()))?;
+    // Not `SafeTensors::read_metadata`: it wants the weights behind the header, and adds their sizes unchecked.
+    let metadata: Metadata = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
+    let names = metadata.offset_keys();
+    let (mut parameters, mut end) = (0u64, 0u64);
+    for name in &names {
+        let Some(tensor) = metadata.info(name) else {
+            continue;
+        };
+        let (from, to) = (tensor.data_offsets.0 as u64, tensor.data_offsets.1 as u64);
+        let elements = tensor
+            .shape
+            .iter()
+            .try_fold(1u64, |product, extent| product.checked_mul(*extent as u64));
+        let bits = elements.and_then(|elements| elements.checked_mul(tensor.dtype.bitsize() as u64));
+        if from != end || to < from || bits.is_none_or(|bits| bits % 8 != 0 || bits / 8 != to - from) {
+            return Err(wrong(format!("the bounds of its tensor `{name}` are wrong")));
+        }
+        end = to;
+        parameters = parameters.saturating_add(elements.unwrap_or(0));
+    }
+    let need_bytes = end.saturating_add(8 + header_bytes);
+    if need_bytes != file_bytes {
+        return Err(wrong(format!(
+            "its tensors need {need_bytes} bytes, the file has {file_bytes}: it is cut off or damaged"
+        )));
+    }
     Ok(Header {
         file_bytes,
-        parameters: tensors.values().map(|tensor| elements(&tensor.shape)).fold(0, u64::saturating_add),
-        names: tensors.into_keys().collect(),
+        parameters,
+        names,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(header: &str, data_bytes: usize) -> (tempfile::TempDir, std::path::PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.safetensors");
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.resize(bytes.len() + data_bytes, 0);
+        std::fs::write(&path, bytes).unwrap();
+        (dir, path)
+    }
+
+    #[test]
+    fn a_header_is_read_without_its_weights() {
+        let (_dir, path) = file(r#"{"a":{"dtype":"F16","shape":[2,3],"data_offsets":[0,12]}}"#, 12);
+        let header = read(&path).unwrap();
+        assert_eq!((header.parameters, header.names), (6, vec!["a".to_owned()]));
+    }
+
+    #[test]
+    fn a_file_that_is_cut_off_is_told_from_a_whole_one() {
+        let (_dir, path) = file(r#"{"a":{"dtype":"F16","shape":[2,3],"data_offsets":[0,12]}}"#, 11);
+        assert!(read(&path).unwrap_err().contains("cut off"));
+    }
+
+    #[test]
+    fn tensors_that_claim_all_memory_are_refused_and_do_not_overflow() {
+        let each = (1u64 << 61) - 1;
+        let tensors: Vec<String> = (0..8u64)
+            .map(|i| {
+                let (from, to) = (i * each, (i + 1) * each);
+                format!(r#""t{i}":{{"dtype":"U8","shape":[{each}],"data_offsets":[{from},{to}]}}"#)
+            })
+            .collect();
+        let (_dir, path) = file(&format!("{{{}}}", tensors.join(",")), 16);
+        assert!(read(&path).is_err());
+        let (_dir, path) = file(
+            r#"{"a":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,0]}}"#,
+            0,
+        );
+        assert!(read(&path).is_err());
+    }
+
+    #[test]
+    fn overlapping_tensors_are_refused_by_name() {
+        let tensor = |name: &str, from: u64| {
+            format!(
+                r#""{name}":{{"dtype":"U8","shape":[4],"data_offsets":[{from},{}]}}"#,
+                from + 4
+            )
+        };
+        let (_dir, path) = file(&format!("{{{},{}}}", tensor("a", 0), tensor("b", 2)), 6);
+        assert!(read(&path).unwrap_err().contains("`b`"));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..64), header in "[{}\\[\\]\":,a0-9]{0,40}") {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("x.safetensors");
+            std::fs::write(&path, &bytes).unwrap();
+            let _ = read(&path);
+            let (_dir, path) = file(&header, bytes.len());
+            let _ = read(&path);
+        }
+    }
 }
