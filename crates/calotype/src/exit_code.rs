@@ -80,6 +80,7 @@ impl Failure {
                 | Code::DoesNotFit
                 | Code::Conflict
                 | Code::KeyReused
+                | Code::MethodNotAllowed
                 | Code::Unauthorized => Exit::Refused,
                 Code::NotFound => Exit::NotFound,
                 Code::QueueFull | Code::ShuttingDown | Code::NoWorker | Code::OutOfMemory => Exit::TryAgain,

@@ -121,23 +121,14 @@ fn models(args: &Args, data_dir: &std::path::Path) -> Finding {
 }
 
 fn runtime() -> Finding {
-    match calotype_worker::find_onnxruntime(None) {
-        Some(library) => Finding {
-            what: "runtime",
-            verdict: Verdict::Good,
-            found: format!("rten, and ONNX Runtime at {}", library.display()),
-            advice: None,
-        },
-        None => Finding {
-            what: "runtime",
-            verdict: Verdict::Good,
-            found: "rten; ONNX Runtime not found".into(),
-            advice: Some(
-                "about twice as fast with it: `pip install onnxruntime`, or give the library with --onnxruntime FILE"
-                    .into(),
-            ),
-        },
-    }
+    // Opened as a worker would open it, so that what is said is what will be.
+    let (engine, note) = calotype_worker::runtime::open(calotype_worker::Runtime::Auto, None);
+    let name = engine.name();
+    let advice = name.starts_with("rten").then(|| {
+        "ONNX Runtime makes pictures faster: `pip install onnxruntime`, or give its library with --onnxruntime FILE".into()
+    });
+    let found = note.map_or(name.clone(), |note| format!("{name}; {note}"));
+    Finding { what: "runtime", verdict: Verdict::Good, found, advice }
 }
 
 fn writable(data_dir: &std::path::Path) -> Finding {

@@ -10,7 +10,7 @@
 
 #![expect(
     unsafe_code,
-    reason = "code between fork and exec; the contract stands at the block"
+    reason = "code between fork and exec, and waiting for a pidfd; the contract stands at each block"
 )]
 
 use std::io;
@@ -72,7 +72,10 @@ impl Ended {
     pub(super) async fn rest_of_group(&mut self, by: Instant) {
         for dying in self.dying.drain(..) {
             // A pidfd is readable when its process has ended.
-            let Ok(dying) = AsyncFd::register_with_interest(dying, Interest::READABLE) else {
+            // SAFETY: the pidfd is moved into the `AsyncFd`, which is dropped here before the descriptor is closed, and
+            // nothing else closes or replaces it.
+            let registered = unsafe { AsyncFd::register_with_interest(dying, Interest::READABLE) };
+            let Ok(dying) = registered else {
                 continue;
             };
             if timeout_at(by, dying.readable()).await.is_err() {
