@@ -8,13 +8,35 @@ pub(crate) fn run(_: &[String]) -> Done {
     sh("cargo", &["fmt", "--all", "--check"], &[])?;
     tidy::run(&[])?;
     schema::run(&["--check".to_owned()])?;
-    sh("cargo", &["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"], &[])?;
     sh(
         "cargo",
-        &["doc", "--workspace", "--no-deps", "--document-private-items", "--quiet"],
+        &[
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--quiet",
+            "--",
+            "-D",
+            "warnings",
+        ],
+        &[],
+    )?;
+    sh(
+        "cargo",
+        &[
+            "doc",
+            "--workspace",
+            "--no-deps",
+            "--document-private-items",
+            "--quiet",
+        ],
         &[("RUSTDOCFLAGS", "-D warnings")],
     )?;
-    let ruff = Command::new("ruff").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let ruff = Command::new("ruff")
+        .arg("--version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
     if ruff.is_ok_and(|status| status.success()) {
         sh("ruff", &["check", "training"], &[])?;
         sh("ruff", &["format", "--check", "training"], &[])?;

@@ -12,10 +12,18 @@ use std::process::{Command, ExitCode};
 type Done = Result<(), String>;
 
 const CHORES: &[(&str, &str, fn(&[String]) -> Done)] = &[
-    ("check", "format, lints, docs, invariants, generated files", check::run),
+    (
+        "check",
+        "format, lints, docs, invariants, generated files",
+        check::run,
+    ),
     ("test", "build what the tests need, and run them all", test::run),
     ("tidy", "the invariants of the architecture", tidy::run),
-    ("schema", "write schema/ from the types of the wire (--check: only compare)", schema::run),
+    (
+        "schema",
+        "write schema/ from the types of the wire (--check: only compare)",
+        schema::run,
+    ),
 ];
 
 fn main() -> ExitCode {
@@ -48,7 +56,9 @@ fn list() {
 
 /// The repository's root.
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(|| PathBuf::from("."), Path::to_owned)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .map_or_else(|| PathBuf::from("."), Path::to_owned)
 }
 
 /// Runs a program in the root, its output passed through.
@@ -60,5 +70,9 @@ fn sh(program: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Done {
         .current_dir(root())
         .status()
         .map_err(|error| format!("failed to start {program}: {error}"))?;
-    if status.success() { Ok(()) } else { Err(format!("`{program} {}` ended with {status}", arguments.join(" "))) }
+    if status.success() {
+        Ok(())
+    } else {
+        Err(format!("`{program} {}` ended with {status}", arguments.join(" ")))
+    }
 }

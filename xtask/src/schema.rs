@@ -7,7 +7,10 @@ use crate::{Done, root};
 pub(crate) fn run(arguments: &[String]) -> Done {
     let only_compare = arguments.iter().any(|argument| argument == "--check");
     let mut files = Vec::new();
-    for (name, schema) in [("down.json", calotype_protocol::schema::down()), ("up.json", calotype_protocol::schema::up())] {
+    for (name, schema) in [
+        ("down.json", calotype_protocol::schema::down()),
+        ("up.json", calotype_protocol::schema::up()),
+    ] {
         let text = serde_json::to_string_pretty(&schema).map_err(|error| error.to_string())?;
         files.push((name.to_owned(), text + "\n"));
     }
@@ -24,7 +27,9 @@ pub(crate) fn run(arguments: &[String]) -> Done {
         let path = folder.join(&name);
         if only_compare {
             if fs::read_to_string(&path).ok().as_deref() != Some(&text) {
-                return Err(format!("schema/{name} is not what the types say; run `cargo xtask schema`"));
+                return Err(format!(
+                    "schema/{name} is not what the types say; run `cargo xtask schema`"
+                ));
             }
             continue;
         }

@@ -8,19 +8,39 @@ use crate::{Done, root};
 
 /// A text that may stand only in some places, and why.
 const ONLY_IN: &[(&str, &[&str], &str)] = &[
-    ("rusqlite", &["crates/engine/src/store/"], "SQL stands only in the store"),
+    (
+        "rusqlite",
+        &["crates/engine/src/store/"],
+        "SQL stands only in the store",
+    ),
     (
         "Command::new",
-        &["crates/engine/src/worker/process.rs", "crates/engine/src/bin/", "xtask/", "/tests/"],
+        &[
+            "crates/engine/src/worker/process.rs",
+            "crates/engine/src/bin/",
+            "xtask/",
+            "/tests/",
+        ],
         "processes are started only by the supervisor",
     ),
     (
         "unsafe {",
-        &["crates/engine/src/worker/process.rs", "crates/worker/src/model/mapped.rs"],
+        &[
+            "crates/engine/src/worker/process.rs",
+            "crates/worker/src/model/mapped.rs",
+        ],
         "unsafe code stands in one file per foreign thing",
     ),
-    ("ureq::", &["crates/calotype/src/client.rs"], "HTTP as a client is spoken in one file"),
-    ("indicatif", &["crates/calotype/src/console.rs"], "progress is drawn in one file"),
+    (
+        "ureq::",
+        &["crates/calotype/src/client.rs"],
+        "HTTP as a client is spoken in one file",
+    ),
+    (
+        "indicatif",
+        &["crates/calotype/src/console.rs"],
+        "progress is drawn in one file",
+    ),
 ];
 
 /// Longest source file outside tests.
@@ -34,16 +54,26 @@ pub(crate) fn run(_: &[String]) -> Done {
     }
     let mut wrong = Vec::new();
     for path in &sources {
-        let text = fs::read_to_string(path).map_err(|error| format!("failed to read {}: {error}", path.display()))?;
+        let text = fs::read_to_string(path)
+            .map_err(|error| format!("failed to read {}: {error}", path.display()))?;
         let name = path.strip_prefix(&root).unwrap_or(path).display().to_string();
         look(&name, &text, &mut wrong);
     }
-    let engine = fs::read_to_string(root.join("crates/engine/Cargo.toml")).map_err(|error| error.to_string())?;
+    let engine =
+        fs::read_to_string(root.join("crates/engine/Cargo.toml")).map_err(|error| error.to_string())?;
     if engine.contains("axum") {
         wrong.push("crates/engine/Cargo.toml: the engine knows no HTTP".to_owned());
     }
     map(&root, &mut wrong)?;
-    if wrong.is_empty() { Ok(()) } else { Err(format!("{} things are out of place:\n  {}", wrong.len(), wrong.join("\n  "))) }
+    if wrong.is_empty() {
+        Ok(())
+    } else {
+        Err(format!(
+            "{} things are out of place:\n  {}",
+            wrong.len(),
+            wrong.join("\n  ")
+        ))
+    }
 }
 
 fn look(name: &str, text: &str, wrong: &mut Vec<String>) {
@@ -55,20 +85,25 @@ fn look(name: &str, text: &str, wrong: &mut Vec<String>) {
         }
     }
     if name.starts_with("crates/worker/src") && (text.contains("println!(") || text.contains(" print!(")) {
-        let bare = text.lines().any(|line| line.contains("println!(") && !line.contains("eprintln!("));
+        let bare = text
+            .lines()
+            .any(|line| line.contains("println!(") && !line.contains("eprintln!("));
         if bare {
             wrong.push(format!("{name}: stdout belongs to the protocol"));
         }
     }
     let lines = text.lines().count();
     if !is_test && lines > MOST_LINES {
-        wrong.push(format!("{name}: {lines} lines; a file that needs chapters is two files"));
+        wrong.push(format!(
+            "{name}: {lines} lines; a file that needs chapters is two files"
+        ));
     }
 }
 
 /// The code map of ARCHITECTURE.md against the folders on disk.
 fn map(root: &Path, wrong: &mut Vec<String>) -> Done {
-    let text = fs::read_to_string(root.join("ARCHITECTURE.md")).map_err(|error| format!("ARCHITECTURE.md: {error}"))?;
+    let text = fs::read_to_string(root.join("ARCHITECTURE.md"))
+        .map_err(|error| format!("ARCHITECTURE.md: {error}"))?;
     let mapped: BTreeSet<String> = text
         .lines()
         .filter_map(|line| line.split_whitespace().next())
@@ -82,13 +117,22 @@ fn map(root: &Path, wrong: &mut Vec<String>) -> Done {
             there.insert(format!("crates/{name}/src/{inner}"));
         }
     }
-    wrong.extend(there.difference(&mapped).map(|path| format!("ARCHITECTURE.md: {path} is not on the map")));
-    wrong.extend(mapped.difference(&there).map(|path| format!("ARCHITECTURE.md: {path} is on the map and not on disk")));
+    wrong.extend(
+        there
+            .difference(&mapped)
+            .map(|path| format!("ARCHITECTURE.md: {path} is not on the map")),
+    );
+    wrong.extend(
+        mapped
+            .difference(&there)
+            .map(|path| format!("ARCHITECTURE.md: {path} is on the map and not on disk")),
+    );
     Ok(())
 }
 
 fn folders(folder: &Path) -> Result<Vec<String>, String> {
-    let entries = fs::read_dir(folder).map_err(|error| format!("failed to list {}: {error}", folder.display()))?;
+    let entries =
+        fs::read_dir(folder).map_err(|error| format!("failed to list {}: {error}", folder.display()))?;
     Ok(entries
         .flatten()
         .filter(|entry| entry.path().is_dir())
@@ -97,7 +141,8 @@ fn folders(folder: &Path) -> Result<Vec<String>, String> {
 }
 
 fn collect(folder: &Path, sources: &mut Vec<std::path::PathBuf>) -> Done {
-    let entries = fs::read_dir(folder).map_err(|error| format!("failed to list {}: {error}", folder.display()))?;
+    let entries =
+        fs::read_dir(folder).map_err(|error| format!("failed to list {}: {error}", folder.display()))?;
     for entry in entries.flatten() {
         let path = entry.path();
         if path.is_dir() {

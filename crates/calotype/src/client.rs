@@ -40,7 +40,11 @@ impl Client {
             .timeout_connect(Some(Duration::from_secs(5)))
             .build()
             .into();
-        Ok(Self { base: url.trim_end_matches('/').to_owned(), agent, api_key })
+        Ok(Self {
+            base: url.trim_end_matches('/').to_owned(),
+            agent,
+            api_key,
+        })
     }
 
     /// GET, and the JSON of the answer.
@@ -66,17 +70,28 @@ impl Client {
 
     /// The bytes of an artifact.
     pub fn artifact(&self, hash: &str) -> Result<Vec<u8>, Failure> {
-        let mut response = self
-            .checked(self.with_key(self.agent.get(self.url(&format!("/api/artifacts/{hash}")))).call())?;
-        response.body_mut().with_config().limit(MOST_BYTES).read_to_vec().map_err(|error| self.unreachable(&error))
+        let mut response = self.checked(
+            self.with_key(self.agent.get(self.url(&format!("/api/artifacts/{hash}"))))
+                .call(),
+        )?;
+        response
+            .body_mut()
+            .with_config()
+            .limit(MOST_BYTES)
+            .read_to_vec()
+            .map_err(|error| self.unreachable(&error))
     }
 
     /// The events of a job until it ends.
     pub fn events(&self, job: &str) -> Result<Events, Failure> {
-        let response = self
-            .checked(self.with_key(self.agent.get(self.url(&format!("/api/jobs/{job}/events")))).call())?;
+        let response = self.checked(
+            self.with_key(self.agent.get(self.url(&format!("/api/jobs/{job}/events"))))
+                .call(),
+        )?;
         let reader = response.into_body().into_with_config().limit(u64::MAX).reader();
-        Ok(Events { lines: BufReader::new(Box::new(reader)) })
+        Ok(Events {
+            lines: BufReader::new(Box::new(reader)),
+        })
     }
 
     fn url(&self, path: &str) -> String {
@@ -91,7 +106,10 @@ impl Client {
     }
 
     fn unreachable(&self, error: &ureq::Error) -> Failure {
-        Failure::Unreachable { url: self.base.clone(), reason: error.to_string() }
+        Failure::Unreachable {
+            url: self.base.clone(),
+            reason: error.to_string(),
+        }
     }
 
     fn checked(&self, response: Result<Response<Body>, ureq::Error>) -> Result<Response<Body>, Failure> {
@@ -100,14 +118,23 @@ impl Client {
             return Ok(response);
         }
         let status = response.status();
-        let text = response.body_mut().read_to_string().map_err(|error| self.unreachable(&error))?;
+        let text = response
+            .body_mut()
+            .read_to_string()
+            .map_err(|error| self.unreachable(&error))?;
         match serde_json::from_str::<Envelope>(&text) {
             Ok(envelope) => Err(envelope.error.into()),
-            Err(_) => Err(Failure::Other(format!("{} answered {status} without an error of ours", self.base))),
+            Err(_) => Err(Failure::Other(format!(
+                "{} answered {status} without an error of ours",
+                self.base
+            ))),
         }
     }
 
-    fn answer<T: DeserializeOwned>(&self, response: Result<Response<Body>, ureq::Error>) -> Result<T, Failure> {
+    fn answer<T: DeserializeOwned>(
+        &self,
+        response: Result<Response<Body>, ureq::Error>,
+    ) -> Result<T, Failure> {
         let mut response = self.checked(response)?;
         let text = response
             .body_mut()
@@ -115,8 +142,9 @@ impl Client {
             .limit(MOST_BYTES)
             .read_to_string()
             .map_err(|error| self.unreachable(&error))?;
-        serde_json::from_str(&text)
-            .map_err(|error| Failure::Other(format!("{} answered what is not understood: {error}", self.base)))
+        serde_json::from_str(&text).map_err(|error| {
+            Failure::Other(format!("{} answered what is not understood: {error}", self.base))
+        })
     }
 }
 
@@ -136,14 +164,20 @@ impl Iterator for Events {
             match self.lines.read_line(&mut line) {
                 Ok(0) => return None,
                 Ok(_) => {}
-                Err(error) => return Some(Err(Failure::Other(format!("the stream of events broke: {error}")))),
+                Err(error) => {
+                    return Some(Err(Failure::Other(format!(
+                        "the stream of events broke: {error}"
+                    ))));
+                }
             }
             let text = line.trim_end_matches(['\n', '\r']);
             if let Some(value) = text.strip_prefix("data:") {
                 data.push_str(value.strip_prefix(' ').unwrap_or(value));
             } else if text.is_empty() && !data.is_empty() {
                 let event = serde_json::from_str(&data);
-                return Some(event.map_err(|error| Failure::Other(format!("an event is not understood: {error}"))));
+                return Some(
+                    event.map_err(|error| Failure::Other(format!("an event is not understood: {error}"))),
+                );
             }
         }
     }
@@ -157,7 +191,9 @@ mod tests {
     fn events_are_read_past_comments_and_split_data() {
         let stream = ": hello\n\nid: 7\nevent: worker\ndata: {\"id\":7,\"at_ms\":1,\"event\":\"worker\",\ndata: \
             \"worker\":\"cpu0\",\"state\":\"ready\"}\n\n";
-        let mut events = Events { lines: BufReader::new(Box::new(stream.as_bytes())) };
+        let mut events = Events {
+            lines: BufReader::new(Box::new(stream.as_bytes())),
+        };
         let event = events.next().unwrap().unwrap();
         assert_eq!((event.id, event.kind.name()), (7, "worker"));
         assert!(events.next().is_none());

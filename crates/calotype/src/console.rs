@@ -21,7 +21,11 @@ pub fn failure(failure: &Failure, json: bool) {
     }
     match failure {
         Failure::Refused(error) => {
-            let field = error.field.as_ref().map(|field| format!(" (field `{field}`)")).unwrap_or_default();
+            let field = error
+                .field
+                .as_ref()
+                .map(|field| format!(" (field `{field}`)"))
+                .unwrap_or_default();
             eprintln!("error: {}{field}", error.message);
             if let Some(advice) = &error.advice {
                 eprintln!("help: {advice}");
@@ -48,24 +52,37 @@ impl JobBar {
         let terminal = std::io::stderr().is_terminal();
         let bar = ProgressBar::with_draw_target(
             Some(0),
-            if terminal && !quiet { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() },
+            if terminal && !quiet {
+                ProgressDrawTarget::stderr()
+            } else {
+                ProgressDrawTarget::hidden()
+            },
         );
-        if let Ok(style) = ProgressStyle::with_template("{msg:<10} [{bar:32}] {pos}/{len} {elapsed_precise}") {
+        if let Ok(style) = ProgressStyle::with_template("{msg:<10} [{bar:32}] {pos}/{len} {elapsed_precise}")
+        {
             bar.set_style(style.progress_chars("=> "));
         }
-        Self { bar, plain: !terminal && !quiet, phase: None }
+        Self {
+            bar,
+            plain: !terminal && !quiet,
+            phase: None,
+        }
     }
 
     /// Shows an event.
     pub fn show(&mut self, event: &EventKind) {
         match event {
             EventKind::Progress { progress, .. } => {
-                self.bar.set_message(format!("{:?}", progress.phase).to_lowercase());
+                self.bar
+                    .set_message(format!("{:?}", progress.phase).to_lowercase());
                 self.bar.set_length(u64::from(progress.total));
                 self.bar.set_position(u64::from(progress.done));
                 if self.plain && (self.phase != Some(progress.phase) || progress.phase == Phase::Denoise) {
                     let phase = format!("{:?}", progress.phase).to_lowercase();
-                    eprintln!("{phase} {}/{} ({:.0} ms)", progress.done, progress.total, progress.step_ms);
+                    eprintln!(
+                        "{phase} {}/{} ({:.0} ms)",
+                        progress.done, progress.total, progress.step_ms
+                    );
                 }
                 self.phase = Some(progress.phase);
             }
@@ -79,9 +96,16 @@ impl JobBar {
                 }
             }
             EventKind::Job { .. } | EventKind::Preview { .. } => {}
-            EventKind::Worker { worker, state, reason } => {
+            EventKind::Worker {
+                worker,
+                state,
+                reason,
+            } => {
                 if self.plain {
-                    eprintln!("worker {worker} {state}{}", reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default());
+                    eprintln!(
+                        "worker {worker} {state}{}",
+                        reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default()
+                    );
                 }
             }
         }
@@ -102,5 +126,9 @@ pub fn bytes(bytes: u64) -> String {
         value /= 1024.0;
         unit += 1;
     }
-    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+    if unit == 0 {
+        format!("{bytes} B")
+    } else {
+        format!("{value:.1} {}", UNITS[unit])
+    }
 }

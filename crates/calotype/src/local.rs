@@ -45,7 +45,9 @@ impl EngineArgs {
         if self.worker_program.is_none() {
             config.worker_args = vec!["worker".into(), "--runtime".into(), self.runtime.name().into()];
             if let Some(library) = &self.onnxruntime {
-                config.worker_args.extend(["--onnxruntime".into(), library.display().to_string()]);
+                config
+                    .worker_args
+                    .extend(["--onnxruntime".into(), library.display().to_string()]);
             }
         }
         Ok(config)
@@ -60,7 +62,9 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), Failure> {
     // The address first: a wrong one must not cost the start of an engine.
-    let server = calotype_server::bind(server_config).await.map_err(|error| Failure::Other(error.to_string()))?;
+    let server = calotype_server::bind(server_config)
+        .await
+        .map_err(|error| Failure::Other(error.to_string()))?;
     let engine = Engine::start(config).await?;
     listening(server.local_addr());
     let served = server.serve(engine.clone(), shutdown).await;
@@ -80,5 +84,8 @@ pub fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 pub fn log(default: &str) {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .try_init();
 }

@@ -6,8 +6,10 @@ use etcetera::BaseStrategy;
 
 /// The user's data directory for Calotype.
 pub fn data_dir() -> PathBuf {
-    etcetera::choose_base_strategy()
-        .map_or_else(|_| PathBuf::from("calotype-data"), |base| base.data_dir().join("calotype"))
+    etcetera::choose_base_strategy().map_or_else(
+        |_| PathBuf::from("calotype-data"),
+        |base| base.data_dir().join("calotype"),
+    )
 }
 
 /// Folders with models, those given first: beside the binary, in the repository it was built in, in the data directory.

@@ -14,7 +14,9 @@ use crate::event_log::EventLog;
 use crate::inference::{self, Abilities, GenerateRequest, InputImage, Planned, estimate};
 use crate::memory::{Ledger, Peaks};
 use crate::model::{Catalogue, ModelRecord};
-use crate::processing::{Action, Command, Driver, Gate, JobRecord, JobState, JobView, Parts, Snapshot, view_of_record};
+use crate::processing::{
+    Action, Command, Driver, Gate, JobRecord, JobState, JobView, Parts, Snapshot, view_of_record,
+};
 use crate::store::{ArtifactHash, Artifacts, Inserted, JobFilter, NewJob, Store};
 use crate::subscription::Subscription;
 use crate::view::{
@@ -53,12 +55,17 @@ impl Engine {
     /// that an earlier run left.
     pub async fn start(config: Config) -> Result<Engine, Error> {
         std::fs::create_dir_all(&config.data_dir).map_err(|error| {
-            Error::new(Code::StoreFailed, format!("failed to make {}: {error}", config.data_dir.display()))
-                .advice("choose another folder with --data-dir")
+            Error::new(
+                Code::StoreFailed,
+                format!("failed to make {}: {error}", config.data_dir.display()),
+            )
+            .advice("choose another folder with --data-dir")
         })?;
         let store = Store::open(&config.data_dir)?;
         let artifacts = Artifacts::open(&config.data_dir.join("artifacts"))?;
-        let swept = artifacts.sweep(&store.referenced_artifacts().await?, SWEEP_AGE).await?;
+        let swept = artifacts
+            .sweep(&store.referenced_artifacts().await?, SWEEP_AGE)
+            .await?;
         tracing::debug!("Swept the artifacts: {swept:?}");
         let dirs = config.model_dirs.clone();
         let catalogue = tokio::task::spawn_blocking(move || Catalogue::scan(&dirs))
@@ -70,8 +77,9 @@ impl Engine {
         let (abilities_in, abilities) = watch::channel(None);
         let (events_in, events) = mpsc::channel(1024);
         let (commands, commands_out) = mpsc::channel(1024);
-        let (cpu, unserved): (Vec<Device>, Vec<Device>) =
-            device::inventory().into_iter().partition(|device| device.kind == "cpu");
+        let (cpu, unserved): (Vec<Device>, Vec<Device>) = device::inventory()
+            .into_iter()
+            .partition(|device| device.kind == "cpu");
         let host = HostFacts::read();
         let budget_bytes = (host.total_bytes as f64 * config.memory_share.clamp(0.0, 1.0)) as u64;
         let served = cpu
@@ -105,7 +113,9 @@ impl Engine {
             started: Instant::now(),
             max_image_bytes: 64 << 20,
         };
-        let engine = Engine { inner: Arc::new(inner) };
+        let engine = Engine {
+            inner: Arc::new(inner),
+        };
         engine.take_over().await?;
         Ok(engine)
     }
@@ -118,7 +128,12 @@ impl Engine {
         }
         for record in left {
             let ticket = self.inner.gate.readmit(plan_bytes(&record));
-            self.tell(Command::Accepted { record: Box::new(record), ticket, reply: None }).await?;
+            self.tell(Command::Accepted {
+                record: Box::new(record),
+                ticket,
+                reply: None,
+            })
+            .await?;
         }
         Ok(())
     }
@@ -129,7 +144,11 @@ impl Engine {
             .map_err(|error| Error::new(Code::Internal, error.to_string()))?;
         let key_digest = blake3::hash(&request_bytes).to_hex().to_string();
         let ticket = self.inner.gate.enter(request_bytes.len() as u64)?;
-        let Planned { mut plan, warnings, inputs } = self.plan(request).await?;
+        let Planned {
+            mut plan,
+            warnings,
+            inputs,
+        } = self.plan(request).await?;
         plan.init_image = self.keep_input(inputs.init_image, "init_image").await?;
         plan.mask = self.keep_input(inputs.mask, "mask").await?;
         let id = JobId(format!("job_{}", uuid::Uuid::now_v7().simple()));
@@ -163,14 +182,26 @@ impl Engine {
                 };
                 let (reply, answer) = oneshot::channel();
                 // On disk: whatever happens from here on, the job is not lost.
-                let accepted = Command::Accepted { record: Box::new(record.clone()), ticket, reply: Some(reply) };
+                let accepted = Command::Accepted {
+                    record: Box::new(record.clone()),
+                    ticket,
+                    reply: Some(reply),
+                };
                 let _ = self.inner.commands.send(accepted).await;
                 let job = answer.await.unwrap_or_else(|_| view_of_record(record));
-                Ok(Submitted { job, warnings, existing: false })
+                Ok(Submitted {
+                    job,
+                    warnings,
+                    existing: false,
+                })
             }
             Inserted::Existing(record) => {
                 let job = self.job(&record.id).await?;
-                Ok(Submitted { job, warnings, existing: true })
+                Ok(Submitted {
+                    job,
+                    warnings,
+                    existing: true,
+                })
             }
             Inserted::KeyReused => Err(Error::new(
                 Code::KeyReused,
@@ -186,16 +217,29 @@ impl Engine {
         let planned = self.plan(request).await?;
         let peaks = Peaks::new(self.inner.store.peaks().await?);
         let guess_bytes = estimate::working_set_bytes(&planned.plan);
-        let (working_set_bytes, measured) =
-            peaks.need_bytes(&estimate::peak_key(&planned.plan), guess_bytes);
+        let (working_set_bytes, measured) = peaks.need_bytes(&estimate::peak_key(&planned.plan), guess_bytes);
         let worker = self.snapshot().await?.devices.into_iter().find_map(|device| {
-            device.worker.filter(|worker| worker.state == "ready").map(|worker| worker.name)
+            device
+                .worker
+                .filter(|worker| worker.state == "ready")
+                .map(|worker| worker.name)
         });
-        Ok(Validation { plan: planned.plan, warnings: planned.warnings, working_set_bytes, measured, worker })
+        Ok(Validation {
+            plan: planned.plan,
+            warnings: planned.warnings,
+            working_set_bytes,
+            measured,
+            worker,
+        })
     }
 
     async fn plan(&self, request: GenerateRequest) -> Result<Planned, Error> {
-        let abilities = self.inner.abilities.borrow().clone().unwrap_or_else(Abilities::native);
+        let abilities = self
+            .inner
+            .abilities
+            .borrow()
+            .clone()
+            .unwrap_or_else(Abilities::native);
         let catalogue = Arc::clone(&self.inner.catalogue);
         // 32 bits are plenty of pictures, and short enough to be read out.
         let random_seed = u64::from(uuid::Uuid::new_v4().as_fields().0);
@@ -207,12 +251,18 @@ impl Engine {
             .map_err(|error| Error::new(Code::Internal, error.to_string()))?
     }
 
-    async fn keep_input(&self, image: Option<InputImage>, field: &str) -> Result<Option<ArtifactHash>, Error> {
+    async fn keep_input(
+        &self,
+        image: Option<InputImage>,
+        field: &str,
+    ) -> Result<Option<ArtifactHash>, Error> {
         match image {
             None => Ok(None),
             Some(InputImage::Bytes(bytes)) => {
                 if bytes.len() as u64 > self.inner.max_image_bytes {
-                    return Err(Error::new(Code::TooLarge, "the image file is larger than 64 MiB").field(field));
+                    return Err(
+                        Error::new(Code::TooLarge, "the image file is larger than 64 MiB").field(field)
+                    );
                 }
                 Ok(Some(self.inner.artifacts.put(bytes).await?))
             }
@@ -221,7 +271,9 @@ impl Engine {
                     inference::check_image(&bytes, field)?;
                     Ok(Some(hash))
                 }
-                None => Err(Error::new(Code::NotFound, format!("there is no artifact {}", hash.0)).field(field)),
+                None => {
+                    Err(Error::new(Code::NotFound, format!("there is no artifact {}", hash.0)).field(field))
+                }
             },
         }
     }
@@ -229,7 +281,14 @@ impl Engine {
     /// A job as it stands.
     pub async fn job(&self, id: &JobId) -> Result<JobView, Error> {
         let (reply, answer) = oneshot::channel();
-        let _ = self.inner.commands.send(Command::View { job: id.clone(), reply }).await;
+        let _ = self
+            .inner
+            .commands
+            .send(Command::View {
+                job: id.clone(),
+                reply,
+            })
+            .await;
         match answer.await {
             Ok(Some(view)) => Ok(view),
             Ok(None) | Err(_) => self.kept(id).await,
@@ -251,12 +310,22 @@ impl Engine {
             0 => PAGE_DEFAULT,
             limit => limit.min(PAGE_MOST),
         };
-        let filter = JobFilter { state: query.state, before_sequence: query.cursor, limit };
+        let filter = JobFilter {
+            state: query.state,
+            before_sequence: query.cursor,
+            limit,
+        };
         let records = self.inner.store.jobs(filter).await?;
-        let cursor = (records.len() == limit).then(|| records.last().map(|record| record.sequence)).flatten();
+        let cursor = (records.len() == limit)
+            .then(|| records.last().map(|record| record.sequence))
+            .flatten();
         let mut jobs = Vec::with_capacity(records.len());
         for record in records {
-            jobs.push(if record.state.is_final() { view_of_record(record) } else { self.job(&record.id).await? });
+            jobs.push(if record.state.is_final() {
+                view_of_record(record)
+            } else {
+                self.job(&record.id).await?
+            });
         }
         Ok(JobPage { jobs, cursor })
     }
@@ -278,7 +347,12 @@ impl Engine {
 
     async fn control(&self, id: &JobId, action: Action) -> Result<JobView, Error> {
         let (reply, answer) = oneshot::channel();
-        self.tell(Command::Control { job: id.clone(), action, reply }).await?;
+        self.tell(Command::Control {
+            job: id.clone(),
+            action,
+            reply,
+        })
+        .await?;
         match answer.await {
             Ok(Some(answer)) => answer,
             Ok(None) | Err(_) => {
@@ -286,8 +360,11 @@ impl Engine {
                 if action == Action::Cancel && view.state == JobState::Cancelled {
                     return Ok(view);
                 }
-                Err(Error::new(Code::Conflict, format!("the job is already {}", view.state.name()))
-                    .job(id.clone()))
+                Err(Error::new(
+                    Code::Conflict,
+                    format!("the job is already {}", view.state.name()),
+                )
+                .job(id.clone()))
             }
         }
     }
@@ -296,9 +373,11 @@ impl Engine {
     pub async fn delete(&self, id: &JobId) -> Result<(), Error> {
         let view = self.job(id).await?;
         if !view.state.is_final() {
-            return Err(Error::new(Code::Conflict, format!("the job is {}", view.state.name()))
-                .advice("cancel it first")
-                .job(id.clone()));
+            return Err(
+                Error::new(Code::Conflict, format!("the job is {}", view.state.name()))
+                    .advice("cancel it first")
+                    .job(id.clone()),
+            );
         }
         self.inner.store.delete(id).await?;
         Ok(())
@@ -307,12 +386,20 @@ impl Engine {
     /// Waits for a job's end.
     pub async fn wait(&self, id: &JobId) -> Result<JobView, Error> {
         let (reply, answer) = oneshot::channel();
-        self.tell(Command::Wait { job: id.clone(), reply }).await?;
+        self.tell(Command::Wait {
+            job: id.clone(),
+            reply,
+        })
+        .await?;
         match answer.await {
             Ok(view) => Ok(view),
             Err(_) => {
                 let view = self.kept(id).await?;
-                if view.state.is_final() { Ok(view) } else { Err(going_down()) }
+                if view.state.is_final() {
+                    Ok(view)
+                } else {
+                    Err(going_down())
+                }
             }
         }
     }
@@ -334,7 +421,10 @@ impl Engine {
 
     /// Devices with their workers.
     pub async fn devices(&self) -> Vec<DeviceView> {
-        self.snapshot().await.map(|snapshot| snapshot.devices).unwrap_or_default()
+        self.snapshot()
+            .await
+            .map(|snapshot| snapshot.devices)
+            .unwrap_or_default()
     }
 
     /// Models and LoRAs.
@@ -344,7 +434,11 @@ impl Engine {
 
     /// One of them.
     pub async fn model(&self, id: &str) -> Result<ModelRecord, Error> {
-        let found = self.inner.catalogue.model(id).or_else(|error| self.inner.catalogue.lora(id).map_err(|_| error));
+        let found = self
+            .inner
+            .catalogue
+            .model(id)
+            .or_else(|error| self.inner.catalogue.lora(id).map_err(|_| error));
         found.cloned().map_err(|mut error| {
             error.code = Code::NotFound;
             error
@@ -353,7 +447,11 @@ impl Engine {
 
     /// Ledgers.
     pub async fn memory(&self) -> Vec<MemoryView> {
-        let mut memory = self.snapshot().await.map(|snapshot| snapshot.memory).unwrap_or_default();
+        let mut memory = self
+            .snapshot()
+            .await
+            .map(|snapshot| snapshot.memory)
+            .unwrap_or_default();
         let host = HostFacts::read();
         for view in memory.iter_mut().filter(|view| view.device.starts_with("cpu")) {
             view.free_bytes = host.free_bytes;
@@ -369,8 +467,20 @@ impl Engine {
             Ok(snapshot) => {
                 let sound = snapshot.chain.iter().all(|link| link.healthy);
                 let starting = self.inner.abilities.borrow().is_none();
-                let status = if sound { "ok" } else if starting { "starting" } else { "degraded" };
-                Health { status: status.into(), chain: snapshot.chain, version, uptime_ms, jobs: snapshot.jobs }
+                let status = if sound {
+                    "ok"
+                } else if starting {
+                    "starting"
+                } else {
+                    "degraded"
+                };
+                Health {
+                    status: status.into(),
+                    chain: snapshot.chain,
+                    version,
+                    uptime_ms,
+                    jobs: snapshot.jobs,
+                }
             }
             Err(_) => Health {
                 status: "degraded".into(),
@@ -402,7 +512,8 @@ impl Engine {
 }
 
 fn going_down() -> Error {
-    Error::new(Code::ShuttingDown, "the server is going down").advice("the job is kept; ask again after the restart")
+    Error::new(Code::ShuttingDown, "the server is going down")
+        .advice("the job is kept; ask again after the restart")
 }
 
 fn plan_bytes(record: &JobRecord) -> u64 {
@@ -416,7 +527,11 @@ fn worker_config(config: &Config, device: &Device) -> WorkerConfig {
         program: config.worker_program.clone(),
         args: config.worker_args.clone(),
         env: Vec::new(),
-        device: WorkerDevice { kind: device.kind.clone(), index: 0, uuid: device.uuid.clone() },
+        device: WorkerDevice {
+            kind: device.kind.clone(),
+            index: 0,
+            uuid: device.uuid.clone(),
+        },
         scratch,
         threads: config.threads,
         timing: Timing::default(),

@@ -113,7 +113,14 @@ pub struct Error {
 impl Error {
     /// An error with a code and a sentence.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), field: None, advice: None, job: None, retry_after_ms: None }
+        Self {
+            code,
+            message: message.into(),
+            field: None,
+            advice: None,
+            job: None,
+            retry_after_ms: None,
+        }
     }
 
     /// A field's value cannot be served.

@@ -32,7 +32,10 @@ pub(crate) enum Found {
 impl EventLog {
     /// An empty log whose first event gets `first_id`.
     pub(crate) fn new(first_id: u64) -> Self {
-        Self { ring: Mutex::new(VecDeque::new()), latest: watch::Sender::new(first_id.saturating_sub(1)) }
+        Self {
+            ring: Mutex::new(VecDeque::new()),
+            latest: watch::Sender::new(first_id.saturating_sub(1)),
+        }
     }
 
     fn ring(&self) -> MutexGuard<'_, VecDeque<Arc<Event>>> {
@@ -67,13 +70,20 @@ impl EventLog {
     pub(crate) fn after(&self, cursor: u64, job: Option<&JobId>) -> Found {
         let ring = self.ring();
         let Some(first) = ring.front().map(|event| event.id) else {
-            return if cursor < self.latest() { Found::Gap(self.latest()) } else { Found::Nothing(cursor) };
+            return if cursor < self.latest() {
+                Found::Gap(self.latest())
+            } else {
+                Found::Nothing(cursor)
+            };
         };
         if cursor + 1 < first {
             return Found::Gap(first - 1);
         }
         let skip = usize::try_from(cursor + 1 - first).unwrap_or(usize::MAX);
-        let mut behind = ring.iter().skip(skip).filter(|event| job.is_none_or(|job| event.kind.job() == Some(job)));
+        let mut behind = ring
+            .iter()
+            .skip(skip)
+            .filter(|event| job.is_none_or(|job| event.kind.job() == Some(job)));
         let Some(mut found) = behind.next() else {
             return Found::Nothing(ring.back().map_or(cursor, |event| event.id).max(cursor));
         };
@@ -98,13 +108,23 @@ mod tests {
     use crate::processing::{JobProgress, JobState};
 
     fn state(job: &str, state: JobState) -> EventKind {
-        EventKind::Job { job: job.into(), state, reason: None, view: None }
+        EventKind::Job {
+            job: job.into(),
+            state,
+            reason: None,
+            view: None,
+        }
     }
 
     fn progress(job: &str, done: u32) -> EventKind {
         EventKind::Progress {
             job: job.into(),
-            progress: JobProgress { phase: Phase::Denoise, done, total: 9, step_ms: 1.0 },
+            progress: JobProgress {
+                phase: Phase::Denoise,
+                done,
+                total: 9,
+                step_ms: 1.0,
+            },
         }
     }
 

@@ -23,6 +23,6 @@ pub use error::{Code, Domain, Error};
 pub use event::{Event, EventKind};
 pub use subscription::Subscription;
 pub use view::{
-    Artifact, DeviceView, DomainHealth, Health, JobPage, JobQuery, LeaseView, MemoryView, SubmitOptions, Submitted,
-    Validation, WorkerView,
+    Artifact, DeviceView, DomainHealth, Health, JobPage, JobQuery, LeaseView, MemoryView, SubmitOptions,
+    Submitted, Validation, WorkerView,
 };

@@ -27,7 +27,15 @@ impl Subscription {
         let latest = log.watch();
         // A number from the future is not one of ours.
         let cursor = after.map_or(log.latest(), |after| after.min(log.latest()));
-        Self { engine, latest, show_first: job.is_some() && after.is_none(), log, job, cursor, over: false }
+        Self {
+            engine,
+            latest,
+            show_first: job.is_some() && after.is_none(),
+            log,
+            job,
+            cursor,
+            over: false,
+        }
     }
 
     /// The next event. A stream of one job ends behind its final event; any ends with the engine.
@@ -85,8 +93,17 @@ impl Subscription {
             Ok(view) => {
                 self.over = view.state.is_final();
                 let (state, reason) = (view.state, view.reason.clone());
-                let kind = EventKind::Job { job, state, reason, view: Some(Box::new(view)) };
-                Some(Event { id, at_ms: now_ms(), kind })
+                let kind = EventKind::Job {
+                    job,
+                    state,
+                    reason,
+                    view: Some(Box::new(view)),
+                };
+                Some(Event {
+                    id,
+                    at_ms: now_ms(),
+                    kind,
+                })
             }
             Err(_) => {
                 self.over = true;

@@ -31,7 +31,12 @@ pub struct FrameLimits {
 
 impl Default for FrameLimits {
     fn default() -> Self {
-        Self { line_bytes: 1 << 20, blob_bytes: 256 << 20, blobs: 64, total_bytes: 512 << 20 }
+        Self {
+            line_bytes: 1 << 20,
+            blob_bytes: 256 << 20,
+            blobs: 64,
+            total_bytes: 512 << 20,
+        }
     }
 }
 
@@ -49,7 +54,10 @@ pub struct Frame<M> {
 
 impl<M> From<M> for Frame<M> {
     fn from(message: M) -> Self {
-        Self { message, blobs: Vec::new() }
+        Self {
+            message,
+            blobs: Vec::new(),
+        }
     }
 }
 
@@ -101,7 +109,11 @@ pub(crate) fn head_of(line: &[u8]) -> Vec<u8> {
 }
 
 fn head_text(head: &[u8]) -> String {
-    if head.is_empty() { String::new() } else { format!(", it begins {:?}", String::from_utf8_lossy(head)) }
+    if head.is_empty() {
+        String::new()
+    } else {
+        format!(", it begins {:?}", String::from_utf8_lossy(head))
+    }
 }
 
 /// The one field that the framing itself reads.
@@ -115,47 +127,68 @@ struct Announcement {
 pub(crate) fn announced_blobs(line: &[u8], limits: &FrameLimits) -> Result<Vec<usize>, FrameError> {
     // Only an object may announce: serde would also take an array for a struct.
     if line.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
-        return Err(FrameError::NotAMessage { reason: "not a JSON object".into(), head: head_of(line) });
+        return Err(FrameError::NotAMessage {
+            reason: "not a JSON object".into(),
+            head: head_of(line),
+        });
     }
     let announcement: Announcement = parse(line)?;
     if announcement.blobs.len() > limits.blobs {
         return Err(FrameError::BlobsRefused {
-            reason: format!("{} blobs announced, at most {} are taken", announcement.blobs.len(), limits.blobs),
+            reason: format!(
+                "{} blobs announced, at most {} are taken",
+                announcement.blobs.len(),
+                limits.blobs
+            ),
         });
     }
     let mut total_bytes = 0usize;
     let mut sizes = Vec::with_capacity(announcement.blobs.len());
     for announced in announcement.blobs {
-        let size = usize::try_from(announced).ok().filter(|size| *size <= limits.blob_bytes).ok_or_else(|| {
-            FrameError::BlobsRefused {
-                reason: format!("a blob of {announced} bytes announced, at most {} are taken", limits.blob_bytes),
-            }
-        })?;
+        let size = usize::try_from(announced)
+            .ok()
+            .filter(|size| *size <= limits.blob_bytes)
+            .ok_or_else(|| FrameError::BlobsRefused {
+                reason: format!(
+                    "a blob of {announced} bytes announced, at most {} are taken",
+                    limits.blob_bytes
+                ),
+            })?;
         total_bytes = total_bytes.saturating_add(size);
         sizes.push(size);
     }
     if total_bytes > limits.total_bytes {
         return Err(FrameError::BlobsRefused {
-            reason: format!("{total_bytes} bytes in blobs announced, at most {} are taken", limits.total_bytes),
+            reason: format!(
+                "{total_bytes} bytes in blobs announced, at most {} are taken",
+                limits.total_bytes
+            ),
         });
     }
     Ok(sizes)
 }
 
 pub(crate) fn parse<M: DeserializeOwned>(line: &[u8]) -> Result<M, FrameError> {
-    serde_json::from_slice(line)
-        .map_err(|error| FrameError::NotAMessage { reason: error.to_string(), head: head_of(line) })
+    serde_json::from_slice(line).map_err(|error| FrameError::NotAMessage {
+        reason: error.to_string(),
+        head: head_of(line),
+    })
 }
 
 /// The line of a frame, newline included, ready to be followed by `blobs`.
 ///
 /// Fails only where `message` cannot be written as a JSON object, which no type of this crate can cause.
 pub(crate) fn line_of<M: Serialize>(message: &M, blobs: &[Blob]) -> Result<Vec<u8>, FrameError> {
-    let mut line = serde_json::to_vec(message)
-        .map_err(|error| FrameError::NotAMessage { reason: error.to_string(), head: Vec::new() })?;
+    let mut line = serde_json::to_vec(message).map_err(|error| FrameError::NotAMessage {
+        reason: error.to_string(),
+        head: Vec::new(),
+    })?;
     if !blobs.is_empty() {
         if line.last() != Some(&b'}') {
-            return Err(FrameError::NotAMessage { reason: "not a JSON object".into(), head: head_of(&line) });
+            return Err(FrameError::NotAMessage {
+                reason: "not a JSON object".into(),
+                head: head_of(&line),
+            });
         }
         line.pop();
         let sizes: Vec<String> = blobs.iter().map(|blob| blob.len().to_string()).collect();
@@ -181,8 +214,14 @@ mod tests {
 
     #[test]
     fn a_blob_above_the_limit_is_refused_before_it_is_read() {
-        assert!(matches!(sizes(r#"{"blobs":[268435457]}"#), Err(FrameError::BlobsRefused { .. })));
-        assert!(matches!(sizes(r#"{"blobs":[18446744073709551615]}"#), Err(FrameError::BlobsRefused { .. })));
+        assert!(matches!(
+            sizes(r#"{"blobs":[268435457]}"#),
+            Err(FrameError::BlobsRefused { .. })
+        ));
+        assert!(matches!(
+            sizes(r#"{"blobs":[18446744073709551615]}"#),
+            Err(FrameError::BlobsRefused { .. })
+        ));
         assert_eq!(sizes(r#"{"blobs":[268435456]}"#).unwrap(), vec![256 << 20]);
     }
 
@@ -196,8 +235,19 @@ mod tests {
 
     #[test]
     fn lengths_that_are_no_lengths_are_not_a_message() {
-        for line in [r#"{"blobs":[-1]}"#, r#"{"blobs":[1.5]}"#, r#"{"blobs":"x"}"#, "[[1]]", "7", "", "null"] {
-            assert!(matches!(sizes(line), Err(FrameError::NotAMessage { .. })), "{line}");
+        for line in [
+            r#"{"blobs":[-1]}"#,
+            r#"{"blobs":[1.5]}"#,
+            r#"{"blobs":"x"}"#,
+            "[[1]]",
+            "7",
+            "",
+            "null",
+        ] {
+            assert!(
+                matches!(sizes(line), Err(FrameError::NotAMessage { .. })),
+                "{line}"
+            );
         }
     }
 

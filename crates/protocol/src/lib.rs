@@ -17,7 +17,8 @@ mod up;
 mod work;
 
 pub use down::{
-    Adapter, Down, Heartbeat, Limits, Load, MemoryOp, ModelFormat, ModelSpec, ProbeOp, Run, Welcome, WorkerDevice,
+    Adapter, Down, Heartbeat, Limits, Load, MemoryOp, ModelFormat, ModelSpec, ProbeOp, Run, Welcome,
+    WorkerDevice,
 };
 pub use frame::{Blob, Frame, FrameError, FrameLimits, PROTOCOL, Version};
 pub use ids::{Attempt, InstanceId, JobId, LoadId, ModelId, SegmentId, StepId};
@@ -26,10 +27,10 @@ pub use read::{FrameReader, write_frame};
 pub use read_async::{AsyncFrameReader, write_frame_async};
 pub use tensor::{BlobRef, Dtype, Tensor, TensorError};
 pub use up::{
-    Beat, Capabilities, DeviceFacts, Failure, Hello, Loaded, LogLevel, MemoryReport, Outcome, Phase, Progress, Ready,
-    RunResult, Up,
+    Beat, Capabilities, DeviceFacts, Failure, Hello, Loaded, LogLevel, MemoryReport, Outcome, Phase,
+    Progress, Ready, RunResult, Up,
 };
 pub use work::{
-    ControlUnit, Decode, Embed, Encode, Generate, Matte, Mode, NoiseSource, Prediction, Refiner, RestoreFaces, Sampler,
-    Schedule, ScoreSafety, Span, Style, Upscale, Work,
+    ControlUnit, Decode, Embed, Encode, Generate, Matte, Mode, NoiseSource, Prediction, Refiner,
+    RestoreFaces, Sampler, Schedule, ScoreSafety, Span, Style, Upscale, Work,
 };

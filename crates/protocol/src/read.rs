@@ -26,14 +26,20 @@ impl<R: BufRead> FrameReader<R> {
 
     /// A reader with limits of one's own.
     pub fn with_limits(pipe: R, limits: FrameLimits) -> Self {
-        Self { pipe, limits, line: Vec::new() }
+        Self {
+            pipe,
+            limits,
+            line: Vec::new(),
+        }
     }
 
     /// Waits for the next frame. After an error the stream's position is lost: the caller stops reading.
     pub fn read<M: DeserializeOwned>(&mut self) -> Result<Frame<M>, FrameError> {
         self.line.clear();
         let most_bytes = self.limits.line_bytes as u64 + 1;
-        (&mut self.pipe).take(most_bytes).read_until(b'\n', &mut self.line)?;
+        (&mut self.pipe)
+            .take(most_bytes)
+            .read_until(b'\n', &mut self.line)?;
         end_of_line(&mut self.line, self.limits.line_bytes)?;
         let sizes = announced_blobs(&self.line, &self.limits)?;
         // Blobs come before the message is parsed: an unknown type must not leave its blobs in the stream.
@@ -42,11 +48,16 @@ impl<R: BufRead> FrameReader<R> {
             let mut blob = Vec::with_capacity(size.min(PIECE_BYTES));
             (&mut self.pipe).take(size as u64).read_to_end(&mut blob)?;
             if blob.len() != size {
-                return Err(FrameError::Truncated { head: head_of(&self.line) });
+                return Err(FrameError::Truncated {
+                    head: head_of(&self.line),
+                });
             }
             blobs.push(blob);
         }
-        Ok(Frame { message: parse(&self.line)?, blobs })
+        Ok(Frame {
+            message: parse(&self.line)?,
+            blobs,
+        })
     }
 }
 
@@ -60,7 +71,10 @@ pub(crate) fn end_of_line(line: &mut Vec<u8>, limit_bytes: usize) -> Result<(), 
         return Err(FrameError::Closed);
     }
     if line.len() > limit_bytes {
-        return Err(FrameError::LineTooLong { limit_bytes, head: head_of(line) });
+        return Err(FrameError::LineTooLong {
+            limit_bytes,
+            head: head_of(line),
+        });
     }
     Err(FrameError::Truncated { head: head_of(line) })
 }

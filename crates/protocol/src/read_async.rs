@@ -25,14 +25,21 @@ impl<R: AsyncBufRead + Unpin> AsyncFrameReader<R> {
 
     /// A reader with limits of one's own.
     pub fn with_limits(pipe: R, limits: FrameLimits) -> Self {
-        Self { pipe, limits, line: Vec::new() }
+        Self {
+            pipe,
+            limits,
+            line: Vec::new(),
+        }
     }
 
     /// Waits for the next frame. After an error the stream's position is lost: the caller stops reading.
     pub async fn read<M: DeserializeOwned>(&mut self) -> Result<Frame<M>, FrameError> {
         self.line.clear();
         let most_bytes = self.limits.line_bytes as u64 + 1;
-        (&mut self.pipe).take(most_bytes).read_until(b'\n', &mut self.line).await?;
+        (&mut self.pipe)
+            .take(most_bytes)
+            .read_until(b'\n', &mut self.line)
+            .await?;
         end_of_line(&mut self.line, self.limits.line_bytes)?;
         let sizes = announced_blobs(&self.line, &self.limits)?;
         let mut blobs = Vec::with_capacity(sizes.len());
@@ -40,11 +47,16 @@ impl<R: AsyncBufRead + Unpin> AsyncFrameReader<R> {
             let mut blob = Vec::with_capacity(size.min(PIECE_BYTES));
             (&mut self.pipe).take(size as u64).read_to_end(&mut blob).await?;
             if blob.len() != size {
-                return Err(FrameError::Truncated { head: head_of(&self.line) });
+                return Err(FrameError::Truncated {
+                    head: head_of(&self.line),
+                });
             }
             blobs.push(blob);
         }
-        Ok(Frame { message: parse(&self.line)?, blobs })
+        Ok(Frame {
+            message: parse(&self.line)?,
+            blobs,
+        })
     }
 }
 

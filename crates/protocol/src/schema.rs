@@ -7,10 +7,10 @@ use schemars::{JsonSchema, Schema, schema_for};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Adapter, Attempt, Beat, BlobRef, Capabilities, DeviceFacts, Down, Dtype, Failure, Generate, Heartbeat, Hello,
-    Limits, Load, Loaded, LogLevel, MemoryOp, MemoryReport, Mode, ModelFormat, ModelSpec, NoiseSource, Outcome,
-    PROTOCOL, Phase, ProbeOp, Progress, Ready, Run, RunResult, Sampler, Schedule, Span, Up, Version, Welcome, Work,
-    WorkerDevice,
+    Adapter, Attempt, Beat, BlobRef, Capabilities, DeviceFacts, Down, Dtype, Failure, Generate, Heartbeat,
+    Hello, Limits, Load, Loaded, LogLevel, MemoryOp, MemoryReport, Mode, ModelFormat, ModelSpec, NoiseSource,
+    Outcome, PROTOCOL, Phase, ProbeOp, Progress, Ready, Run, RunResult, Sampler, Schedule, Span, Up, Version,
+    Welcome, Work, WorkerDevice,
 };
 
 /// JSON Schema of what goes down.
@@ -42,7 +42,12 @@ pub fn golden() -> Vec<(&'static str, Vec<Line>)> {
         ("generate", generate()),
         ("hold_and_drop", hold_and_drop()),
         ("upkeep", upkeep()),
-        ("fatal", vec![Line::Up(Up::Fatal { reason: "the device context is lost".into() })]),
+        (
+            "fatal",
+            vec![Line::Up(Up::Fatal {
+                reason: "the device context is lost".into(),
+            })],
+        ),
     ]
 }
 
@@ -60,8 +65,15 @@ fn hello(major: u32) -> Line {
 fn handshake() -> Vec<Line> {
     let welcome = Welcome {
         protocol: PROTOCOL,
-        device: WorkerDevice { kind: "cpu".into(), index: 0, uuid: None },
-        limits: Limits { frame_bytes: 1 << 20, blob_bytes: 256 << 20 },
+        device: WorkerDevice {
+            kind: "cpu".into(),
+            index: 0,
+            uuid: None,
+        },
+        limits: Limits {
+            frame_bytes: 1 << 20,
+            blob_bytes: 256 << 20,
+        },
         heartbeat: Heartbeat { every_ms: 1000 },
         scratch: "/tmp/scratch".into(),
         threads: 2,
@@ -90,15 +102,28 @@ fn handshake() -> Vec<Line> {
             max_edge: 1024,
         },
     };
-    vec![hello(1), Line::Down(Down::Welcome(welcome)), Line::Up(Up::Ready(Box::new(ready)))]
+    vec![
+        hello(1),
+        Line::Down(Down::Welcome(welcome)),
+        Line::Up(Up::Ready(Box::new(ready))),
+    ]
 }
 
 fn wrong_major() -> Vec<Line> {
-    vec![hello(2), Line::Down(Down::Bye { reason: "the worker speaks protocol 2.0, this server 1.0".into() })]
+    vec![
+        hello(2),
+        Line::Down(Down::Bye {
+            reason: "the worker speaks protocol 2.0, this server 1.0".into(),
+        }),
+    ]
 }
 
 fn failure(outcome: Outcome) -> Failure {
-    Failure { outcome, message: "why".into(), detail: Some("unet/x.safetensors: conv_in.weight".into()) }
+    Failure {
+        outcome,
+        message: "why".into(),
+        detail: Some("unet/x.safetensors: conv_in.weight".into()),
+    }
 }
 
 fn load() -> Vec<Line> {
@@ -109,19 +134,41 @@ fn load() -> Vec<Line> {
         components: BTreeMap::from([("root".into(), "/models/calotype-tiny".into())]),
     };
     vec![
-        Line::Down(Down::Load(Load { load: crate::LoadId("load_1".into()), model, dtype: Dtype::F32, budget_bytes: 1 << 30 })),
-        Line::Up(Up::LoadProgress { load: crate::LoadId("load_1".into()), done_bytes: 1, total_bytes: 2 }),
+        Line::Down(Down::Load(Load {
+            load: crate::LoadId("load_1".into()),
+            model,
+            dtype: Dtype::F32,
+            budget_bytes: 1 << 30,
+        })),
+        Line::Up(Up::LoadProgress {
+            load: crate::LoadId("load_1".into()),
+            done_bytes: 1,
+            total_bytes: 2,
+        }),
         Line::Up(Up::Loaded(Loaded {
             load: crate::LoadId("load_1".into()),
             model: "calotype-tiny".into(),
             resident_bytes: 90_700_000,
             phases_ms: BTreeMap::from([("read".into(), 12.5)]),
         })),
-        Line::Up(Up::LoadFailed { load: crate::LoadId("load_2".into()), failure: failure(Outcome::ModelLoad) }),
-        Line::Down(Down::Unload { unload: crate::LoadId("unload_3".into()), model: None }),
-        Line::Up(Up::Unloaded { unload: crate::LoadId("unload_3".into()), freed_bytes: 90_700_000 }),
-        Line::Down(Down::Release { segment: crate::SegmentId("weights-1".into()) }),
-        Line::Up(Up::Released { segment: crate::SegmentId("weights-1".into()) }),
+        Line::Up(Up::LoadFailed {
+            load: crate::LoadId("load_2".into()),
+            failure: failure(Outcome::ModelLoad),
+        }),
+        Line::Down(Down::Unload {
+            unload: crate::LoadId("unload_3".into()),
+            model: None,
+        }),
+        Line::Up(Up::Unloaded {
+            unload: crate::LoadId("unload_3".into()),
+            freed_bytes: 90_700_000,
+        }),
+        Line::Down(Down::Release {
+            segment: crate::SegmentId("weights-1".into()),
+        }),
+        Line::Up(Up::Released {
+            segment: crate::SegmentId("weights-1".into()),
+        }),
     ]
 }
 
@@ -129,8 +176,20 @@ fn generate() -> Vec<Line> {
     let work = Generate {
         model: "calotype-tiny".into(),
         mode: Mode::Inpaint,
-        prompt: vec![Span { text: "a red apple, ".into(), weight: 1.0 }, Span { text: "3d".into(), weight: 1.25 }],
-        negative_prompt: vec![Span { text: "blurry".into(), weight: 1.0 }],
+        prompt: vec![
+            Span {
+                text: "a red apple, ".into(),
+                weight: 1.0,
+            },
+            Span {
+                text: "3d".into(),
+                weight: 1.25,
+            },
+        ],
+        negative_prompt: vec![Span {
+            text: "blurry".into(),
+            weight: 1.0,
+        }],
         width: 256,
         height: 256,
         steps: 4,
@@ -139,11 +198,27 @@ fn generate() -> Vec<Line> {
         schedule: Schedule::Default,
         seeds: vec![1, u64::MAX],
         noise: NoiseSource::Philox,
-        initial_noise: BlobRef { blob: 0, dtype: Dtype::F32, shape: vec![2, 4, 32, 32] },
-        init_image: Some(BlobRef { blob: 1, dtype: Dtype::U8, shape: vec![256, 256, 3] }),
-        mask: Some(BlobRef { blob: 2, dtype: Dtype::U8, shape: vec![256, 256] }),
+        initial_noise: BlobRef {
+            blob: 0,
+            dtype: Dtype::F32,
+            shape: vec![2, 4, 32, 32],
+        },
+        init_image: Some(BlobRef {
+            blob: 1,
+            dtype: Dtype::U8,
+            shape: vec![256, 256, 3],
+        }),
+        mask: Some(BlobRef {
+            blob: 2,
+            dtype: Dtype::U8,
+            shape: vec![256, 256],
+        }),
         strength: 0.75,
-        adapters: vec![Adapter { id: "lcm".into(), path: "/models/loras/lcm.safetensors".into(), weight: 1.0 }],
+        adapters: vec![Adapter {
+            id: "lcm".into(),
+            path: "/models/loras/lcm.safetensors".into(),
+            weight: 1.0,
+        }],
         control: Vec::new(),
         refiner: None,
         clip_skip: 0,
@@ -157,7 +232,11 @@ fn generate() -> Vec<Line> {
         deadline_ms: Some(60_000),
         work: Work::Generate(work),
     };
-    let image = |blob| BlobRef { blob, dtype: Dtype::U8, shape: vec![256, 256, 3] };
+    let image = |blob| BlobRef {
+        blob,
+        dtype: Dtype::U8,
+        shape: vec![256, 256, 3],
+    };
     vec![
         Line::Down(Down::Run(Box::new(run))),
         Line::Up(Up::Progress(Progress {
@@ -168,7 +247,12 @@ fn generate() -> Vec<Line> {
             total: 4,
             step_ms: 61.5,
         })),
-        Line::Up(Up::Preview { job: "job_1".into(), attempt: Attempt(1), done: 2, image: image(0) }),
+        Line::Up(Up::Preview {
+            job: "job_1".into(),
+            attempt: Attempt(1),
+            done: 2,
+            image: image(0),
+        }),
         Line::Up(Up::Result(Box::new(RunResult {
             job: "job_1".into(),
             attempt: Attempt(1),
@@ -179,25 +263,56 @@ fn generate() -> Vec<Line> {
             batch_sizes: vec![2, 2, 2, 2],
             engine: "rten 0.27.0".into(),
         }))),
-        Line::Up(Up::Failed { job: "job_2".into(), attempt: Attempt(3), failure: failure(Outcome::OutOfMemory) }),
+        Line::Up(Up::Failed {
+            job: "job_2".into(),
+            attempt: Attempt(3),
+            failure: failure(Outcome::OutOfMemory),
+        }),
     ]
 }
 
 fn hold_and_drop() -> Vec<Line> {
     let (job, attempt) = (crate::JobId("job_1".into()), Attempt(1));
     vec![
-        Line::Down(Down::Pause { job: job.clone(), attempt, offload: true }),
-        Line::Up(Up::Paused { job: job.clone(), attempt, at_step: 2 }),
-        Line::Down(Down::Resume { job: job.clone(), attempt }),
-        Line::Up(Up::Resumed { job: job.clone(), attempt, at_step: 2 }),
-        Line::Down(Down::Cancel { job: job.clone(), attempt }),
-        Line::Up(Up::Cancelled { job, attempt, at_step: 3 }),
+        Line::Down(Down::Pause {
+            job: job.clone(),
+            attempt,
+            offload: true,
+        }),
+        Line::Up(Up::Paused {
+            job: job.clone(),
+            attempt,
+            at_step: 2,
+        }),
+        Line::Down(Down::Resume {
+            job: job.clone(),
+            attempt,
+        }),
+        Line::Up(Up::Resumed {
+            job: job.clone(),
+            attempt,
+            at_step: 2,
+        }),
+        Line::Down(Down::Cancel {
+            job: job.clone(),
+            attempt,
+        }),
+        Line::Up(Up::Cancelled {
+            job,
+            attempt,
+            at_step: 3,
+        }),
     ]
 }
 
 fn upkeep() -> Vec<Line> {
-    let report =
-        MemoryReport { total_bytes: 5, free_bytes: 4, used_bytes: 3, peak_bytes: 2, cached_bytes: 1 };
+    let report = MemoryReport {
+        total_bytes: 5,
+        free_bytes: 4,
+        used_bytes: 3,
+        peak_bytes: 2,
+        cached_bytes: 1,
+    };
     let beat = Beat {
         seq: 9,
         free_bytes: 4,
@@ -209,12 +324,26 @@ fn upkeep() -> Vec<Line> {
     vec![
         Line::Down(Down::Ping { seq: 1 }),
         Line::Up(Up::Pong { seq: 1 }),
-        Line::Down(Down::Memory { seq: 2, op: MemoryOp::Trim }),
+        Line::Down(Down::Memory {
+            seq: 2,
+            op: MemoryOp::Trim,
+        }),
         Line::Up(Up::Memory { seq: 2, report }),
-        Line::Down(Down::Probe { seq: 3, op: ProbeOp::Benchmark }),
-        Line::Up(Up::Probed { seq: 3, figures: BTreeMap::from([("step_ms".into(), 61.5)]) }),
+        Line::Down(Down::Probe {
+            seq: 3,
+            op: ProbeOp::Benchmark,
+        }),
+        Line::Up(Up::Probed {
+            seq: 3,
+            figures: BTreeMap::from([("step_ms".into(), 61.5)]),
+        }),
         Line::Up(Up::Beat(beat)),
-        Line::Up(Up::Log { level: LogLevel::Warn, job: Some("job_1".into()), message: "slow".into(), dropped: 3 }),
+        Line::Up(Up::Log {
+            level: LogLevel::Warn,
+            job: Some("job_1".into()),
+            message: "slow".into(),
+            dropped: 3,
+        }),
         Line::Down(Down::Drain {}),
         Line::Up(Up::Bye {}),
         Line::Down(Down::Exit {}),

@@ -69,12 +69,17 @@ pub enum TensorError {
 impl BlobRef {
     /// Bytes that the shape asks for; `None` when the product overflows.
     pub fn byte_len(&self) -> Option<usize> {
-        self.shape.iter().try_fold(self.dtype.bytes(), |bytes, extent| bytes.checked_mul(*extent))
+        self.shape
+            .iter()
+            .try_fold(self.dtype.bytes(), |bytes, extent| bytes.checked_mul(*extent))
     }
 
     /// The bytes, once index, shape and length were found to agree.
     pub fn of<'a>(&self, blobs: &'a [Vec<u8>]) -> Result<&'a [u8], TensorError> {
-        let blob = blobs.get(self.blob).ok_or(TensorError::Missing { blob: self.blob, have: blobs.len() })?;
+        let blob = blobs.get(self.blob).ok_or(TensorError::Missing {
+            blob: self.blob,
+            have: blobs.len(),
+        })?;
         if self.byte_len() != Some(blob.len()) {
             return Err(TensorError::Length {
                 shape: self.shape.clone(),

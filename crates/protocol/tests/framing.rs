@@ -6,7 +6,12 @@ use calotype_protocol::schema::{Line, golden};
 use calotype_protocol::{Down, Frame, FrameError, FrameLimits, FrameReader, Up, write_frame};
 use proptest::prelude::*;
 
-const SMALL: FrameLimits = FrameLimits { line_bytes: 512, blob_bytes: 1024, blobs: 4, total_bytes: 2048 };
+const SMALL: FrameLimits = FrameLimits {
+    line_bytes: 512,
+    blob_bytes: 1024,
+    blobs: 4,
+    total_bytes: 2048,
+};
 
 fn written(frame: &Frame<Up>) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -32,14 +37,28 @@ fn every_golden_line_reads_back_as_it_was_written() {
             let mut bytes = Vec::new();
             match line {
                 Line::Down(message) => {
-                    let frame = Frame { message, blobs: vec![vec![1, 2, 3], vec![]] };
+                    let frame = Frame {
+                        message,
+                        blobs: vec![vec![1, 2, 3], vec![]],
+                    };
                     write_frame(&mut bytes, &frame).unwrap();
-                    assert_eq!(FrameReader::new(&bytes[..]).read::<Down>().unwrap(), frame, "{name}");
+                    assert_eq!(
+                        FrameReader::new(&bytes[..]).read::<Down>().unwrap(),
+                        frame,
+                        "{name}"
+                    );
                 }
                 Line::Up(message) => {
-                    let frame = Frame { message, blobs: vec![vec![9; 1000]] };
+                    let frame = Frame {
+                        message,
+                        blobs: vec![vec![9; 1000]],
+                    };
                     write_frame(&mut bytes, &frame).unwrap();
-                    assert_eq!(FrameReader::new(&bytes[..]).read::<Up>().unwrap(), frame, "{name}");
+                    assert_eq!(
+                        FrameReader::new(&bytes[..]).read::<Up>().unwrap(),
+                        frame,
+                        "{name}"
+                    );
                 }
             }
         }
@@ -59,7 +78,12 @@ fn the_golden_files_hold_every_message_type() {
     let mut expected = std::collections::BTreeSet::new();
     for schema in [calotype_protocol::schema::down(), calotype_protocol::schema::up()] {
         for variant in schema.as_value()["oneOf"].as_array().unwrap() {
-            expected.insert(variant["properties"]["type"]["const"].as_str().unwrap().to_owned());
+            expected.insert(
+                variant["properties"]["type"]["const"]
+                    .as_str()
+                    .unwrap()
+                    .to_owned(),
+            );
         }
     }
     assert_eq!(seen, expected);
@@ -82,11 +106,17 @@ fn a_line_above_the_limit_is_refused_with_its_head() {
 
 #[test]
 fn a_peer_that_leaves_between_frames_is_told_apart_from_one_that_leaves_inside() {
-    let whole = written(&Frame { message: Up::Pong { seq: 1 }, blobs: vec![vec![7; 10]] });
+    let whole = written(&Frame {
+        message: Up::Pong { seq: 1 },
+        blobs: vec![vec![7; 10]],
+    });
     assert!(matches!(read_all(&whole), (frames, FrameError::Closed) if frames.len() == 1));
     for cut in 1..whole.len() {
         let (frames, error) = read_all(&whole[..cut]);
-        assert!(frames.is_empty() && matches!(error, FrameError::Truncated { .. }), "cut at {cut}: {error}");
+        assert!(
+            frames.is_empty() && matches!(error, FrameError::Truncated { .. }),
+            "cut at {cut}: {error}"
+        );
     }
 }
 

@@ -16,7 +16,11 @@ fn noise_equals_numpy_bit_for_bit() {
             let [g0, g1, _, _] = philox4x32([offset, 0, index as u32, 0], [seed as u32, (seed >> 32) as u32]);
             assert_eq!(Some(u64::from(g0)), case["g0"][index].as_u64());
             assert_eq!(Some(u64::from(g1)), case["g1"][index].as_u64());
-            assert_eq!(u64::from(value.to_bits()), bits[index].as_u64().unwrap(), "seed {seed} offset {offset}");
+            assert_eq!(
+                u64::from(value.to_bits()),
+                bits[index].as_u64().unwrap(),
+                "seed {seed} offset {offset}"
+            );
         }
     }
 }

@@ -10,12 +10,16 @@ use crate::App;
 use crate::error::Refused;
 
 pub(crate) async fn check(State(app): State<App>, request: Request, next: Next) -> Response {
-    let Some(key) = &app.config.api_key else { return next.run(request).await };
+    let Some(key) = &app.config.api_key else {
+        return next.run(request).await;
+    };
     if request.uri().path() == "/health" {
         return next.run(request).await;
     }
     let headers = request.headers();
-    let bearer = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+    let bearer = headers
+        .get(AUTHORIZATION)
+        .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
     let given = bearer.or_else(|| headers.get("x-api-key")?.to_str().ok());
     if given.is_some_and(|given| same(given.as_bytes(), key.as_bytes())) {
         return next.run(request).await;
@@ -29,7 +33,10 @@ pub(crate) async fn check(State(app): State<App>, request: Request, next: Next) 
 
 /// Compares in a time that does not tell how much of the key was right.
 fn same(given: &[u8], key: &[u8]) -> bool {
-    let different = given.iter().zip(key.iter().cycle()).fold(0, |different, (a, b)| different | (a ^ b));
+    let different = given
+        .iter()
+        .zip(key.iter().cycle())
+        .fold(0, |different, (a, b)| different | (a ^ b));
     given.len() == key.len() && different == 0
 }
 

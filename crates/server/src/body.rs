@@ -22,15 +22,26 @@ impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
     async fn from_request(request: Request, app: &App) -> Result<Self, Refused> {
         let limit = app.config.max_body_bytes;
         let too_large = || {
-            Refused(Error::new(Code::TooLarge, format!("the body is larger than {limit} bytes")))
+            Refused(Error::new(
+                Code::TooLarge,
+                format!("the body is larger than {limit} bytes"),
+            ))
         };
-        let announced = request.headers().get("content-length").and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        let announced = request
+            .headers()
+            .get("content-length")
+            .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
         if announced.is_some_and(|bytes| bytes > limit as u64) {
             return Err(too_large());
         }
         let bytes = tokio::time::timeout(ARRIVES_WITHIN, to_bytes(request.into_body(), limit))
             .await
-            .map_err(|_| Refused(Error::new(Code::MalformedBody, "the body did not arrive within 30 s")))?
+            .map_err(|_| {
+                Refused(Error::new(
+                    Code::MalformedBody,
+                    "the body did not arrive within 30 s",
+                ))
+            })?
             .map_err(|_| too_large())?;
         parse(&bytes).map(Self).map_err(Refused)
     }
@@ -42,13 +53,20 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
         let path = error.path().to_string();
         let inner = error.into_inner();
         let unknown = inner.to_string();
-        let field = match unknown.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next()) {
+        let field = match unknown
+            .strip_prefix("unknown field `")
+            .and_then(|rest| rest.split('`').next())
+        {
             // The path already ends in it.
             Some(name) if path == "." || path == "?" => Some(name.to_owned()),
             _ => (path != "." && path != "?").then_some(path),
         };
         // A field of the wrong kind is the request's fault, not the syntax's.
-        let code = if inner.is_data() && field.is_some() { Code::InvalidInput } else { Code::MalformedBody };
+        let code = if inner.is_data() && field.is_some() {
+            Code::InvalidInput
+        } else {
+            Code::MalformedBody
+        };
         let refused = Error::new(code, format!("the body is not what this route takes: {inner}"))
             .advice("GET /openapi.json describes every field");
         match field {
@@ -56,7 +74,12 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
             None => refused,
         }
     })?;
-    json.end().map_err(|error| Error::new(Code::MalformedBody, format!("the body goes on behind its JSON: {error}")))?;
+    json.end().map_err(|error| {
+        Error::new(
+            Code::MalformedBody,
+            format!("the body goes on behind its JSON: {error}"),
+        )
+    })?;
     Ok(value)
 }
 
@@ -73,9 +96,18 @@ mod tests {
 
     #[test]
     fn a_wrong_field_is_named() {
-        assert_eq!(refused(r#"{"prompt":"a","colour":1}"#), (Code::InvalidInput, Some("colour".into())));
-        assert_eq!(refused(r#"{"prompt":"a","width":-5}"#), (Code::InvalidInput, Some("width".into())));
-        assert_eq!(refused(r#"{"prompt":"a","loras":[{"name":1}]}"#), (Code::InvalidInput, Some("loras[0].name".into())));
+        assert_eq!(
+            refused(r#"{"prompt":"a","colour":1}"#),
+            (Code::InvalidInput, Some("colour".into()))
+        );
+        assert_eq!(
+            refused(r#"{"prompt":"a","width":-5}"#),
+            (Code::InvalidInput, Some("width".into()))
+        );
+        assert_eq!(
+            refused(r#"{"prompt":"a","loras":[{"name":1}]}"#),
+            (Code::InvalidInput, Some("loras[0].name".into()))
+        );
     }
 
     #[test]

@@ -72,7 +72,9 @@ pub(crate) fn envelope(error: &Error, request_id: &str) -> Response {
     };
     let mut response = (status(error.code), Json(Envelope { error: body })).into_response();
     if let Some(after_ms) = error.retry_after_ms {
-        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(after_ms.div_ceil(1000).max(1)));
+        response
+            .headers_mut()
+            .insert(RETRY_AFTER, HeaderValue::from(after_ms.div_ceil(1000).max(1)));
     }
     response
 }

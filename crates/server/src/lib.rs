@@ -86,10 +86,17 @@ pub async fn bind(config: ServerConfig) -> Result<Server, ServeError> {
     if !config.listen.ip().is_loopback() && config.api_key.as_ref().is_none_or(String::is_empty) {
         return Err(ServeError::Open(config.listen));
     }
-    let failed = |reason| ServeError::Listen { address: config.listen, reason };
+    let failed = |reason| ServeError::Listen {
+        address: config.listen,
+        reason,
+    };
     let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
-    Ok(Server { listener, address, config })
+    Ok(Server {
+        listener,
+        address,
+        config,
+    })
 }
 
 impl Server {
@@ -101,10 +108,11 @@ impl Server {
     /// Serves until `shutdown`, then lets open requests end for a moment.
     pub async fn serve(self, engine: Engine, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
         let (stop, mut stopped) = watch::channel(());
-        let served = axum::serve(self.listener, router(engine, self.config)).with_graceful_shutdown(async move {
-            // Also when the sender is gone.
-            let _ = stopped.changed().await;
-        });
+        let served =
+            axum::serve(self.listener, router(engine, self.config)).with_graceful_shutdown(async move {
+                // Also when the sender is gone.
+                let _ = stopped.changed().await;
+            });
         let mut serving = tokio::spawn(async move { served.await });
         tokio::select! {
             ended = &mut serving => return ended.unwrap_or_else(|error| Err(error.into())).map_err(ServeError::Serve),
@@ -120,7 +128,11 @@ impl Server {
 
 /// Every route, behind the key and with a request id.
 pub fn router(engine: Engine, config: ServerConfig) -> Router {
-    let app = App { engine, config: Arc::new(config), metrics: recorder() };
+    let app = App {
+        engine,
+        config: Arc::new(config),
+        metrics: recorder(),
+    };
     let mut router: Router<App> = Router::new();
     for route in routes::TABLE {
         router = router.route(route.path, (route.handler)());
@@ -143,7 +155,9 @@ fn no_route() -> Error {
 /// The process's one recorder; absent where another program part installed its own.
 fn recorder() -> Option<PrometheusHandle> {
     static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
-    HANDLE.get_or_init(|| PrometheusBuilder::new().install_recorder().ok()).clone()
+    HANDLE
+        .get_or_init(|| PrometheusBuilder::new().install_recorder().ok())
+        .clone()
 }
 
 #[cfg(test)]
@@ -152,10 +166,21 @@ mod tests {
 
     #[tokio::test]
     async fn an_address_that_others_can_reach_needs_a_key() {
-        let open = ServerConfig { listen: SocketAddr::from(([0, 0, 0, 0], 0)), ..ServerConfig::default() };
+        let open = ServerConfig {
+            listen: SocketAddr::from(([0, 0, 0, 0], 0)),
+            ..ServerConfig::default()
+        };
         assert!(matches!(bind(open.clone()).await, Err(ServeError::Open(_))));
-        let empty = ServerConfig { api_key: Some(String::new()), ..open.clone() };
+        let empty = ServerConfig {
+            api_key: Some(String::new()),
+            ..open.clone()
+        };
         assert!(matches!(bind(empty).await, Err(ServeError::Open(_))));
-        bind(ServerConfig { api_key: Some("key".into()), ..open }).await.unwrap();
+        bind(ServerConfig {
+            api_key: Some("key".into()),
+            ..open
+        })
+        .await
+        .unwrap();
     }
 }

@@ -32,12 +32,17 @@ pub(crate) fn document() -> Value {
             operation["requestBody"] =
                 json!({ "required": true, "content": { "application/json": { "schema": schema } } });
         }
-        let in_path = route.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
+        let in_path = route
+            .path
+            .split('/')
+            .filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
         let mut parameters: Vec<Value> = in_path
             .map(|name| json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } }))
             .collect();
         for (place, name, what) in route.parameters {
-            parameters.push(json!({ "name": name, "in": place, "description": what, "schema": { "type": "string" } }));
+            parameters.push(
+                json!({ "name": name, "in": place, "description": what, "schema": { "type": "string" } }),
+            );
         }
         if !parameters.is_empty() {
             operation["parameters"] = Value::from(parameters);
@@ -88,7 +93,12 @@ mod tests {
     fn every_route_is_described_and_every_reference_leads_somewhere() {
         let document = document();
         for route in TABLE {
-            assert!(document["paths"][route.path][route.method].is_object(), "{} {}", route.method, route.path);
+            assert!(
+                document["paths"][route.path][route.method].is_object(),
+                "{} {}",
+                route.method,
+                route.path
+            );
         }
         let mut found = Vec::new();
         references(&document, &mut found);

@@ -14,8 +14,12 @@ pub(crate) enum Asked {
 }
 
 pub(crate) fn asked(header: Option<&str>, length: usize) -> Asked {
-    let Some(spec) = header.and_then(|header| header.strip_prefix("bytes=")) else { return Asked::Whole };
-    let Some((from, to)) = spec.split_once('-') else { return Asked::Whole };
+    let Some(spec) = header.and_then(|header| header.strip_prefix("bytes=")) else {
+        return Asked::Whole;
+    };
+    let Some((from, to)) = spec.split_once('-') else {
+        return Asked::Whole;
+    };
     let number = |text: &str| text.trim().parse::<usize>().ok();
     match (number(from), number(to)) {
         (None, Some(last)) if from.trim().is_empty() => match last {
@@ -23,10 +27,18 @@ pub(crate) fn asked(header: Option<&str>, length: usize) -> Asked {
             last => Asked::Part(length.saturating_sub(last)..length),
         },
         (Some(from), None) if to.trim().is_empty() => {
-            if from < length { Asked::Part(from..length) } else { Asked::Outside }
+            if from < length {
+                Asked::Part(from..length)
+            } else {
+                Asked::Outside
+            }
         }
         (Some(from), Some(to)) if from <= to => {
-            if from < length { Asked::Part(from..to.saturating_add(1).min(length)) } else { Asked::Outside }
+            if from < length {
+                Asked::Part(from..to.saturating_add(1).min(length))
+            } else {
+                Asked::Outside
+            }
         }
         _ => Asked::Whole,
     }

@@ -15,11 +15,22 @@ const LONGEST: usize = 128;
 
 pub(crate) async fn give(request: Request, next: Next) -> Response {
     let began = Instant::now();
-    let own = request.headers().get(HEADER).and_then(|value| value.to_str().ok()).filter(|id| {
-        !id.is_empty() && id.len() <= LONGEST && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte))
-    });
+    let own = request
+        .headers()
+        .get(HEADER)
+        .and_then(|value| value.to_str().ok())
+        .filter(|id| {
+            !id.is_empty()
+                && id.len() <= LONGEST
+                && id
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte))
+        });
     let id = own.map_or_else(|| format!("req_{}", uuid::Uuid::now_v7().simple()), str::to_owned);
-    let route = request.extensions().get::<MatchedPath>().map_or("none".to_owned(), |path| path.as_str().to_owned());
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or("none".to_owned(), |path| path.as_str().to_owned());
     let mut response = next.run(request).await;
     if let Some(Refused(error)) = response.extensions_mut().remove::<Refused>() {
         tracing::debug!(request.id = %id, "Refused: {error}");
@@ -29,7 +40,9 @@ pub(crate) async fn give(request: Request, next: Next) -> Response {
         response.headers_mut().insert(HEADER, value);
     }
     let status = response.status().as_u16().to_string();
-    metrics::counter!("calotype_http_requests_total", "route" => route.clone(), "status" => status).increment(1);
-    metrics::histogram!("calotype_http_request_seconds", "route" => route).record(began.elapsed().as_secs_f64());
+    metrics::counter!("calotype_http_requests_total", "route" => route.clone(), "status" => status)
+        .increment(1);
+    metrics::histogram!("calotype_http_request_seconds", "route" => route)
+        .record(began.elapsed().as_secs_f64());
     response
 }

@@ -9,9 +9,15 @@ use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 /// The processor's name.
 pub(crate) fn processor() -> String {
     let system = System::new_with_specifics(RefreshKind::nothing().with_cpu(CpuRefreshKind::nothing()));
-    let brand = system.ok().and_then(|system| system.cpus().first().map(|cpu| cpu.brand().trim().to_owned()));
+    let brand = system
+        .ok()
+        .and_then(|system| system.cpus().first().map(|cpu| cpu.brand().trim().to_owned()));
     let brand = brand.unwrap_or_default();
-    if brand.is_empty() { format!("{} CPU", std::env::consts::ARCH) } else { brand }
+    if brand.is_empty() {
+        format!("{} CPU", std::env::consts::ARCH)
+    } else {
+        brand
+    }
 }
 
 /// Total and free bytes of the host.
@@ -20,7 +26,9 @@ pub(crate) fn host_bytes() -> (u64, u64) {
         RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram()),
     );
     // Where the host does not tell, nothing is claimed.
-    system.map_or((0, 0), |system| (system.total_memory(), system.available_memory()))
+    system.map_or((0, 0), |system| {
+        (system.total_memory(), system.available_memory())
+    })
 }
 
 /// Resident bytes of this process now.
@@ -42,11 +50,24 @@ pub(crate) fn reset_peak() {
 /// All figures at once.
 pub(crate) fn memory() -> MemoryReport {
     let (total_bytes, free_bytes) = host_bytes();
-    MemoryReport { total_bytes, free_bytes, used_bytes: used_bytes(), peak_bytes: peak_bytes(), cached_bytes: 0 }
+    MemoryReport {
+        total_bytes,
+        free_bytes,
+        used_bytes: used_bytes(),
+        peak_bytes: peak_bytes(),
+        cached_bytes: 0,
+    }
 }
 
 fn status_bytes(field: &str) -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap_or_default();
-    line.split_whitespace().next().and_then(|number| number.parse::<u64>().ok()).unwrap_or(0) * 1024
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix(field))
+        .unwrap_or_default();
+    line.split_whitespace()
+        .next()
+        .and_then(|number| number.parse::<u64>().ok())
+        .unwrap_or(0)
+        * 1024
 }

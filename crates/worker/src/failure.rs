@@ -4,12 +4,20 @@ use calotype_protocol::{Failure, Outcome};
 
 /// A failure without detail.
 pub(crate) fn failure(outcome: Outcome, message: impl Into<String>) -> Failure {
-    Failure { outcome, message: message.into(), detail: None }
+    Failure {
+        outcome,
+        message: message.into(),
+        detail: None,
+    }
 }
 
 /// A failure with its detail: file, tensor, numbers.
 pub(crate) fn detailed(outcome: Outcome, message: impl Into<String>, detail: impl Into<String>) -> Failure {
-    Failure { outcome, message: message.into(), detail: Some(detail.into()) }
+    Failure {
+        outcome,
+        message: message.into(),
+        detail: Some(detail.into()),
+    }
 }
 
 /// A request that cannot be served as written.

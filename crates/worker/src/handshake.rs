@@ -2,9 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use calotype_protocol::{
-    Capabilities, DeviceFacts, Hello, InstanceId, Mode, PROTOCOL, Ready, Schedule, Up,
-};
+use calotype_protocol::{Capabilities, DeviceFacts, Hello, InstanceId, Mode, PROTOCOL, Ready, Schedule, Up};
 
 use crate::facts;
 use crate::job::MAX_EDGE;
@@ -15,7 +13,9 @@ use crate::tick::MAX_BATCH;
 /// The first line.
 pub(crate) fn hello(engine: &dyn Engine) -> Up {
     let pid = std::process::id();
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_nanos());
     Up::Hello(Hello {
         protocol: PROTOCOL,
         worker: format!("calotype-native {}", env!("CARGO_PKG_VERSION")),

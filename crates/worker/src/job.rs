@@ -48,7 +48,10 @@ impl Job {
             arrival,
             model: run.work.model().clone(),
             paused: false,
-            stage: Stage::Waiting { work: Box::new(run.work), blobs },
+            stage: Stage::Waiting {
+                work: Box::new(run.work),
+                blobs,
+            },
             timings_ms: BTreeMap::new(),
             batch_sizes: Vec::new(),
         }
@@ -119,7 +122,8 @@ impl Sampling {
     ) -> Result<Self, Failure> {
         let latent = checked(work, model)?;
         let [channels, height, width] = latent;
-        let mut sampler = SamplerRun::new(&model.schedule, work.sampler, work.schedule, work.steps).map_err(unsupported)?;
+        let mut sampler =
+            SamplerRun::new(&model.schedule, work.sampler, work.schedule, work.steps).map_err(unsupported)?;
         if work.initial_noise.shape != [work.seeds.len(), channels, height, width] {
             return Err(invalid(format!(
                 "the initial noise has the shape {:?}, not {:?}",
@@ -132,17 +136,25 @@ impl Sampling {
         let image = match (work.mode, &work.init_image) {
             (Mode::TextToImage, _) => None,
             (Mode::ImageToImage | Mode::Inpaint, None) => return Err(invalid("an initial image is needed")),
-            (Mode::ImageToImage | Mode::Inpaint, Some(blob)) => Some(Image::of("the initial image", blob, blobs)?),
+            (Mode::ImageToImage | Mode::Inpaint, Some(blob)) => {
+                Some(Image::of("the initial image", blob, blobs)?)
+            }
         };
         let mut start = 0;
         let mut latents: Vec<f32> = noise.iter().map(|x| x * sampler.init_noise_sigma()).collect();
         let mut kept = None;
         if let Some(image) = image {
             if (image.width, image.height) != (work.width as usize, work.height as usize) {
-                return Err(invalid(format!("the initial image is {}x{}", image.width, image.height)));
+                return Err(invalid(format!(
+                    "the initial image is {}x{}",
+                    image.width, image.height
+                )));
             }
             if !(0.0..=1.0).contains(&work.strength) {
-                return Err(invalid(format!("the strength {} is not between 0 and 1", work.strength)));
+                return Err(invalid(format!(
+                    "the strength {} is not between 0 and 1",
+                    work.strength
+                )));
             }
             let one = model.encode(engine, image.to_numbers(), image.height, image.width)?;
             let encoded = one.repeat(work.seeds.len());
@@ -151,16 +163,29 @@ impl Sampling {
                 latents = sampler.add_noise(start, &encoded, &noise);
             }
             if work.mode == Mode::Inpaint {
-                let blob = work.mask.as_ref().ok_or_else(|| invalid("inpainting needs a mask"))?;
+                let blob = work
+                    .mask
+                    .as_ref()
+                    .ok_or_else(|| invalid("inpainting needs a mask"))?;
                 let pixel_mask = Mask::of(blob, blobs, image.height, image.width)?;
                 let mask = pixel_mask.of_latents(model.scale);
-                kept = Some(Kept { encoded, noise, mask, original: image, pixel_mask });
+                kept = Some(Kept {
+                    encoded,
+                    noise,
+                    mask,
+                    original: image,
+                    pixel_mask,
+                });
             }
         }
         sampler.begin_at(start);
         let context = [cond.chunks * cond.tokens, cond.width];
-        let shape =
-            Shape { model: work.model.clone(), latent, adapters: adapter_key(&work.adapters), context };
+        let shape = Shape {
+            model: work.model.clone(),
+            latent,
+            adapters: adapter_key(&work.adapters),
+            context,
+        };
         Ok(Self {
             shape,
             bound,
@@ -183,7 +208,11 @@ impl Sampling {
     }
 
     pub(crate) fn steps_done(&self) -> u32 {
-        if self.is_done() { self.total() } else { self.sampler.step_of(self.at) }
+        if self.is_done() {
+            self.total()
+        } else {
+            self.sampler.step_of(self.at)
+        }
     }
 
     fn total(&self) -> u32 {
@@ -230,10 +259,15 @@ impl Sampling {
         };
         let count = self.latent.iter().product::<usize>();
         let seeds = &self.seeds;
-        let mut step_noise =
-            |step: u32| seeds.iter().flat_map(|seed| noise::normal(*seed, noise::of_step(step), count)).collect();
+        let mut step_noise = |step: u32| {
+            seeds
+                .iter()
+                .flat_map(|seed| noise::normal(*seed, noise::of_step(step), count))
+                .collect()
+        };
         let step = self.sampler.step_of(self.at);
-        self.sampler.step(self.at, output, &mut self.latents, &mut step_noise);
+        self.sampler
+            .step(self.at, output, &mut self.latents, &mut step_noise);
         self.at += 1;
         if !self.is_done() && self.sampler.step_of(self.at) == step {
             return None;
@@ -247,15 +281,21 @@ impl Sampling {
                 }
             }
         }
-        Some(StepDone { done: step + 1, total: self.total() })
+        Some(StepDone {
+            done: step + 1,
+            total: self.total(),
+        })
     }
 
     /// The picture of seed number `index`, as it is now.
     pub(crate) fn picture(&self, model: &Model, index: usize) -> Result<Image, Failure> {
         let [_, height, width] = self.latent;
         let count = self.latent.iter().product::<usize>();
-        let mut image =
-            Image::from_tensor(&model.decode(&self.latents[index * count..(index + 1) * count], height, width)?);
+        let mut image = Image::from_tensor(&model.decode(
+            &self.latents[index * count..(index + 1) * count],
+            height,
+            width,
+        )?);
         if let Some(kept) = &self.kept {
             kept.pixel_mask.keep(&kept.original, &mut image);
         }
@@ -265,11 +305,22 @@ impl Sampling {
 
 /// Checks the request, and gives channels, height and width of its latents.
 fn checked(work: &Generate, model: &Model) -> Result<[usize; 3], Failure> {
-    let Generate { width, height, steps, guidance, seeds, control, refiner, .. } = work;
+    let Generate {
+        width,
+        height,
+        steps,
+        guidance,
+        seeds,
+        control,
+        refiner,
+        ..
+    } = work;
     let scale = model.scale as u32;
     for (name, edge) in [("width", *width), ("height", *height)] {
         if edge == 0 || edge > MAX_EDGE || edge % scale != 0 {
-            return Err(invalid(format!("the {name} {edge} is not a multiple of {scale} up to {MAX_EDGE}")));
+            return Err(invalid(format!(
+                "the {name} {edge} is not a multiple of {scale} up to {MAX_EDGE}"
+            )));
         }
     }
     if *steps == 0 || *steps > 1000 {
@@ -279,7 +330,10 @@ fn checked(work: &Generate, model: &Model) -> Result<[usize; 3], Failure> {
         return Err(invalid("the guidance is not a number"));
     }
     if seeds.is_empty() || seeds.len() > MOST_IMAGES {
-        return Err(invalid(format!("{} seeds are not between 1 and {MOST_IMAGES}", seeds.len())));
+        return Err(invalid(format!(
+            "{} seeds are not between 1 and {MOST_IMAGES}",
+            seeds.len()
+        )));
     }
     if !control.is_empty() {
         return Err(unsupported("ControlNet needs a PyTorch worker"));
@@ -287,7 +341,11 @@ fn checked(work: &Generate, model: &Model) -> Result<[usize; 3], Failure> {
     if refiner.is_some() {
         return Err(unsupported("a refiner needs a PyTorch worker"));
     }
-    Ok([model.latent_channels, (height / scale) as usize, (width / scale) as usize])
+    Ok([
+        model.latent_channels,
+        (height / scale) as usize,
+        (width / scale) as usize,
+    ])
 }
 
 type Conditioning = (Rc<Embedding>, Option<Rc<Embedding>>);

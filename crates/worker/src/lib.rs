@@ -72,26 +72,56 @@ fn serve(options: WorkerOptions, voice: Voice) -> ExitCode {
     let (mut engine, note) = runtime::open(options.runtime, options.onnxruntime_library);
     voice.say(&handshake::hello(engine.as_ref()).into());
     let welcome = match receiver.recv() {
-        Ok(Frame { message: Down::Welcome(welcome), .. }) => welcome,
+        Ok(Frame {
+            message: Down::Welcome(welcome),
+            ..
+        }) => welcome,
         Ok(_) | Err(_) => {
             eprintln!("calotype-worker: the first message was not a welcome");
             return ExitCode::FAILURE;
         }
     };
-    let Welcome { protocol, device, limits: _, heartbeat, scratch: _, threads, deterministic: _ } = welcome;
+    let Welcome {
+        protocol,
+        device,
+        limits: _,
+        heartbeat,
+        scratch: _,
+        threads,
+        deterministic: _,
+    } = welcome;
     if protocol.major != PROTOCOL.major {
-        eprintln!("calotype-worker: speaks protocol {}, not {}", PROTOCOL.major, protocol.major);
+        eprintln!(
+            "calotype-worker: speaks protocol {}, not {}",
+            PROTOCOL.major, protocol.major
+        );
         return ExitCode::FAILURE;
     }
     if threads > 0 {
         engine.set_threads(threads as usize);
     }
-    let note = note.map(|message| (LogLevel::Warn, message)).into_iter().chain(
-        (device.kind != "cpu")
-            .then(|| (LogLevel::Warn, format!("the device `{}` was given; this worker computes on the CPU", device.kind))),
-    );
+    let note = note
+        .map(|message| (LogLevel::Warn, message))
+        .into_iter()
+        .chain((device.kind != "cpu").then(|| {
+            (
+                LogLevel::Warn,
+                format!(
+                    "the device `{}` was given; this worker computes on the CPU",
+                    device.kind
+                ),
+            )
+        }));
     for (level, message) in note {
-        voice.say(&Up::Log { level, job: None, message, dropped: 0 }.into());
+        voice.say(
+            &Up::Log {
+                level,
+                job: None,
+                message,
+                dropped: 0,
+            }
+            .into(),
+        );
     }
     voice.say(&handshake::ready(engine.as_ref()).into());
     let pulse = SharedPulse::default();
@@ -101,7 +131,10 @@ fn serve(options: WorkerOptions, voice: Voice) -> ExitCode {
         return ExitCode::FAILURE;
     }
     let said = voice.clone();
-    drive(Loop::new(engine, pulse, Box::new(move |frame| said.say(&frame))), &receiver);
+    drive(
+        Loop::new(engine, pulse, Box::new(move |frame| said.say(&frame))),
+        &receiver,
+    );
     voice.flush();
     ExitCode::SUCCESS
 }

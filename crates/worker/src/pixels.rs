@@ -14,18 +14,26 @@ pub(crate) struct Image {
 }
 
 /// The bytes of `blob`, which must have this type.
-pub(crate) fn bytes_of<'a>(what: &str, blob: &BlobRef, blobs: &'a [Vec<u8>], dtype: Dtype) -> Result<&'a [u8], Failure> {
+pub(crate) fn bytes_of<'a>(
+    what: &str,
+    blob: &BlobRef,
+    blobs: &'a [Vec<u8>],
+    dtype: Dtype,
+) -> Result<&'a [u8], Failure> {
     if blob.dtype != dtype {
         return Err(invalid(format!("{what} is {:?}, not {dtype:?}", blob.dtype)));
     }
-    blob.of(blobs).map_err(|error| invalid(format!("{what}: {error}")))
+    blob.of(blobs)
+        .map_err(|error| invalid(format!("{what}: {error}")))
 }
 
 /// The numbers of `blob`; all must be finite.
 pub(crate) fn numbers_of(what: &str, blob: &BlobRef, blobs: &[Vec<u8>]) -> Result<Vec<f32>, Failure> {
     let bytes = bytes_of(what, blob, blobs, Dtype::F32)?;
-    let numbers: Vec<f32> =
-        bytes.chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]])).collect();
+    let numbers: Vec<f32> = bytes
+        .chunks_exact(4)
+        .map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]]))
+        .collect();
     match numbers.iter().all(|number| number.is_finite()) {
         true => Ok(numbers),
         false => Err(invalid(format!("{what} holds numbers that are not finite"))),
@@ -36,13 +44,22 @@ impl Image {
     pub(crate) fn of(what: &str, blob: &BlobRef, blobs: &[Vec<u8>]) -> Result<Self, Failure> {
         let bytes = bytes_of(what, blob, blobs, Dtype::U8)?;
         match blob.shape.as_slice() {
-            [height, width, 3] => Ok(Self { height: *height, width: *width, bytes: bytes.to_vec() }),
+            [height, width, 3] => Ok(Self {
+                height: *height,
+                width: *width,
+                bytes: bytes.to_vec(),
+            }),
             [height, width, 4] => Ok(Self {
                 height: *height,
                 width: *width,
-                bytes: bytes.chunks_exact(4).flat_map(|rgba| rgba[..3].iter().copied()).collect(),
+                bytes: bytes
+                    .chunks_exact(4)
+                    .flat_map(|rgba| rgba[..3].iter().copied())
+                    .collect(),
             }),
-            other => Err(invalid(format!("{what} has the shape {other:?}, not [height, width, 3]"))),
+            other => Err(invalid(format!(
+                "{what} has the shape {other:?}, not [height, width, 3]"
+            ))),
         }
     }
 
@@ -50,7 +67,13 @@ impl Image {
     pub(crate) fn to_numbers(&self) -> Vec<f32> {
         let mut numbers = Vec::with_capacity(self.bytes.len());
         for channel in 0..3 {
-            numbers.extend(self.bytes.iter().skip(channel).step_by(3).map(|byte| f32::from(*byte) / 127.5 - 1.0));
+            numbers.extend(
+                self.bytes
+                    .iter()
+                    .skip(channel)
+                    .step_by(3)
+                    .map(|byte| f32::from(*byte) / 127.5 - 1.0),
+            );
         }
         numbers
     }
@@ -73,11 +96,15 @@ impl Image {
     pub(crate) fn halved(&self) -> Self {
         let (height, width) = (self.height / 2, self.width / 2);
         let mut bytes = Vec::with_capacity(height * width * 3);
-        let at = |y: usize, x: usize, channel: usize| u32::from(self.bytes[(y * self.width + x) * 3 + channel]);
+        let at =
+            |y: usize, x: usize, channel: usize| u32::from(self.bytes[(y * self.width + x) * 3 + channel]);
         for y in 0..height {
             for x in 0..width {
                 for c in 0..3 {
-                    let sum = at(2 * y, 2 * x, c) + at(2 * y, 2 * x + 1, c) + at(2 * y + 1, 2 * x, c) + at(2 * y + 1, 2 * x + 1, c);
+                    let sum = at(2 * y, 2 * x, c)
+                        + at(2 * y, 2 * x + 1, c)
+                        + at(2 * y + 1, 2 * x, c)
+                        + at(2 * y + 1, 2 * x + 1, c);
                     bytes.push(((sum + 2) / 4) as u8);
                 }
             }
@@ -86,7 +113,11 @@ impl Image {
     }
 
     pub(crate) fn blob(&self, index: usize) -> BlobRef {
-        BlobRef { blob: index, dtype: Dtype::U8, shape: vec![self.height, self.width, 3] }
+        BlobRef {
+            blob: index,
+            dtype: Dtype::U8,
+            shape: vec![self.height, self.width, 3],
+        }
     }
 }
 
@@ -98,12 +129,23 @@ pub(crate) struct Mask {
 }
 
 impl Mask {
-    pub(crate) fn of(blob: &BlobRef, blobs: &[Vec<u8>], height: usize, width: usize) -> Result<Self, Failure> {
+    pub(crate) fn of(
+        blob: &BlobRef,
+        blobs: &[Vec<u8>],
+        height: usize,
+        width: usize,
+    ) -> Result<Self, Failure> {
         if blob.shape != [height, width] {
-            return Err(invalid(format!("the mask has the shape {:?}, not [{height}, {width}]", blob.shape)));
+            return Err(invalid(format!(
+                "the mask has the shape {:?}, not [{height}, {width}]",
+                blob.shape
+            )));
         }
         let bytes = bytes_of("the mask", blob, blobs, Dtype::U8)?;
-        Ok(Self { width, repaint: bytes.iter().map(|byte| *byte >= 128).collect() })
+        Ok(Self {
+            width,
+            repaint: bytes.iter().map(|byte| *byte >= 128).collect(),
+        })
     }
 
     /// The mask of the latents, of `scale` pixels each, by the nearest pixel.
@@ -116,8 +158,11 @@ impl Mask {
 
     /// Puts `original` back where the mask leaves it.
     pub(crate) fn keep(&self, original: &Image, painted: &mut Image) {
-        for ((repaint, old), new) in
-            self.repaint.iter().zip(original.bytes.chunks_exact(3)).zip(painted.bytes.chunks_exact_mut(3))
+        for ((repaint, old), new) in self
+            .repaint
+            .iter()
+            .zip(original.bytes.chunks_exact(3))
+            .zip(painted.bytes.chunks_exact_mut(3))
         {
             if !repaint {
                 new.copy_from_slice(old);

@@ -24,7 +24,10 @@ impl Voice {
         // Above 2, and closed in children: a grandchild must not hold the stream open.
         let own = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?;
         rustix::stdio::dup2_stdout(rustix::stdio::stderr())?;
-        Ok(Self(Arc::new(Mutex::new(BufWriter::with_capacity(1 << 16, File::from(own))))))
+        Ok(Self(Arc::new(Mutex::new(BufWriter::with_capacity(
+            1 << 16,
+            File::from(own),
+        )))))
     }
 
     /// Writes one frame. Where nobody listens any more, the process ends.
@@ -51,7 +54,9 @@ fn leave(why: &str, code: i32) -> ! {
 /// delay them; the end of stdin ends the process at once.
 pub(crate) fn listen(voice: Voice) -> std::io::Result<Receiver<Frame<Down>>> {
     let (sender, receiver) = sync_channel(MOST_WAITING);
-    std::thread::Builder::new().name("reader".into()).spawn(move || read(&voice, &sender))?;
+    std::thread::Builder::new()
+        .name("reader".into())
+        .spawn(move || read(&voice, &sender))?;
     Ok(receiver)
 }
 
@@ -59,12 +64,21 @@ fn read(voice: &Voice, sender: &SyncSender<Frame<Down>>) {
     let mut reader = FrameReader::new(BufReader::with_capacity(1 << 16, std::io::stdin()));
     loop {
         match reader.read::<Down>() {
-            Ok(Frame { message: Down::Ping { seq }, .. }) => voice.say(&Up::Pong { seq }.into()),
-            Ok(Frame { message: Down::Exit {}, .. }) => {
+            Ok(Frame {
+                message: Down::Ping { seq },
+                ..
+            }) => voice.say(&Up::Pong { seq }.into()),
+            Ok(Frame {
+                message: Down::Exit {},
+                ..
+            }) => {
                 voice.flush();
                 std::process::exit(0)
             }
-            Ok(Frame { message: Down::Bye { reason }, .. }) => leave(&reason, 0),
+            Ok(Frame {
+                message: Down::Bye { reason },
+                ..
+            }) => leave(&reason, 0),
             Ok(frame) => {
                 if sender.send(frame).is_err() {
                     return;
@@ -95,5 +109,8 @@ pub(crate) fn beat(voice: Voice, pulse: SharedPulse, every: Duration) -> std::io
             std::thread::sleep(every);
         }
     };
-    std::thread::Builder::new().name("beat".into()).spawn(beats).map(|_| ())
+    std::thread::Builder::new()
+        .name("beat".into())
+        .spawn(beats)
+        .map(|_| ())
 }

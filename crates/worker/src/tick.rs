@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use calotype_protocol::{
-    Attempt, Blob, BlobRef, Down, Dtype, Failure, Frame, JobId, Load, Loaded, LoadId, LogLevel, MemoryOp, ModelId, Outcome,
-    Phase, ProbeOp, Progress, Run, RunResult, Up, Work,
+    Attempt, Blob, BlobRef, Down, Dtype, Failure, Frame, JobId, Load, LoadId, Loaded, LogLevel, MemoryOp,
+    ModelId, Outcome, Phase, ProbeOp, Progress, Run, RunResult, Up, Work,
 };
 
 use crate::facts;
@@ -73,7 +73,15 @@ fn ms(since: Instant) -> f64 {
 impl Loop {
     /// A loop without models. `emit` is told everything that goes up.
     pub fn new(engine: Box<dyn Engine>, pulse: SharedPulse, emit: Box<dyn FnMut(Frame<Up>)>) -> Self {
-        Self { engine, emit, pulse, models: Vec::new(), jobs: Vec::new(), arrivals: 0, draining: false }
+        Self {
+            engine,
+            emit,
+            pulse,
+            models: Vec::new(),
+            jobs: Vec::new(),
+            arrivals: 0,
+            draining: false,
+        }
     }
 
     /// Takes one message.
@@ -84,22 +92,38 @@ impl Loop {
             Down::Cancel { job, attempt } => {
                 if let Some(index) = self.known("cancel", &job, attempt) {
                     let at_step = self.jobs.remove(index).steps_done();
-                    self.say(Up::Cancelled { job, attempt, at_step });
+                    self.say(Up::Cancelled {
+                        job,
+                        attempt,
+                        at_step,
+                    });
                 }
             }
-            Down::Pause { job, attempt, offload: _ } => {
+            Down::Pause {
+                job,
+                attempt,
+                offload: _,
+            } => {
                 // The state is in host memory already: there is nothing to move away.
                 if let Some(index) = self.known("pause", &job, attempt) {
                     self.jobs[index].paused = true;
                     let at_step = self.jobs[index].steps_done();
-                    self.say(Up::Paused { job, attempt, at_step });
+                    self.say(Up::Paused {
+                        job,
+                        attempt,
+                        at_step,
+                    });
                 }
             }
             Down::Resume { job, attempt } => {
                 if let Some(index) = self.known("resume", &job, attempt) {
                     self.jobs[index].paused = false;
                     let at_step = self.jobs[index].steps_done();
-                    self.say(Up::Resumed { job, attempt, at_step });
+                    self.say(Up::Resumed {
+                        job,
+                        attempt,
+                        at_step,
+                    });
                 }
             }
             Down::Load(load) => self.load(&load),
@@ -110,7 +134,10 @@ impl Loop {
                     MemoryOp::Trim => self.models.iter_mut().for_each(Model::trim),
                     MemoryOp::ResetPeak => facts::reset_peak(),
                 }
-                self.say(Up::Memory { seq, report: facts::memory() });
+                self.say(Up::Memory {
+                    seq,
+                    report: facts::memory(),
+                });
             }
             Down::Probe { seq, op } => {
                 let figures = self.probe(op);
@@ -137,9 +164,18 @@ impl Loop {
     /// Does one piece of work.
     pub fn tick(&mut self) -> Flow {
         pulse_of(&self.pulse).since = Some(Instant::now());
-        let mut order: Vec<usize> = (0..self.jobs.len()).filter(|index| !self.jobs[*index].paused).collect();
-        order.sort_by_key(|index| (std::cmp::Reverse(self.jobs[*index].priority), self.jobs[*index].arrival));
-        let waiting = order.iter().find(|index| matches!(self.jobs[**index].stage, Stage::Waiting { .. }));
+        let mut order: Vec<usize> = (0..self.jobs.len())
+            .filter(|index| !self.jobs[*index].paused)
+            .collect();
+        order.sort_by_key(|index| {
+            (
+                std::cmp::Reverse(self.jobs[*index].priority),
+                self.jobs[*index].arrival,
+            )
+        });
+        let waiting = order
+            .iter()
+            .find(|index| matches!(self.jobs[**index].stage, Stage::Waiting { .. }));
         let sampled = order.iter().find(|index| match &self.jobs[**index].stage {
             Stage::Sampling(sampling) => sampling.is_done(),
             Stage::Waiting { .. } => false,
@@ -169,7 +205,12 @@ impl Loop {
     }
 
     fn log(&mut self, level: LogLevel, job: Option<JobId>, message: impl Into<String>) {
-        self.say(Up::Log { level, job, message: message.into(), dropped: 0 });
+        self.say(Up::Log {
+            level,
+            job,
+            message: message.into(),
+            dropped: 0,
+        });
     }
 
     fn show(&mut self) {
@@ -179,21 +220,40 @@ impl Loop {
     }
 
     fn known(&mut self, what: &str, job: &JobId, attempt: Attempt) -> Option<usize> {
-        let index = self.jobs.iter().position(|held| held.job == *job && held.attempt == attempt);
+        let index = self
+            .jobs
+            .iter()
+            .position(|held| held.job == *job && held.attempt == attempt);
         if index.is_none() {
-            self.log(LogLevel::Debug, Some(job.clone()), format!("{what} of a job that is not here (attempt {attempt})"));
+            self.log(
+                LogLevel::Debug,
+                Some(job.clone()),
+                format!("{what} of a job that is not here (attempt {attempt})"),
+            );
         }
         index
     }
 
     fn take(&mut self, run: Run, blobs: Vec<Blob>) {
         let (job, attempt) = (run.job.clone(), run.attempt);
-        if self.jobs.iter().any(|held| held.job == job && held.attempt == attempt) {
-            return self.log(LogLevel::Warn, Some(job), "a job that is here already was sent again");
+        if self
+            .jobs
+            .iter()
+            .any(|held| held.job == job && held.attempt == attempt)
+        {
+            return self.log(
+                LogLevel::Warn,
+                Some(job),
+                "a job that is here already was sent again",
+            );
         }
         if self.draining {
             let failure = failure(Outcome::Failed, "the worker is leaving and takes nothing new");
-            return self.say(Up::Failed { job, attempt, failure });
+            return self.say(Up::Failed {
+                job,
+                attempt,
+                failure,
+            });
         }
         if self.jobs.is_empty() {
             facts::reset_peak();
@@ -203,12 +263,18 @@ impl Loop {
     }
 
     fn drop_paused(&mut self) {
-        let (paused, kept) = std::mem::take(&mut self.jobs).into_iter().partition(|job| job.paused);
+        let (paused, kept) = std::mem::take(&mut self.jobs)
+            .into_iter()
+            .partition(|job| job.paused);
         self.jobs = kept;
         let paused: Vec<Job> = paused;
         for job in paused {
             let failure = failure(Outcome::Failed, "the worker left while the job was paused");
-            self.say(Up::Failed { job: job.job, attempt: job.attempt, failure });
+            self.say(Up::Failed {
+                job: job.job,
+                attempt: job.attempt,
+                failure,
+            });
         }
     }
 
@@ -217,7 +283,14 @@ impl Loop {
         pulse_of(&self.pulse).since = Some(Instant::now());
         let emit = &mut self.emit;
         let mut progress = |done_bytes: u64, total_bytes: u64| {
-            emit(Up::LoadProgress { load: load.load.clone(), done_bytes, total_bytes }.into());
+            emit(
+                Up::LoadProgress {
+                    load: load.load.clone(),
+                    done_bytes,
+                    total_bytes,
+                }
+                .into(),
+            );
         };
         let loaded = Model::load(self.engine.as_ref(), load, &mut progress);
         pulse_of(&self.pulse).since = None;
@@ -232,18 +305,26 @@ impl Loop {
                 self.models.push(model);
                 self.say(Up::Loaded(loaded));
             }
-            Err(failure) => self.say(Up::LoadFailed { load: load.load.clone(), failure }),
+            Err(failure) => self.say(Up::LoadFailed {
+                load: load.load.clone(),
+                failure,
+            }),
         }
     }
 
     fn unload(&mut self, unload: LoadId, model: Option<&ModelId>) {
         let leaves = |id: &ModelId| model.is_none_or(|model| model == id);
-        let (gone, kept): (Vec<Job>, Vec<Job>) =
-            std::mem::take(&mut self.jobs).into_iter().partition(|job| leaves(&job.model));
+        let (gone, kept): (Vec<Job>, Vec<Job>) = std::mem::take(&mut self.jobs)
+            .into_iter()
+            .partition(|job| leaves(&job.model));
         self.jobs = kept;
         for job in gone {
             let failure = failure(Outcome::Failed, "the job's model was unloaded");
-            self.say(Up::Failed { job: job.job, attempt: job.attempt, failure });
+            self.say(Up::Failed {
+                job: job.job,
+                attempt: job.attempt,
+                failure,
+            });
         }
         let before = facts::used_bytes();
         self.models.retain(|model| !leaves(&model.id));
@@ -253,12 +334,23 @@ impl Loop {
 
     fn progress(&mut self, index: usize, phase: Phase, done: u32, total: u32, step_ms: f64) {
         let (job, attempt) = (self.jobs[index].job.clone(), self.jobs[index].attempt);
-        self.say(Up::Progress(Progress { job, attempt, phase, done, total, step_ms }));
+        self.say(Up::Progress(Progress {
+            job,
+            attempt,
+            phase,
+            done,
+            total,
+            step_ms,
+        }));
     }
 
     fn fail(&mut self, index: usize, failure: Failure) {
         let job = self.jobs.remove(index);
-        self.say(Up::Failed { job: job.job, attempt: job.attempt, failure });
+        self.say(Up::Failed {
+            job: job.job,
+            attempt: job.attempt,
+            failure,
+        });
     }
 
     fn model_index(&self, id: &ModelId) -> Result<usize, Failure> {
@@ -268,9 +360,17 @@ impl Loop {
 
     fn prepare(&mut self, index: usize) {
         // Taken out for the time: preparing borrows the model, the engine and the job at once.
-        let empty = Stage::Waiting { work: Box::new(Work::Embed(calotype_protocol::Embed { model: self.jobs[index].model.clone(), text: String::new() })), blobs: Vec::new() };
+        let empty = Stage::Waiting {
+            work: Box::new(Work::Embed(calotype_protocol::Embed {
+                model: self.jobs[index].model.clone(),
+                text: String::new(),
+            })),
+            blobs: Vec::new(),
+        };
         let stage = std::mem::replace(&mut self.jobs[index].stage, empty);
-        let Stage::Waiting { work, blobs } = stage else { return };
+        let Stage::Waiting { work, blobs } = stage else {
+            return;
+        };
         let done = match work.as_ref() {
             Work::Generate(_) => self.start(index, &work, &blobs),
             Work::Encode(work) => self.encode_alone(index, work, &blobs),
@@ -304,7 +404,12 @@ impl Loop {
         Ok(())
     }
 
-    fn encode_alone(&mut self, index: usize, work: &calotype_protocol::Encode, blobs: &[Blob]) -> Result<(), Failure> {
+    fn encode_alone(
+        &mut self,
+        index: usize,
+        work: &calotype_protocol::Encode,
+        blobs: &[Blob],
+    ) -> Result<(), Failure> {
         let at = self.model_index(&work.model)?;
         let started = Instant::now();
         let image = Image::of("the image", &work.image, blobs)?;
@@ -312,20 +417,46 @@ impl Loop {
         let scale = model.scale;
         for edge in [image.width, image.height] {
             if edge == 0 || edge > MAX_EDGE as usize || edge % scale != 0 {
-                return Err(invalid(format!("an edge of {edge} is not a multiple of {scale} up to {MAX_EDGE}")));
+                return Err(invalid(format!(
+                    "an edge of {edge} is not a multiple of {scale} up to {MAX_EDGE}"
+                )));
             }
         }
-        let latents = model.encode(self.engine.as_ref(), image.to_numbers(), image.height, image.width)?;
-        let shape = vec![1, model.latent_channels, image.height / scale, image.width / scale];
+        let latents = model.encode(
+            self.engine.as_ref(),
+            image.to_numbers(),
+            image.height,
+            image.width,
+        )?;
+        let shape = vec![
+            1,
+            model.latent_channels,
+            image.height / scale,
+            image.width / scale,
+        ];
         let encode_ms = ms(started);
         self.jobs[index].spend(Phase::Encode, encode_ms);
         self.progress(index, Phase::Encode, 1, 1, encode_ms);
         let blob = latents.iter().flat_map(|x| x.to_le_bytes()).collect();
-        self.deliver(index, vec![BlobRef { blob: 0, dtype: Dtype::F32, shape }], vec![blob], Vec::new());
+        self.deliver(
+            index,
+            vec![BlobRef {
+                blob: 0,
+                dtype: Dtype::F32,
+                shape,
+            }],
+            vec![blob],
+            Vec::new(),
+        );
         Ok(())
     }
 
-    fn decode_alone(&mut self, index: usize, work: &calotype_protocol::Decode, blobs: &[Blob]) -> Result<(), Failure> {
+    fn decode_alone(
+        &mut self,
+        index: usize,
+        work: &calotype_protocol::Decode,
+        blobs: &[Blob],
+    ) -> Result<(), Failure> {
         let at = self.model_index(&work.model)?;
         let started = Instant::now();
         let model = &self.models[at];
@@ -335,7 +466,10 @@ impl Loop {
         };
         let fits = |edge: usize| (1..=most).contains(&edge);
         if channels != model.latent_channels || !fits(height) || !fits(width) || !(1..=16).contains(&images) {
-            return Err(invalid(format!("latents of {:?} are not taken", work.latents.shape)));
+            return Err(invalid(format!(
+                "latents of {:?} are not taken",
+                work.latents.shape
+            )));
         }
         let latents = numbers_of("the latents", &work.latents, blobs)?;
         let pictures = latents
@@ -351,14 +485,19 @@ impl Loop {
 
     fn finish(&mut self, index: usize) {
         let started = Instant::now();
-        let decoded = self.model_index(&self.jobs[index].model).and_then(|at| match &self.jobs[index].stage {
-            Stage::Sampling(sampling) => {
-                let seeds = sampling.seeds.clone();
-                let pictures = (0..seeds.len()).map(|seed| sampling.picture(&self.models[at], seed));
-                Ok((pictures.collect::<Result<Vec<_>, _>>()?, seeds))
-            }
-            Stage::Waiting { .. } => Err(failure(Outcome::Failed, "the job was decoded before it was sampled")),
-        });
+        let decoded =
+            self.model_index(&self.jobs[index].model)
+                .and_then(|at| match &self.jobs[index].stage {
+                    Stage::Sampling(sampling) => {
+                        let seeds = sampling.seeds.clone();
+                        let pictures = (0..seeds.len()).map(|seed| sampling.picture(&self.models[at], seed));
+                        Ok((pictures.collect::<Result<Vec<_>, _>>()?, seeds))
+                    }
+                    Stage::Waiting { .. } => Err(failure(
+                        Outcome::Failed,
+                        "the job was decoded before it was sampled",
+                    )),
+                });
         match decoded {
             Ok((pictures, seeds)) => {
                 let decode_ms = ms(started);
@@ -371,8 +510,17 @@ impl Loop {
     }
 
     fn deliver_pictures(&mut self, index: usize, pictures: Vec<Image>, seeds: Vec<u64>) {
-        let images = pictures.iter().enumerate().map(|(blob, picture)| picture.blob(blob)).collect();
-        self.deliver(index, images, pictures.into_iter().map(|picture| picture.bytes).collect(), seeds);
+        let images = pictures
+            .iter()
+            .enumerate()
+            .map(|(blob, picture)| picture.blob(blob))
+            .collect();
+        self.deliver(
+            index,
+            images,
+            pictures.into_iter().map(|picture| picture.bytes).collect(),
+            seeds,
+        );
     }
 
     fn deliver(&mut self, index: usize, images: Vec<BlobRef>, blobs: Vec<Blob>, seeds: Vec<u64>) {
@@ -387,7 +535,10 @@ impl Loop {
             batch_sizes: job.batch_sizes,
             engine: self.engine.name(),
         };
-        (self.emit)(Frame { message: Up::Result(Box::new(result)), blobs });
+        (self.emit)(Frame {
+            message: Up::Result(Box::new(result)),
+            blobs,
+        });
     }
 
     /// The first job, and after it those that fit to it, as many as go together.
@@ -395,7 +546,9 @@ impl Loop {
         let (mut chosen, mut samples) = (Vec::new(), 0);
         let mut shape: Option<&Shape> = None;
         for index in order {
-            let Stage::Sampling(sampling) = &self.jobs[*index].stage else { continue };
+            let Stage::Sampling(sampling) = &self.jobs[*index].stage else {
+                continue;
+            };
             let fits = shape.is_none_or(|shape| *shape == sampling.shape);
             if fits && (chosen.is_empty() || samples + sampling.samples() <= MOST_SAMPLES) {
                 shape = Some(&sampling.shape);
@@ -420,10 +573,21 @@ impl Loop {
                 run = Some((sampling.bound.clone(), sampling.latent, sampling.context()));
             }
         }
-        let Some((bound, latent, context)) = run else { return };
+        let Some((bound, latent, context)) = run else {
+            return;
+        };
         let samples = timesteps.len() as u32;
         let output = self.model_index(&self.jobs[chosen[0]].model).and_then(|at| {
-            self.models[at].run_unet(&bound, UnetInput { sample, timesteps, states, latent, context })
+            self.models[at].run_unet(
+                &bound,
+                UnetInput {
+                    sample,
+                    timesteps,
+                    states,
+                    latent,
+                    context,
+                },
+            )
         });
         let output = match output {
             Ok(output) => output,
@@ -440,7 +604,9 @@ impl Loop {
         let mut rest = output.as_slice();
         let mut ended = Vec::new();
         for index in &chosen {
-            let Stage::Sampling(sampling) = &mut self.jobs[*index].stage else { continue };
+            let Stage::Sampling(sampling) = &mut self.jobs[*index].stage else {
+                continue;
+            };
             let (own, others) = rest.split_at((sampling.samples() * count).min(rest.len()));
             rest = others;
             ended.extend(sampling.take(own).map(|done| (*index, done)));
@@ -457,7 +623,9 @@ impl Loop {
     }
 
     fn preview(&mut self, index: usize, done: u32, total: u32) {
-        let Stage::Sampling(sampling) = &self.jobs[index].stage else { return };
+        let Stage::Sampling(sampling) = &self.jobs[index].stage else {
+            return;
+        };
         if sampling.preview_every == 0 || done % sampling.preview_every != 0 || done == total {
             return;
         }
@@ -468,10 +636,22 @@ impl Loop {
         match decoded {
             Ok(picture) => {
                 let small = picture.halved();
-                let message = Up::Preview { job, attempt, done, image: small.blob(0) };
-                (self.emit)(Frame { message, blobs: vec![small.bytes] });
+                let message = Up::Preview {
+                    job,
+                    attempt,
+                    done,
+                    image: small.blob(0),
+                };
+                (self.emit)(Frame {
+                    message,
+                    blobs: vec![small.bytes],
+                });
             }
-            Err(failure) => self.log(LogLevel::Warn, Some(job), format!("no preview: {}", failure.message)),
+            Err(failure) => self.log(
+                LogLevel::Warn,
+                Some(job),
+                format!("no preview: {}", failure.message),
+            ),
         }
     }
 
@@ -491,13 +671,20 @@ impl Loop {
         let started = Instant::now();
         target.copy_from_slice(std::hint::black_box(&source));
         std::hint::black_box(&target);
-        figures.insert("copy_bytes_per_s".into(), source.len() as f64 / started.elapsed().as_secs_f64());
+        figures.insert(
+            "copy_bytes_per_s".into(),
+            source.len() as f64 / started.elapsed().as_secs_f64(),
+        );
         for model in &mut self.models {
             let bound = model.bind(self.engine.as_ref(), &[]);
             let embedding = bound.and_then(|bound| {
-                model.encode_text(&bound, &[], &[], 0).map(|embedding| (bound, embedding))
+                model
+                    .encode_text(&bound, &[], &[], 0)
+                    .map(|embedding| (bound, embedding))
             });
-            let Ok((bound, embedding)) = embedding else { continue };
+            let Ok((bound, embedding)) = embedding else {
+                continue;
+            };
             let latent = [model.latent_channels, 32, 32];
             let input = || UnetInput {
                 sample: vec![0.5; latent.iter().product()],

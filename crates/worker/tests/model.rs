@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use calotype_protocol::noise;
 use calotype_protocol::{
-    Adapter, Attempt, BlobRef, Decode, Down, Dtype, Encode, Frame, Generate, JobId, Load, Mode, ModelFormat, ModelSpec,
-    NoiseSource, Outcome, Phase, Run, RunResult, Sampler, Schedule, Span, StepId, Up, Work,
+    Adapter, Attempt, BlobRef, Decode, Down, Dtype, Encode, Frame, Generate, JobId, Load, Mode, ModelFormat,
+    ModelSpec, NoiseSource, Outcome, Phase, Run, RunResult, Sampler, Schedule, Span, StepId, Up, Work,
 };
 use calotype_worker::model::{Model, UnetInput};
 use calotype_worker::runtime::{self, Engine, Runtime};
@@ -19,7 +19,10 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 
 fn models() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models").canonicalize().unwrap()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../models")
+        .canonicalize()
+        .unwrap()
 }
 
 fn fixtures() -> PathBuf {
@@ -34,12 +37,18 @@ fn array(file: &str, name: &str) -> Vec<f32> {
     let bytes = std::fs::read(fixtures().join(file)).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let data = tensors.tensor(name).unwrap().data().to_vec();
-    data.chunks_exact(4).map(|four| f32::from_le_bytes(four.try_into().unwrap())).collect()
+    data.chunks_exact(4)
+        .map(|four| f32::from_le_bytes(four.try_into().unwrap()))
+        .collect()
 }
 
 fn engine() -> Box<dyn Engine> {
     let wanted = std::env::var("CALOTYPE_TEST_RUNTIME").unwrap_or_default();
-    let runtime = if wanted == "onnxruntime" { Runtime::Onnxruntime } else { Runtime::Rten };
+    let runtime = if wanted == "onnxruntime" {
+        Runtime::Onnxruntime
+    } else {
+        Runtime::Rten
+    };
     let (engine, note) = runtime::open(runtime, None);
     assert_eq!(note, None);
     engine
@@ -47,11 +56,24 @@ fn engine() -> Box<dyn Engine> {
 
 fn load() -> Load {
     let components = BTreeMap::from([
-        ("root".to_owned(), models().join("calotype-tiny").display().to_string()),
+        (
+            "root".to_owned(),
+            models().join("calotype-tiny").display().to_string(),
+        ),
         ("graphs".to_owned(), models().join("graphs").display().to_string()),
     ]);
-    let model = ModelSpec { id: "tiny".into(), family: "sd".into(), format: ModelFormat::Diffusers, components };
-    Load { load: "load".into(), model, dtype: Dtype::F32, budget_bytes: 1 << 30 }
+    let model = ModelSpec {
+        id: "tiny".into(),
+        family: "sd".into(),
+        format: ModelFormat::Diffusers,
+        components,
+    };
+    Load {
+        load: "load".into(),
+        model,
+        dtype: Dtype::F32,
+        budget_bytes: 1 << 30,
+    }
 }
 
 fn model(engine: &dyn Engine) -> Model {
@@ -59,20 +81,33 @@ fn model(engine: &dyn Engine) -> Model {
 }
 
 fn adapter(path: PathBuf, weight: f32) -> Adapter {
-    Adapter { id: "lora".into(), path: path.display().to_string(), weight }
+    Adapter {
+        id: "lora".into(),
+        path: path.display().to_string(),
+        weight,
+    }
 }
 
 fn lora(name: &str, weight: f32) -> Adapter {
-    adapter(models().join(format!("loras/calotype-tiny-{name}.safetensors")), weight)
+    adapter(
+        models().join(format!("loras/calotype-tiny-{name}.safetensors")),
+        weight,
+    )
 }
 
 fn furthest(left: &[f32], right: &[f32]) -> f32 {
     assert_eq!(left.len(), right.len());
-    left.iter().zip(right).map(|(left, right)| (left - right).abs()).fold(0.0, f32::max)
+    left.iter()
+        .zip(right)
+        .map(|(left, right)| (left - right).abs())
+        .fold(0.0, f32::max)
 }
 
 fn span(text: &str) -> Vec<Span> {
-    vec![Span { text: text.into(), weight: 1.0 }]
+    vec![Span {
+        text: text.into(),
+        weight: 1.0,
+    }]
 }
 
 fn unet_output(model: &mut Model, engine: &dyn Engine, adapters: &[Adapter]) -> Vec<f32> {
@@ -88,7 +123,10 @@ fn unet_output(model: &mut Model, engine: &dyn Engine, adapters: &[Adapter]) -> 
 }
 
 fn rows(states: &[f32]) -> Vec<f32> {
-    [0usize, 1, 5, 9, 76].iter().flat_map(|row| states[row * 240..(row + 1) * 240].to_vec()).collect()
+    [0usize, 1, 5, 9, 76]
+        .iter()
+        .flat_map(|row| states[row * 240..(row + 1) * 240].to_vec())
+        .collect()
 }
 
 #[test]
@@ -115,13 +153,23 @@ fn the_unet_with_and_without_loras_gives_the_outputs_of_diffusers() {
         ("lcm_1.0", vec![lora("lcm", 1.0)]),
         ("pixel_0.5", vec![lora("pixel", 0.5)]),
         ("both", vec![lora("lcm", 1.0), lora("pixel", 0.5)]),
-        ("tiny_0.7", vec![adapter(fixture("lora_tiny_peft.safetensors"), 0.7)]),
-        ("tiny_0.7", vec![adapter(fixture("lora_tiny_kohya.safetensors"), 0.7)]),
+        (
+            "tiny_0.7",
+            vec![adapter(fixture("lora_tiny_peft.safetensors"), 0.7)],
+        ),
+        (
+            "tiny_0.7",
+            vec![adapter(fixture("lora_tiny_kohya.safetensors"), 0.7)],
+        ),
     ];
     for (name, adapters) in cases {
         let output = unet_output(&mut model, engine.as_ref(), &adapters);
         let expected = array("model.safetensors", &format!("unet/{name}"));
-        assert!(furthest(&output, &expected) < 1e-4, "{name}: {}", furthest(&output, &expected));
+        assert!(
+            furthest(&output, &expected) < 1e-4,
+            "{name}: {}",
+            furthest(&output, &expected)
+        );
     }
     // Off again: bit for bit what it was.
     assert_eq!(unet_output(&mut model, engine.as_ref(), &[]), base);
@@ -146,7 +194,10 @@ fn the_vae_decodes_and_encodes_as_diffusers_does() {
     let engine = engine();
     let model = model(engine.as_ref());
     let scale = 0.46381;
-    let latents: Vec<f32> = noise::normal(4, 0, 4 * 8 * 8).iter().map(|x| 2.0 * x * scale).collect();
+    let latents: Vec<f32> = noise::normal(4, 0, 4 * 8 * 8)
+        .iter()
+        .map(|x| 2.0 * x * scale)
+        .collect();
     let expected = array("model.safetensors", "vae/decoded");
     assert!(furthest(&model.decode(&latents, 8, 8).unwrap().data, &expected) < 1e-4);
     let pixels = expected.iter().map(|x| x.clamp(-1.0, 1.0)).collect();
@@ -166,11 +217,20 @@ impl Bench {
     fn new() -> Self {
         let said: Rc<RefCell<Vec<Frame<Up>>>> = Rc::default();
         let ear = said.clone();
-        let tick_loop =
-            Loop::new(engine(), SharedPulse::default(), Box::new(move |frame| ear.borrow_mut().push(frame)));
+        let tick_loop = Loop::new(
+            engine(),
+            SharedPulse::default(),
+            Box::new(move |frame| ear.borrow_mut().push(frame)),
+        );
         let mut bench = Self { tick_loop, said };
         bench.tick_loop.handle(Down::Load(load()).into());
-        assert!(bench.said.borrow().iter().any(|frame| matches!(frame.message, Up::Loaded(_))));
+        assert!(
+            bench
+                .said
+                .borrow()
+                .iter()
+                .any(|frame| matches!(frame.message, Up::Loaded(_)))
+        );
         bench
     }
 
@@ -183,7 +243,10 @@ impl Bench {
             deadline_ms: None,
             work,
         };
-        self.tick_loop.handle(Frame { message: Down::Run(Box::new(run)), blobs });
+        self.tick_loop.handle(Frame {
+            message: Down::Run(Box::new(run)),
+            blobs,
+        });
     }
 
     fn finish(&mut self) {
@@ -195,10 +258,17 @@ impl Bench {
     fn result(&self, job: &str) -> (RunResult, Vec<Vec<u8>>) {
         let said = self.said.borrow();
         let found = said.iter().find_map(|frame| match &frame.message {
-            Up::Result(result) if result.job == JobId::from(job) => Some((*result.clone(), frame.blobs.clone())),
+            Up::Result(result) if result.job == JobId::from(job) => {
+                Some((*result.clone(), frame.blobs.clone()))
+            }
             _ => None,
         });
-        found.unwrap_or_else(|| panic!("no result of {job}: {:?}", said.iter().map(|f| &f.message).collect::<Vec<_>>()))
+        found.unwrap_or_else(|| {
+            panic!(
+                "no result of {job}: {:?}",
+                said.iter().map(|f| &f.message).collect::<Vec<_>>()
+            )
+        })
     }
 
     fn picture(&mut self, work: (Work, Vec<Vec<u8>>)) -> Vec<u8> {
@@ -210,7 +280,14 @@ impl Bench {
 
     fn decoded(&mut self, latents: &[f32], size: usize) -> Vec<u8> {
         let shape = vec![1, 4, size / 8, size / 8];
-        let work = Work::Decode(Decode { model: "tiny".into(), latents: BlobRef { blob: 0, dtype: Dtype::F32, shape } });
+        let work = Work::Decode(Decode {
+            model: "tiny".into(),
+            latents: BlobRef {
+                blob: 0,
+                dtype: Dtype::F32,
+                shape,
+            },
+        });
         self.picture((work, vec![bytes(latents)]))
     }
 }
@@ -219,7 +296,14 @@ fn bytes(numbers: &[f32]) -> Vec<u8> {
     numbers.iter().flat_map(|x| x.to_le_bytes()).collect()
 }
 
-fn generate(prompt: &str, sampler: Sampler, steps: u32, guidance: f32, seed: u64, size: u32) -> (Generate, Vec<Vec<u8>>) {
+fn generate(
+    prompt: &str,
+    sampler: Sampler,
+    steps: u32,
+    guidance: f32,
+    seed: u64,
+    size: u32,
+) -> (Generate, Vec<Vec<u8>>) {
     let edge = size as usize / 8;
     let work = Generate {
         model: "tiny".into(),
@@ -234,7 +318,11 @@ fn generate(prompt: &str, sampler: Sampler, steps: u32, guidance: f32, seed: u64
         schedule: Schedule::Default,
         seeds: vec![seed],
         noise: NoiseSource::Philox,
-        initial_noise: BlobRef { blob: 0, dtype: Dtype::F32, shape: vec![1, 4, edge, edge] },
+        initial_noise: BlobRef {
+            blob: 0,
+            dtype: Dtype::F32,
+            shape: vec![1, 4, edge, edge],
+        },
         init_image: None,
         mask: None,
         strength: 1.0,
@@ -244,7 +332,10 @@ fn generate(prompt: &str, sampler: Sampler, steps: u32, guidance: f32, seed: u64
         clip_skip: 0,
         preview_every: 0,
     };
-    (work, vec![bytes(&noise::normal(seed, noise::INITIAL, 4 * edge * edge))])
+    (
+        work,
+        vec![bytes(&noise::normal(seed, noise::INITIAL, 4 * edge * edge))],
+    )
 }
 
 fn small(seed: u64, guidance: f32) -> (Work, Vec<Vec<u8>>) {
@@ -268,27 +359,55 @@ fn whole_pictures_are_those_of_diffusers() {
         let name = request["name"].as_str().unwrap();
         let number = |field: &str| request[field].as_f64();
         let sampler = Sampler::from_name(request["sampler"].as_str().unwrap()).unwrap();
-        let (steps, guidance) = (number("steps").unwrap() as u32, number("guidance").unwrap() as f32);
+        let (steps, guidance) = (
+            number("steps").unwrap() as u32,
+            number("guidance").unwrap() as f32,
+        );
         let seed = request["seed"].as_u64().unwrap();
-        let (mut work, mut blobs) =
-            generate(request["prompt"].as_str().unwrap(), sampler, steps, guidance, seed, 256);
+        let (mut work, mut blobs) = generate(
+            request["prompt"].as_str().unwrap(),
+            sampler,
+            steps,
+            guidance,
+            seed,
+            256,
+        );
         work.schedule = Schedule::from_name(request["schedule"].as_str().unwrap()).unwrap();
         work.negative_prompt = span(request["negative_prompt"].as_str().unwrap());
         for entry in request["loras"].as_array().unwrap() {
-            work.adapters.push(lora(entry[0].as_str().unwrap(), entry[1].as_f64().unwrap() as f32));
+            work.adapters.push(lora(
+                entry[0].as_str().unwrap(),
+                entry[1].as_f64().unwrap() as f32,
+            ));
         }
         if request["init"] == "quality" {
             work.mode = Mode::ImageToImage;
             work.strength = number("strength").unwrap() as f32;
-            work.init_image = Some(BlobRef { blob: 1, dtype: Dtype::U8, shape: vec![256, 256, 3] });
+            work.init_image = Some(BlobRef {
+                blob: 1,
+                dtype: Dtype::U8,
+                shape: vec![256, 256, 3],
+            });
             blobs.push(quality.clone());
         }
         let mut mask = Vec::new();
         if request["mask"] == "middle" {
             work.mode = Mode::Inpaint;
             let small = array("pictures.safetensors", "mask/middle");
-            mask = (0..256 * 256).map(|i| if small[i / 256 / 8 * 32 + i % 256 / 8] > 0.5 { 255 } else { 0 }).collect();
-            work.mask = Some(BlobRef { blob: 2, dtype: Dtype::U8, shape: vec![256, 256] });
+            mask = (0..256 * 256)
+                .map(|i| {
+                    if small[i / 256 / 8 * 32 + i % 256 / 8] > 0.5 {
+                        255
+                    } else {
+                        0
+                    }
+                })
+                .collect();
+            work.mask = Some(BlobRef {
+                blob: 2,
+                dtype: Dtype::U8,
+                shape: vec![256, 256],
+            });
             blobs.push(mask.clone());
         }
         let started = Instant::now();
@@ -302,7 +421,10 @@ fn whole_pictures_are_those_of_diffusers() {
         }
         let (most, mean) = greys(&picture, &expected);
         println!("{name}: {took:?}, greatest difference {most}, mean {mean:.4}");
-        assert!(mean < 0.3 && most <= 16, "{name}: greatest difference {most}, mean {mean}");
+        assert!(
+            mean < 0.3 && most <= 16,
+            "{name}: greatest difference {most}, mean {mean}"
+        );
         if name == "quality" {
             quality = picture;
         }
@@ -335,10 +457,26 @@ fn pause_and_resume_give_the_same_pixels() {
     for _ in 0..4 {
         bench.tick_loop.tick();
     }
-    bench.tick_loop.handle(Down::Pause { job: "job".into(), attempt: Attempt(1), offload: true }.into());
-    assert!(matches!(bench.said.borrow().last().unwrap().message, Up::Paused { at_step: 3, .. }));
+    bench.tick_loop.handle(
+        Down::Pause {
+            job: "job".into(),
+            attempt: Attempt(1),
+            offload: true,
+        }
+        .into(),
+    );
+    assert!(matches!(
+        bench.said.borrow().last().unwrap().message,
+        Up::Paused { at_step: 3, .. }
+    ));
     assert!(!bench.tick_loop.has_work());
-    bench.tick_loop.handle(Down::Resume { job: "job".into(), attempt: Attempt(1) }.into());
+    bench.tick_loop.handle(
+        Down::Resume {
+            job: "job".into(),
+            attempt: Attempt(1),
+        }
+        .into(),
+    );
     bench.finish();
     assert_eq!(bench.result("job").1[0], alone);
 }
@@ -350,11 +488,29 @@ fn a_cancelled_job_says_its_step_and_is_gone() {
     bench.run("job", work, blobs);
     bench.tick_loop.tick();
     bench.tick_loop.tick();
-    bench.tick_loop.handle(Down::Cancel { job: "job".into(), attempt: Attempt(1) }.into());
-    assert!(matches!(bench.said.borrow().last().unwrap().message, Up::Cancelled { at_step: 1, .. }));
+    bench.tick_loop.handle(
+        Down::Cancel {
+            job: "job".into(),
+            attempt: Attempt(1),
+        }
+        .into(),
+    );
+    assert!(matches!(
+        bench.said.borrow().last().unwrap().message,
+        Up::Cancelled { at_step: 1, .. }
+    ));
     assert!(!bench.tick_loop.has_work());
-    bench.tick_loop.handle(Down::Cancel { job: "job".into(), attempt: Attempt(2) }.into());
-    assert!(matches!(bench.said.borrow().last().unwrap().message, Up::Log { .. }));
+    bench.tick_loop.handle(
+        Down::Cancel {
+            job: "job".into(),
+            attempt: Attempt(2),
+        }
+        .into(),
+    );
+    assert!(matches!(
+        bench.said.borrow().last().unwrap().message,
+        Up::Log { .. }
+    ));
 }
 
 #[test]
@@ -369,12 +525,19 @@ fn progress_previews_and_timings_tell_what_was_done() {
         .borrow()
         .iter()
         .filter_map(|frame| match &frame.message {
-            Up::Progress(progress) if progress.phase == Phase::Denoise => Some((progress.done, progress.total)),
+            Up::Progress(progress) if progress.phase == Phase::Denoise => {
+                Some((progress.done, progress.total))
+            }
             _ => None,
         })
         .collect();
     assert_eq!(steps, [(1, 4), (2, 4), (3, 4), (4, 4)]);
-    let previews = bench.said.borrow().iter().filter(|frame| matches!(frame.message, Up::Preview { done: 2, .. })).count();
+    let previews = bench
+        .said
+        .borrow()
+        .iter()
+        .filter(|frame| matches!(frame.message, Up::Preview { done: 2, .. }))
+        .count();
     assert_eq!(previews, 1);
     let (result, blobs) = bench.result("job");
     assert_eq!(result.images[0].shape, [64, 64, 3]);
@@ -399,37 +562,83 @@ fn what_cannot_be_served_fails_with_its_reason() {
     odd.width = 63;
     try_work(&mut bench, Work::Generate(odd), blobs.clone());
     let mut strange = good.clone();
-    strange.adapters = vec![adapter(models().join("calotype-tiny/vae/diffusion_pytorch_model.safetensors"), 1.0)];
+    strange.adapters = vec![adapter(
+        models().join("calotype-tiny/vae/diffusion_pytorch_model.safetensors"),
+        1.0,
+    )];
     try_work(&mut bench, Work::Generate(strange), blobs.clone());
     try_work(&mut bench, Work::Generate(good), Vec::new());
-    let image = BlobRef { blob: 0, dtype: Dtype::U8, shape: vec![8, 9, 3] };
-    try_work(&mut bench, Work::Encode(Encode { model: "tiny".into(), image }), vec![vec![0; 8 * 9 * 3]]);
-    let embed = calotype_protocol::Embed { model: "tiny".into(), text: "a".into() };
+    let image = BlobRef {
+        blob: 0,
+        dtype: Dtype::U8,
+        shape: vec![8, 9, 3],
+    };
+    try_work(
+        &mut bench,
+        Work::Encode(Encode {
+            model: "tiny".into(),
+            image,
+        }),
+        vec![vec![0; 8 * 9 * 3]],
+    );
+    let embed = calotype_protocol::Embed {
+        model: "tiny".into(),
+        text: "a".into(),
+    };
     try_work(&mut bench, Work::Embed(embed), Vec::new());
     let found: Vec<Outcome> = outcomes.iter().map(|(outcome, _)| *outcome).collect();
     assert_eq!(
         found,
-        [Outcome::InvalidInput, Outcome::InvalidInput, Outcome::InvalidInput, Outcome::InvalidInput, Outcome::NotSupported]
+        [
+            Outcome::InvalidInput,
+            Outcome::InvalidInput,
+            Outcome::InvalidInput,
+            Outcome::InvalidInput,
+            Outcome::NotSupported
+        ]
     );
-    assert!(outcomes[1].1.contains("unknown key `decoder."), "{}", outcomes[1].1);
+    assert!(
+        outcomes[1].1.contains("unknown key `decoder."),
+        "{}",
+        outcomes[1].1
+    );
 }
 
 #[test]
 fn a_model_without_its_weights_names_the_file() {
     let mut broken = load();
-    broken.model.components.insert("unet".into(), fixtures().display().to_string());
-    let failure = Model::load(engine().as_ref(), &broken, &mut |_, _| {}).err().unwrap();
+    broken
+        .model
+        .components
+        .insert("unet".into(), fixtures().display().to_string());
+    let failure = Model::load(engine().as_ref(), &broken, &mut |_, _| {})
+        .err()
+        .unwrap();
     assert_eq!(failure.outcome, Outcome::ModelLoad);
     assert!(failure.detail.unwrap().contains("config.json"));
     let mut wrong = load();
     let vae = models().join("calotype-tiny/vae/diffusion_pytorch_model.safetensors");
     let folder = tempfile::tempdir().unwrap();
-    std::fs::copy(models().join("calotype-tiny/unet/config.json"), folder.path().join("config.json")).unwrap();
+    std::fs::copy(
+        models().join("calotype-tiny/unet/config.json"),
+        folder.path().join("config.json"),
+    )
+    .unwrap();
     std::fs::copy(vae, folder.path().join("diffusion_pytorch_model.safetensors")).unwrap();
-    wrong.model.components.insert("unet".into(), folder.path().display().to_string());
-    let failure = Model::load(engine().as_ref(), &wrong, &mut |_, _| {}).err().unwrap();
+    wrong
+        .model
+        .components
+        .insert("unet".into(), folder.path().display().to_string());
+    let failure = Model::load(engine().as_ref(), &wrong, &mut |_, _| {})
+        .err()
+        .unwrap();
     assert_eq!(failure.outcome, Outcome::ModelLoad);
-    assert!(failure.detail.unwrap().contains("tensor `conv_in.bias` is missing"));
+    assert!(
+        failure
+            .detail
+            .unwrap()
+            .contains("tensor `conv_in.bias` is missing")
+    );
 }
 
 #[test]
@@ -450,6 +659,10 @@ fn measure_the_fast_preset() {
         let started = Instant::now();
         bench.run(&job, Work::Generate(work), blobs);
         bench.finish();
-        println!("{job}: {:?} {:?}", started.elapsed(), bench.result(&job).0.timings_ms);
+        println!(
+            "{job}: {:?} {:?}",
+            started.elapsed(),
+            bench.result(&job).0.timings_ms
+        );
     }
 }

@@ -3,12 +3,17 @@
 use std::io::BufReader;
 use std::process::{Child, Command, ExitCode, Stdio};
 
-use calotype_protocol::{Down, Frame, FrameReader, Heartbeat, Limits, PROTOCOL, Up, Welcome, WorkerDevice, write_frame};
+use calotype_protocol::{
+    Down, Frame, FrameReader, Heartbeat, Limits, PROTOCOL, Up, Welcome, WorkerDevice, write_frame,
+};
 use calotype_worker::{Runtime, WorkerOptions, run};
 
 fn main() -> ExitCode {
     if std::env::args().any(|argument| argument == "the-worker") {
-        return run(WorkerOptions { runtime: Runtime::Rten, onnxruntime_library: None });
+        return run(WorkerOptions {
+            runtime: Runtime::Rten,
+            onnxruntime_library: None,
+        });
     }
     a_worker_greets_beats_answers_and_leaves();
     a_worker_leaves_when_its_stdin_ends();
@@ -18,7 +23,12 @@ fn main() -> ExitCode {
 
 fn start() -> Child {
     let program = std::env::current_exe().unwrap();
-    Command::new(program).arg("the-worker").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
+    Command::new(program)
+        .arg("the-worker")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap()
 }
 
 fn a_worker_greets_beats_answers_and_leaves() {
@@ -30,14 +40,23 @@ fn a_worker_greets_beats_answers_and_leaves() {
     assert!(matches!(next(), Up::Hello(hello) if hello.runtime == "native"));
     say(Down::Welcome(Welcome {
         protocol: PROTOCOL,
-        device: WorkerDevice { kind: "cpu".into(), index: 0, uuid: None },
-        limits: Limits { frame_bytes: 1 << 20, blob_bytes: 1 << 28 },
+        device: WorkerDevice {
+            kind: "cpu".into(),
+            index: 0,
+            uuid: None,
+        },
+        limits: Limits {
+            frame_bytes: 1 << 20,
+            blob_bytes: 1 << 28,
+        },
         heartbeat: Heartbeat { every_ms: 50 },
         scratch: String::new(),
         threads: 1,
         deterministic: false,
     }));
-    assert!(matches!(next(), Up::Ready(ready) if ready.capabilities.max_batch == 4 && ready.device.total_bytes > 0));
+    assert!(
+        matches!(next(), Up::Ready(ready) if ready.capabilities.max_batch == 4 && ready.device.total_bytes > 0)
+    );
     say(Down::Ping { seq: 7 });
     let (mut pong, mut beats) = (false, 0);
     while !pong || beats < 2 {

@@ -16,11 +16,17 @@ pub struct Args {
 
 /// Asks for the end, and says where the job stands now.
 pub fn run(args: &Args) -> Result<Exit, Failure> {
-    let view: JobView = args.remote.client()?.act(&format!("/api/jobs/{}/cancel", args.job))?;
+    let view: JobView = args
+        .remote
+        .client()?
+        .act(&format!("/api/jobs/{}/cancel", args.job))?;
     if args.remote.json {
         super::print_json(&view)?;
     } else {
-        let reason = view.reason.map(|reason| format!(": {reason}")).unwrap_or_default();
+        let reason = view
+            .reason
+            .map(|reason| format!(": {reason}"))
+            .unwrap_or_default();
         println!("{} {}{reason}", view.id, view.state.name());
     }
     Ok(Exit::Ok)

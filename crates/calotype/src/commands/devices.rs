@@ -20,7 +20,12 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
         super::print_json(&devices)?;
         return Ok(Exit::Ok);
     }
-    for DeviceView { device, state, worker } in devices {
+    for DeviceView {
+        device,
+        state,
+        worker,
+    } in devices
+    {
         println!(
             "{}  {state}  {}  {} of {} free",
             device.id,
@@ -29,9 +34,16 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
             bytes(device.total_bytes)
         );
         if let Some(worker) = worker {
-            let engine = worker.capabilities.map(|can| can.engine).unwrap_or_else(|| "no runtime yet".into());
+            let engine = worker
+                .capabilities
+                .map(|can| can.engine)
+                .unwrap_or_else(|| "no runtime yet".into());
             let resident: Vec<String> = worker.resident.iter().map(ToString::to_string).collect();
-            println!("  worker {} ({engine}), resident: {}", worker.state, resident.join(", "));
+            println!(
+                "  worker {} ({engine}), resident: {}",
+                worker.state,
+                resident.join(", ")
+            );
             if let Some(exit) = worker.last_exit {
                 println!("  last process left: {exit}");
             }

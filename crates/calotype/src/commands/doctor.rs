@@ -43,11 +43,23 @@ struct Finding {
 /// Looks, and fails only where nothing could be served.
 pub fn run(args: &Args) -> Result<Exit, Failure> {
     let data_dir = args.data_dir.clone().unwrap_or_else(places::data_dir);
-    let findings = [host(), gpu(), models(args, &data_dir), runtime(), writable(&data_dir)];
+    let findings = [
+        host(),
+        gpu(),
+        models(args, &data_dir),
+        runtime(),
+        writable(&data_dir),
+    ];
     if args.json {
         super::print_json(&findings)?;
     } else {
-        for Finding { what, verdict, found, advice } in &findings {
+        for Finding {
+            what,
+            verdict,
+            found,
+            advice,
+        } in &findings
+        {
             let mark = match verdict {
                 Verdict::Good => "ok     ",
                 Verdict::Missing => "missing",
@@ -77,7 +89,8 @@ fn host() -> Finding {
         what: "host",
         verdict: if small { Verdict::Missing } else { Verdict::Good },
         found,
-        advice: small.then(|| "less than 1 GiB of memory is free; the embedded model needs about 0.5 GiB".into()),
+        advice: small
+            .then(|| "less than 1 GiB of memory is free; the embedded model needs about 0.5 GiB".into()),
     }
 }
 
@@ -89,7 +102,12 @@ fn gpu() -> Finding {
         .collect();
     if gpus.is_empty() {
         let found = "none by NVML (its library or a card is absent); pictures are made on the CPU".to_owned();
-        return Finding { what: "gpu", verdict: Verdict::Missing, found, advice: None };
+        return Finding {
+            what: "gpu",
+            verdict: Verdict::Missing,
+            found,
+            advice: None,
+        };
     }
     Finding {
         what: "gpu",
@@ -117,7 +135,12 @@ fn models(args: &Args, data_dir: &std::path::Path) -> Finding {
         };
     }
     let found = format!("{} in {}", usable.join(", "), places.join(", "));
-    Finding { what: "models", verdict: Verdict::Good, found, advice: None }
+    Finding {
+        what: "models",
+        verdict: Verdict::Good,
+        found,
+        advice: None,
+    }
 }
 
 fn runtime() -> Finding {
@@ -128,7 +151,12 @@ fn runtime() -> Finding {
         "ONNX Runtime makes pictures faster: `pip install onnxruntime`, or give its library with --onnxruntime FILE".into()
     });
     let found = note.map_or(name.clone(), |note| format!("{name}; {note}"));
-    Finding { what: "runtime", verdict: Verdict::Good, found, advice }
+    Finding {
+        what: "runtime",
+        verdict: Verdict::Good,
+        found,
+        advice,
+    }
 }
 
 fn writable(data_dir: &std::path::Path) -> Finding {

@@ -101,10 +101,15 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
         let client = Client::new(url, args.api_key.clone())?;
         return draw(args, &request, &client, runtime.handle());
     }
-    let folder = tempfile::tempdir()
-        .map_err(|error| Failure::File { what: "make a temporary folder".into(), reason: error.to_string() })?;
+    let folder = tempfile::tempdir().map_err(|error| Failure::File {
+        what: "make a temporary folder".into(),
+        reason: error.to_string(),
+    })?;
     let config = args.engine.config(folder.path())?;
-    let server_config = ServerConfig { listen: ([127, 0, 0, 1], 0).into(), ..ServerConfig::default() };
+    let server_config = ServerConfig {
+        listen: ([127, 0, 0, 1], 0).into(),
+        ..ServerConfig::default()
+    };
     let (listening, address) = oneshot::channel();
     let (stop, stopped) = oneshot::channel::<()>();
     let server = runtime.spawn(local::serve(
@@ -119,7 +124,9 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     ));
     let Ok(address) = address.blocking_recv() else {
         // It never listened: its own error is the answer.
-        let ended = runtime.block_on(server).map_err(|error| Failure::Other(error.to_string()))?;
+        let ended = runtime
+            .block_on(server)
+            .map_err(|error| Failure::Other(error.to_string()))?;
         return ended.and(Err(Failure::Other("the server ended before it listened".into())));
     };
     let client = Client::new(&format!("http://{address}"), None)?;
@@ -156,24 +163,47 @@ fn draw(
                 None => Failure::Other(format!("job {job} failed")),
             });
         }
-        other => return Err(Failure::Other(format!("the stream of job {job} ended while it was {}", other.name()))),
+        other => {
+            return Err(Failure::Other(format!(
+                "the stream of job {job} ended while it was {}",
+                other.name()
+            )));
+        }
     }
-    let images = view.result.as_ref().map(|result| result.images.as_slice()).unwrap_or_default();
+    let images = view
+        .result
+        .as_ref()
+        .map(|result| result.images.as_slice())
+        .unwrap_or_default();
     let mut files = Vec::new();
     for (index, image) in images.iter().enumerate() {
         let path = path_of(args, image, index);
         let bytes = client.artifact(&image.artifact.0)?;
-        std::fs::write(&path, bytes)
-            .map_err(|error| Failure::File { what: format!("write {}", path.display()), reason: error.to_string() })?;
+        std::fs::write(&path, bytes).map_err(|error| Failure::File {
+            what: format!("write {}", path.display()),
+            reason: error.to_string(),
+        })?;
         files.push(path);
     }
     if args.json {
         super::print_json(&serde_json::json!({ "job": view, "files": files }))?;
     } else {
-        let ms = view.finished_at_ms.unwrap_or(view.created_at_ms).saturating_sub(view.created_at_ms);
-        let engine = view.result.as_ref().map(|result| result.engine.as_str()).unwrap_or_default();
+        let ms = view
+            .finished_at_ms
+            .unwrap_or(view.created_at_ms)
+            .saturating_sub(view.created_at_ms);
+        let engine = view
+            .result
+            .as_ref()
+            .map(|result| result.engine.as_str())
+            .unwrap_or_default();
         for (path, image) in files.iter().zip(images) {
-            println!("{} (seed {}, {:.2} s, {engine})", path.display(), image.seed, ms as f64 / 1e3);
+            println!(
+                "{} (seed {}, {:.2} s, {engine})",
+                path.display(),
+                image.seed,
+                ms as f64 / 1e3
+            );
         }
     }
     Ok(Exit::Ok)
@@ -203,7 +233,8 @@ async fn cancel_on_interrupt(client: Client, job: JobId) {
         return;
     }
     eprintln!("cancelling; once more leaves at once");
-    let cancel = tokio::task::spawn_blocking(move || client.act::<JobView>(&format!("/api/jobs/{job}/cancel")));
+    let cancel =
+        tokio::task::spawn_blocking(move || client.act::<JobView>(&format!("/api/jobs/{job}/cancel")));
     if tokio::signal::ctrl_c().await.is_ok() {
         std::process::exit(Exit::Cancelled as i32);
     }
@@ -211,13 +242,16 @@ async fn cancel_on_interrupt(client: Client, job: JobId) {
 }
 
 fn request(args: &Args) -> Result<GenerateRequest, Failure> {
-    let invalid = |field: &str, message: String| Failure::from(calotype_engine::Error::invalid(field, message));
+    let invalid =
+        |field: &str, message: String| Failure::from(calotype_engine::Error::invalid(field, message));
     let (width, height) = match &args.size {
         None => (None, None),
         Some(size) => {
-            let sides = size.split_once(['x', 'X']).and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
-            let (width, height) =
-                sides.ok_or_else(|| invalid("size", format!("`{size}` is no size; give for instance 256x256")))?;
+            let sides = size
+                .split_once(['x', 'X'])
+                .and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
+            let (width, height) = sides
+                .ok_or_else(|| invalid("size", format!("`{size}` is no size; give for instance 256x256")))?;
             (Some(width), Some(height))
         }
     };
@@ -227,12 +261,18 @@ fn request(args: &Args) -> Result<GenerateRequest, Failure> {
             None => (lora.as_str(), None),
             Some((name, weight)) => {
                 let weight = weight.parse().map_err(|_| {
-                    invalid("lora", format!("`{weight}` is no weight; give for instance {name}:0.8"))
+                    invalid(
+                        "lora",
+                        format!("`{weight}` is no weight; give for instance {name}:0.8"),
+                    )
                 })?;
                 (name, Some(weight))
             }
         };
-        loras.push(LoraRequest { name: name.to_owned(), weight });
+        loras.push(LoraRequest {
+            name: name.to_owned(),
+            weight,
+        });
     }
     Ok(GenerateRequest {
         prompt: args.prompt.clone(),
@@ -260,14 +300,22 @@ fn request(args: &Args) -> Result<GenerateRequest, Failure> {
 
 fn file(path: Option<&Path>) -> Result<Option<String>, Failure> {
     let Some(path) = path else { return Ok(None) };
-    let bytes = std::fs::read(path)
-        .map_err(|error| Failure::File { what: format!("read {}", path.display()), reason: error.to_string() })?;
+    let bytes = std::fs::read(path).map_err(|error| Failure::File {
+        what: format!("read {}", path.display()),
+        reason: error.to_string(),
+    })?;
     Ok(Some(base64::engine::general_purpose::STANDARD.encode(bytes)))
 }
 
 fn format(args: &Args) -> Result<Option<OutputFormat>, Failure> {
-    let extension = args.output.as_ref().and_then(|path| path.extension()).and_then(|ext| ext.to_str());
-    let Some(name) = args.format.as_deref().or(extension) else { return Ok(None) };
+    let extension = args
+        .output
+        .as_ref()
+        .and_then(|path| path.extension())
+        .and_then(|ext| ext.to_str());
+    let Some(name) = args.format.as_deref().or(extension) else {
+        return Ok(None);
+    };
     match name.to_ascii_lowercase().as_str() {
         "png" => Ok(Some(OutputFormat::Png)),
         "jpg" | "jpeg" => Ok(Some(OutputFormat::Jpeg)),
@@ -291,8 +339,14 @@ fn path_of(args: &Args, image: &ImageView, index: usize) -> PathBuf {
         _ => "png",
     };
     if let Some(output) = &args.output {
-        let stem = output.file_stem().and_then(|stem| stem.to_str()).unwrap_or("image");
-        let extension = output.extension().and_then(|extension| extension.to_str()).unwrap_or(by_type);
+        let stem = output
+            .file_stem()
+            .and_then(|stem| stem.to_str())
+            .unwrap_or("image");
+        let extension = output
+            .extension()
+            .and_then(|extension| extension.to_str())
+            .unwrap_or(by_type);
         return output.with_file_name(numbered(stem, index + 1, extension));
     }
     let stem = slug(&args.prompt);
@@ -316,7 +370,11 @@ fn slug(prompt: &str) -> String {
         }
     }
     let slug = slug.trim_end_matches('-');
-    if slug.is_empty() { "image".to_owned() } else { slug.to_owned() }
+    if slug.is_empty() {
+        "image".to_owned()
+    } else {
+        slug.to_owned()
+    }
 }
 
 #[cfg(test)]
@@ -325,7 +383,10 @@ mod tests {
 
     #[test]
     fn a_prompt_becomes_a_file_name() {
-        assert_eq!(slug("a red apple on the beach, 3d"), "a-red-apple-on-the-beach-3d");
+        assert_eq!(
+            slug("a red apple on the beach, 3d"),
+            "a-red-apple-on-the-beach-3d"
+        );
         assert_eq!(slug("../../etc/passwd"), "etc-passwd");
         assert_eq!(slug("???"), "image");
         assert!(slug(&"long ".repeat(100)).chars().count() <= 60);

@@ -30,7 +30,11 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
         return Ok(Exit::Ok);
     }
     for job in page.jobs {
-        let why = job.error.map(|error| error.message).or(job.reason).unwrap_or_default();
+        let why = job
+            .error
+            .map(|error| error.message)
+            .or(job.reason)
+            .unwrap_or_default();
         let prompt: String = job.plan.prompt.chars().take(40).collect();
         println!("{}  {:<10} {prompt:<40} {why}", job.id, job.state.name());
     }

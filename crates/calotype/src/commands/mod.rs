@@ -17,7 +17,12 @@ use crate::exit_code::Failure;
 #[derive(Debug, Clone, clap::Args)]
 pub struct Remote {
     /// Address of the server.
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:7801", env = "CALOTYPE_SERVER")]
+    #[arg(
+        long,
+        value_name = "URL",
+        default_value = "http://127.0.0.1:7801",
+        env = "CALOTYPE_SERVER"
+    )]
     pub server: String,
     /// Its API key, where it has one.
     #[arg(long, value_name = "KEY", env = "CALOTYPE_API_KEY", hide_env_values = true)]

@@ -40,7 +40,12 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     }
     for record in records {
         let kind = format!("{:?}", record.kind).to_lowercase();
-        println!("{:<24} {kind:<10} {:>10}  {}", record.id, console::bytes(record.weights_bytes), record.name);
+        println!(
+            "{:<24} {kind:<10} {:>10}  {}",
+            record.id,
+            console::bytes(record.weights_bytes),
+            record.name
+        );
         if !record.presets.is_empty() {
             let names: Vec<&str> = record.presets.keys().map(String::as_str).collect();
             println!("{:<24} presets: {}", "", names.join(", "));

@@ -43,7 +43,11 @@ pub fn run(args: Args) -> Result<Exit, Failure> {
     config.queue_max_jobs = args.queue;
     config.max_concurrency = args.max_concurrency;
     config.memory_share = args.memory_share;
-    let server = ServerConfig { listen: args.listen, api_key: args.api_key, ..ServerConfig::default() };
+    let server = ServerConfig {
+        listen: args.listen,
+        api_key: args.api_key,
+        ..ServerConfig::default()
+    };
     let shown = data_dir.display().to_string();
     local::runtime()?.block_on(async move {
         let signals = stop_signals()?;

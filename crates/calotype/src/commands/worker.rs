@@ -45,5 +45,8 @@ pub fn run(args: &Args) -> ExitCode {
         RuntimeArg::Rten => Runtime::Rten,
         RuntimeArg::Onnxruntime => Runtime::Onnxruntime,
     };
-    calotype_worker::run(WorkerOptions { runtime, onnxruntime_library: args.onnxruntime.clone() })
+    calotype_worker::run(WorkerOptions {
+        runtime,
+        onnxruntime_library: args.onnxruntime.clone(),
+    })
 }

@@ -63,7 +63,9 @@ impl HostFacts {
         // A system that does not tell is shown as one without figures.
         let system = System::new_with_specifics(what).ok();
         let cpu = system.as_ref().and_then(|system| system.cpus().first());
-        let name = cpu.map(|cpu| cpu.brand().trim().to_owned()).filter(|name| !name.is_empty());
+        let name = cpu
+            .map(|cpu| cpu.brand().trim().to_owned())
+            .filter(|name| !name.is_empty());
         Self {
             name: name.unwrap_or_else(|| "processor".into()),
             vendor: cpu.map(|cpu| cpu.vendor_id().to_owned()).unwrap_or_default(),
@@ -97,7 +99,10 @@ pub fn inventory() -> Vec<Device> {
 /// Cards that NVML sees; none where the library or a card is absent.
 fn nvidia() -> Vec<Device> {
     let Ok(nvml) = Nvml::init() else { return Vec::new() };
-    let driver = nvml.sys_driver_version().ok().map(|version| format!("NVIDIA {version}"));
+    let driver = nvml
+        .sys_driver_version()
+        .ok()
+        .map(|version| format!("NVIDIA {version}"));
     let count = nvml.device_count().unwrap_or(0);
     (0..count)
         .filter_map(|index| {
@@ -127,7 +132,10 @@ mod tests {
     #[test]
     fn the_host_is_always_a_device_with_memory() {
         let devices = inventory();
-        assert_eq!((devices[0].id.as_str(), devices[0].kind.as_str()), ("cpu0", "cpu"));
+        assert_eq!(
+            (devices[0].id.as_str(), devices[0].kind.as_str()),
+            ("cpu0", "cpu")
+        );
         assert!(devices[0].total_bytes >= devices[0].free_bytes && devices[0].free_bytes > 0);
     }
 }

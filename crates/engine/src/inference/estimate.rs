@@ -17,5 +17,12 @@ pub fn working_set_bytes(plan: &Plan) -> u64 {
 /// Plans of one shape take the same memory.
 pub fn peak_key(plan: &Plan) -> String {
     let guided = if plan.guidance > 1.0 { "guided" } else { "plain" };
-    format!("{}|{}x{}|{}|{}|{guided}", plan.model, plan.width, plan.height, plan.seeds.len(), plan.mode.name())
+    format!(
+        "{}|{}x{}|{}|{}|{guided}",
+        plan.model,
+        plan.width,
+        plan.height,
+        plan.seeds.len(),
+        plan.mode.name()
+    )
 }

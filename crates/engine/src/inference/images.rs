@@ -28,10 +28,12 @@ pub struct Inputs {
 /// Reads one of the three forms.
 pub(super) fn input(text: &str, field: &str) -> Result<InputImage, Error> {
     if let Some(hash) = text.strip_prefix("artifact:") {
-        return ArtifactHash::parse(hash).map(InputImage::Artifact).ok_or_else(|| {
-            Error::invalid(field, "an artifact's hash has 64 hexadecimal digits")
-                .advice("take it from the job's result")
-        });
+        return ArtifactHash::parse(hash)
+            .map(InputImage::Artifact)
+            .ok_or_else(|| {
+                Error::invalid(field, "an artifact's hash has 64 hexadecimal digits")
+                    .advice("take it from the job's result")
+            });
     }
     let encoded = match text.strip_prefix("data:") {
         None => text,
@@ -51,7 +53,9 @@ pub(super) fn input(text: &str, field: &str) -> Result<InputImage, Error> {
 
 /// Refuses what is no image or would be too large, from its header alone.
 pub(crate) fn check_image(bytes: &[u8], field: &str) -> Result<(), Error> {
-    probe(bytes, &DecodeLimits::default()).map(drop).map_err(|error| refused(&error, field))
+    probe(bytes, &DecodeLimits::default())
+        .map(drop)
+        .map_err(|error| refused(&error, field))
 }
 
 pub(super) fn refused(error: &ImageError, field: &str) -> Error {

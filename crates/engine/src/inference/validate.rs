@@ -110,43 +110,81 @@ pub(crate) fn plan(
         None => catalogue.default_model()?,
     };
     if let Some(problem) = &model.problem {
-        return Err(Error::new(Code::ModelUnusable, format!("{} cannot be used: {problem}", model.id)).field("model"));
+        return Err(Error::new(
+            Code::ModelUnusable,
+            format!("{} cannot be used: {problem}", model.id),
+        )
+        .field("model"));
     }
     let mut warnings = Vec::new();
     let (preset_name, preset) = preset(request, model)?;
     let sampler = one_of(
         "sampler",
-        request.sampler.as_deref().or(preset.sampler.as_deref()).unwrap_or("dpmpp_2m"),
+        request
+            .sampler
+            .as_deref()
+            .or(preset.sampler.as_deref())
+            .unwrap_or("dpmpp_2m"),
         &abilities.samplers,
         Sampler::from_name,
         Sampler::name,
     )?;
     let schedule = one_of(
         "schedule",
-        request.schedule.as_deref().or(preset.schedule.as_deref()).unwrap_or("default"),
+        request
+            .schedule
+            .as_deref()
+            .or(preset.schedule.as_deref())
+            .unwrap_or("default"),
         &abilities.schedules,
         Schedule::from_name,
         Schedule::name,
     )?;
-    let steps = within("steps", request.steps.or(preset.steps).unwrap_or(20), 1, MOST_STEPS)?;
-    let guidance = fraction("guidance", request.guidance.or(preset.guidance).unwrap_or(7.0), 0.0, MOST_GUIDANCE)?;
+    let steps = within(
+        "steps",
+        request.steps.or(preset.steps).unwrap_or(20),
+        1,
+        MOST_STEPS,
+    )?;
+    let guidance = fraction(
+        "guidance",
+        request.guidance.or(preset.guidance).unwrap_or(7.0),
+        0.0,
+        MOST_GUIDANCE,
+    )?;
     let count = within("count", request.count.unwrap_or(1), 1, MOST_IMAGES)?;
     let first_seed = request.seed.unwrap_or(random_seed);
     let last_seed = first_seed.checked_add(u64::from(count) - 1).ok_or_else(|| {
-        Error::invalid("seed", format!("seed + count must stay below 2^64, {first_seed} + {count} does not"))
+        Error::invalid(
+            "seed",
+            format!("seed + count must stay below 2^64, {first_seed} + {count} does not"),
+        )
     })?;
     let (mode, inputs) = mode(request, abilities)?;
-    let edge = |field, asked: Option<u32>, default| edge(field, asked.unwrap_or(default), model.size_multiple, abilities.max_edge);
+    let edge = |field, asked: Option<u32>, default| {
+        edge(
+            field,
+            asked.unwrap_or(default),
+            model.size_multiple,
+            abilities.max_edge,
+        )
+    };
     let width = edge("width", request.width, model.size.0)?;
     let height = edge("height", request.height, model.size.1)?;
     let strength = fraction("strength", request.strength.unwrap_or(DEFAULT_STRENGTH), 0.0, 1.0)?;
     if mode != Mode::TextToImage && (steps as f32 * strength) < 1.0 {
-        return Err(Error::invalid("strength", format!("{steps} steps at strength {strength} leave no step to run"))
-            .advice("raise strength or steps, so that their product is 1 at least"));
+        return Err(Error::invalid(
+            "strength",
+            format!("{steps} steps at strength {strength} leave no step to run"),
+        )
+        .advice("raise strength or steps, so that their product is 1 at least"));
     }
     let loras = loras(request, preset, sampler, model, catalogue, &mut warnings)?;
     if guidance <= 1.0 && !negative_prompt.is_empty() {
-        warnings.push(warning("negative_prompt", "it has no effect at guidance 1 or below; the preset `quality` uses more"));
+        warnings.push(warning(
+            "negative_prompt",
+            "it has no effect at guidance 1 or below; the preset `quality` uses more",
+        ));
     }
     let plan = Plan {
         model: model.id.clone(),
@@ -172,18 +210,33 @@ pub(crate) fn plan(
         latent_channels: model.latent_channels,
         latent_factor: model.latent_factor,
     };
-    Ok(Planned { plan, warnings, inputs })
+    Ok(Planned {
+        plan,
+        warnings,
+        inputs,
+    })
 }
 
 fn warning(field: &str, message: impl Into<String>) -> Warning {
-    Warning { field: field.into(), message: message.into() }
+    Warning {
+        field: field.into(),
+        message: message.into(),
+    }
 }
 
 /// What no worker of this build can do.
 fn unsupported(request: &GenerateRequest) -> Result<(), Error> {
     let asked = [
-        ("control", "ControlNet", request.control.as_ref().is_some_and(|units| !units.is_empty())),
-        ("refiner", "a refiner", request.refiner.as_ref().is_some_and(|refiner| !refiner.is_null())),
+        (
+            "control",
+            "ControlNet",
+            request.control.as_ref().is_some_and(|units| !units.is_empty()),
+        ),
+        (
+            "refiner",
+            "a refiner",
+            request.refiner.as_ref().is_some_and(|refiner| !refiner.is_null()),
+        ),
     ];
     match asked.into_iter().find(|(_, _, asked)| *asked) {
         None => Ok(()),
@@ -196,7 +249,10 @@ fn unsupported(request: &GenerateRequest) -> Result<(), Error> {
 fn text(field: &str, text: &str) -> Result<(), Error> {
     let chars = text.chars().count();
     if chars > PROMPT_CHARS {
-        return Err(Error::invalid(field, format!("{chars} characters, at most {PROMPT_CHARS} are taken")));
+        return Err(Error::invalid(
+            field,
+            format!("{chars} characters, at most {PROMPT_CHARS} are taken"),
+        ));
     }
     if text.contains('\0') {
         return Err(Error::invalid(field, "it holds a NUL character"));
@@ -204,13 +260,26 @@ fn text(field: &str, text: &str) -> Result<(), Error> {
     Ok(())
 }
 
-fn preset<'a>(request: &GenerateRequest, model: &'a ModelRecord) -> Result<(Option<String>, &'a Preset), Error> {
-    static NONE: Preset = Preset { loras: Vec::new(), sampler: None, schedule: None, steps: None, guidance: None };
-    let Some(name) = request.preset.as_ref().or(model.default_preset.as_ref()) else { return Ok((None, &NONE)) };
+fn preset<'a>(
+    request: &GenerateRequest,
+    model: &'a ModelRecord,
+) -> Result<(Option<String>, &'a Preset), Error> {
+    static NONE: Preset = Preset {
+        loras: Vec::new(),
+        sampler: None,
+        schedule: None,
+        steps: None,
+        guidance: None,
+    };
+    let Some(name) = request.preset.as_ref().or(model.default_preset.as_ref()) else {
+        return Ok((None, &NONE));
+    };
     match model.presets.get(name) {
         Some(preset) => Ok((Some(name.clone()), preset)),
-        None => Err(Error::invalid("preset", format!("{} has no preset `{}`", model.id, short(name)))
-            .advice(nearest(name, model.presets.keys().map(String::as_str)))),
+        None => Err(
+            Error::invalid("preset", format!("{} has no preset `{}`", model.id, short(name)))
+                .advice(nearest(name, model.presets.keys().map(String::as_str))),
+        ),
     }
 }
 
@@ -228,23 +297,35 @@ fn one_of<T: Copy + PartialEq>(
     let names = || served.iter().map(|one| name_of(*one));
     match from_name(name) {
         Some(known) if served.contains(&known) => Ok(known),
-        Some(_) => Err(Error::new(Code::NotSupported, format!("no worker here has the {field} `{name}`"))
-            .field(field)
-            .advice(format!("there are: {}", names().collect::<Vec<_>>().join(", ")))),
-        None => Err(Error::invalid(field, format!("unknown {field} `{}`", short(name))).advice(nearest(name, names()))),
+        Some(_) => Err(Error::new(
+            Code::NotSupported,
+            format!("no worker here has the {field} `{name}`"),
+        )
+        .field(field)
+        .advice(format!("there are: {}", names().collect::<Vec<_>>().join(", ")))),
+        None => Err(
+            Error::invalid(field, format!("unknown {field} `{}`", short(name)))
+                .advice(nearest(name, names())),
+        ),
     }
 }
 
 fn within<T: PartialOrd + std::fmt::Display>(field: &str, value: T, least: T, most: T) -> Result<T, Error> {
     if value < least || value > most {
-        return Err(Error::invalid(field, format!("{value} is out of range, {least} to {most} are allowed")));
+        return Err(Error::invalid(
+            field,
+            format!("{value} is out of range, {least} to {most} are allowed"),
+        ));
     }
     Ok(value)
 }
 
 fn fraction(field: &str, value: f32, least: f32, most: f32) -> Result<f32, Error> {
     if !value.is_finite() {
-        return Err(Error::invalid(field, format!("it must be a number from {least} to {most}")));
+        return Err(Error::invalid(
+            field,
+            format!("it must be a number from {least} to {most}"),
+        ));
     }
     within(field, value, least, most)
 }
@@ -254,7 +335,8 @@ fn edge(field: &str, edge: u32, multiple: u32, most: u32) -> Result<u32, Error> 
     if edge < LEAST_EDGE || edge > most || !edge.is_multiple_of(multiple) {
         let below = (edge.clamp(LEAST_EDGE, most.max(LEAST_EDGE)) / multiple) * multiple;
         let near = below.max(LEAST_EDGE.next_multiple_of(multiple));
-        let message = format!("{edge} is not allowed: multiples of {multiple} from {LEAST_EDGE} to {most} are");
+        let message =
+            format!("{edge} is not allowed: multiples of {multiple} from {LEAST_EDGE} to {most} are");
         return Err(Error::invalid(field, message).advice(format!("{near} would do")));
     }
     Ok(edge)
@@ -266,21 +348,36 @@ fn mode(request: &GenerateRequest, abilities: &Abilities) -> Result<(Mode, Input
         (Some(_), None) => Mode::ImageToImage,
         (Some(_), Some(_)) => Mode::Inpaint,
         (None, Some(_)) => {
-            return Err(Error::invalid("mask", "a mask needs an image to repaint").advice("send init_image too"));
+            return Err(
+                Error::invalid("mask", "a mask needs an image to repaint").advice("send init_image too")
+            );
         }
     };
     let mode = request.mode.unwrap_or(implied);
     if mode != implied {
-        let message = format!("`{}` does not go with the images given, `{}` does", mode.name(), implied.name());
-        return Err(Error::invalid("mode", message).advice("leave mode out, or send init_image and mask to match"));
+        let message = format!(
+            "`{}` does not go with the images given, `{}` does",
+            mode.name(),
+            implied.name()
+        );
+        return Err(
+            Error::invalid("mode", message).advice("leave mode out, or send init_image and mask to match")
+        );
     }
     if !abilities.modes.contains(&mode) {
-        return Err(Error::new(Code::NotSupported, format!("no worker here can do {}", mode.name())).field("mode"));
+        return Err(Error::new(
+            Code::NotSupported,
+            format!("no worker here can do {}", mode.name()),
+        )
+        .field("mode"));
     }
     let image = |text: &Option<String>, field| text.as_deref().map(|text| input(text, field)).transpose();
     Ok((
         mode,
-        Inputs { init_image: image(&request.init_image, "init_image")?, mask: image(&request.mask, "mask")? },
+        Inputs {
+            init_image: image(&request.init_image, "init_image")?,
+            mask: image(&request.mask, "mask")?,
+        },
     ))
 }
 
@@ -295,37 +392,77 @@ fn loras(
     warnings: &mut Vec<Warning>,
 ) -> Result<Vec<PlannedLora>, Error> {
     let emptied = request.loras.as_ref().is_some_and(Vec::is_empty);
-    let same_sampler = preset.sampler.as_deref().is_none_or(|name| name == sampler.name());
+    let same_sampler = preset
+        .sampler
+        .as_deref()
+        .is_none_or(|name| name == sampler.name());
     let mut asked: Vec<(String, String, f32)> = Vec::new();
     if !emptied && same_sampler {
-        asked.extend(preset.loras.iter().map(|lora| ("preset".to_owned(), lora.name.clone(), lora.weight)));
+        asked.extend(
+            preset
+                .loras
+                .iter()
+                .map(|lora| ("preset".to_owned(), lora.name.clone(), lora.weight)),
+        );
     } else if !emptied && !preset.loras.is_empty() {
-        warnings.push(warning("sampler", "the LoRAs of the preset were left out: they belong to its own sampler"));
+        warnings.push(warning(
+            "sampler",
+            "the LoRAs of the preset were left out: they belong to its own sampler",
+        ));
     }
     let own = request.loras.as_deref().unwrap_or_default();
     if own.len() > MOST_LORAS {
-        return Err(Error::invalid("loras", format!("{} LoRAs, at most {MOST_LORAS} are taken", own.len())));
+        return Err(Error::invalid(
+            "loras",
+            format!("{} LoRAs, at most {MOST_LORAS} are taken", own.len()),
+        ));
     }
     for (index, lora) in own.iter().enumerate() {
         let weight = lora.weight.unwrap_or(1.0);
-        fraction(&format!("loras[{index}].weight"), weight, -MOST_LORA_WEIGHT, MOST_LORA_WEIGHT)?;
+        fraction(
+            &format!("loras[{index}].weight"),
+            weight,
+            -MOST_LORA_WEIGHT,
+            MOST_LORA_WEIGHT,
+        )?;
         asked.push((format!("loras[{index}].name"), lora.name.clone(), weight));
     }
     let mut planned: Vec<PlannedLora> = Vec::new();
     for (field, name, weight) in asked {
-        let record = catalogue.lora(&name).map_err(|error| error.field(field.clone()))?;
+        let record = catalogue
+            .lora(&name)
+            .map_err(|error| error.field(field.clone()))?;
         if let Some(problem) = &record.problem {
-            return Err(Error::new(Code::ModelUnusable, format!("{name} cannot be used: {problem}")).field(field));
+            return Err(
+                Error::new(Code::ModelUnusable, format!("{name} cannot be used: {problem}")).field(field),
+            );
         }
-        if let Some(base) = record.base.as_ref().filter(|base| base.as_str() != model.id.as_str()) {
-            return Err(Error::invalid(field, format!("{name} is made for {base}, not for {}", model.id)));
+        if let Some(base) = record
+            .base
+            .as_ref()
+            .filter(|base| base.as_str() != model.id.as_str())
+        {
+            return Err(Error::invalid(
+                field,
+                format!("{name} is made for {base}, not for {}", model.id),
+            ));
         }
-        if let Some(trigger) = record.trigger.as_ref().filter(|trigger| !request.prompt.contains(trigger.as_str())) {
-            warnings.push(warning("prompt", format!("{name} works best with `{trigger}` in the prompt")));
+        if let Some(trigger) = record
+            .trigger
+            .as_ref()
+            .filter(|trigger| !request.prompt.contains(trigger.as_str()))
+        {
+            warnings.push(warning(
+                "prompt",
+                format!("{name} works best with `{trigger}` in the prompt"),
+            ));
         }
         match planned.iter_mut().find(|lora| lora.id == record.id) {
             Some(known) => known.weight = weight,
-            None => planned.push(PlannedLora { id: record.id.clone(), weight }),
+            None => planned.push(PlannedLora {
+                id: record.id.clone(),
+                weight,
+            }),
         }
     }
     planned.retain(|lora| lora.weight != 0.0);
@@ -342,7 +479,10 @@ mod tests {
     }
 
     fn request() -> GenerateRequest {
-        GenerateRequest { prompt: "a red apple".into(), ..GenerateRequest::default() }
+        GenerateRequest {
+            prompt: "a red apple".into(),
+            ..GenerateRequest::default()
+        }
     }
 
     fn planned(request: &GenerateRequest) -> Result<Planned, Error> {
@@ -360,7 +500,10 @@ mod tests {
     fn a_bare_prompt_takes_everything_from_the_models_own_preset() {
         let plan = planned(&request()).unwrap().plan;
         assert_eq!((plan.sampler, plan.steps, plan.guidance), (Sampler::Lcm, 4, 1.0));
-        assert_eq!((plan.width, plan.height, plan.seeds.as_slice()), (256, 256, &[77][..]));
+        assert_eq!(
+            (plan.width, plan.height, plan.seeds.as_slice()),
+            (256, 256, &[77][..])
+        );
         assert_eq!(plan.loras.len(), 1);
     }
 
@@ -376,7 +519,10 @@ mod tests {
     #[test]
     fn a_lora_is_added_to_the_presets_and_an_empty_list_takes_them_away() {
         let mut request = request();
-        request.loras = Some(vec![LoraRequest { name: "pixel".into(), weight: Some(0.5) }]);
+        request.loras = Some(vec![LoraRequest {
+            name: "pixel".into(),
+            weight: Some(0.5),
+        }]);
         assert_eq!(planned(&request).unwrap().plan.loras.len(), 2);
         request.loras = Some(Vec::new());
         assert!(planned(&request).unwrap().plan.loras.is_empty());
@@ -406,16 +552,31 @@ mod tests {
             refused(|r| (r.seed, r.count) = (Some(u64::MAX), Some(2))),
             invalid("seed")
         );
-        assert_eq!(refused(|r| r.model = Some("x".into())), (Code::UnknownModel, "model".into()));
-        assert_eq!(refused(|r| r.sampler = Some("lms".into())), (Code::NotSupported, "sampler".into()));
+        assert_eq!(
+            refused(|r| r.model = Some("x".into())),
+            (Code::UnknownModel, "model".into())
+        );
+        assert_eq!(
+            refused(|r| r.sampler = Some("lms".into())),
+            (Code::NotSupported, "sampler".into())
+        );
         assert_eq!(
             refused(|r| r.control = Some(vec![serde_json::Value::Null])),
             (Code::NotSupported, "control".into())
         );
-        assert_eq!(refused(|r| r.init_image = Some("%%%".into())), (Code::ImageRefused, "init_image".into()));
-        assert_eq!(refused(|r| r.init_image = Some("AAAA".into())), (Code::ImageRefused, "init_image".into()));
         assert_eq!(
-            refused(|r| r.loras = Some(vec![LoraRequest { name: "pixl".into(), weight: None }])),
+            refused(|r| r.init_image = Some("%%%".into())),
+            (Code::ImageRefused, "init_image".into())
+        );
+        assert_eq!(
+            refused(|r| r.init_image = Some("AAAA".into())),
+            (Code::ImageRefused, "init_image".into())
+        );
+        assert_eq!(
+            refused(|r| r.loras = Some(vec![LoraRequest {
+                name: "pixl".into(),
+                weight: None
+            }])),
             (Code::UnknownModel, "loras[0].name".into())
         );
     }
@@ -424,6 +585,12 @@ mod tests {
     fn an_unknown_sampler_is_answered_with_its_neighbours() {
         let mut request = request();
         request.sampler = Some("euler_a".into());
-        assert!(planned(&request).unwrap_err().advice.unwrap().contains("euler_ancestral"));
+        assert!(
+            planned(&request)
+                .unwrap_err()
+                .advice
+                .unwrap()
+                .contains("euler_ancestral")
+        );
     }
 }

@@ -20,27 +20,41 @@ pub(crate) fn work(
     let (width, height) = (plan.width as usize, plan.height as usize);
     let mut put = |bytes: Vec<u8>, shape: Vec<usize>| {
         blobs.push(bytes);
-        BlobRef { blob: blobs.len() - 1, dtype: Dtype::U8, shape }
+        BlobRef {
+            blob: blobs.len() - 1,
+            dtype: Dtype::U8,
+            shape,
+        }
     };
     let limits = DecodeLimits::default();
     let init_image = match init_image {
         None => None,
         Some(bytes) => {
             let image = decode_rgb(bytes, &limits).map_err(|error| refused(&error, "init_image"))?;
-            Some(put(resize_rgb(&image, plan.width, plan.height).pixels, vec![height, width, 3]))
+            Some(put(
+                resize_rgb(&image, plan.width, plan.height).pixels,
+                vec![height, width, 3],
+            ))
         }
     };
     let mask = match mask {
         None => None,
         Some(bytes) => {
             let image = decode_gray(bytes, &limits).map_err(|error| refused(&error, "mask"))?;
-            Some(put(resize_gray(&image, plan.width, plan.height).pixels, vec![height, width]))
+            Some(put(
+                resize_gray(&image, plan.width, plan.height).pixels,
+                vec![height, width],
+            ))
         }
     };
     let mut adapters = Vec::with_capacity(plan.loras.len());
     for lora in &plan.loras {
         let record = catalogue.lora(lora.id.as_str())?;
-        adapters.push(Adapter { id: lora.id.clone(), path: record.path.clone(), weight: lora.weight });
+        adapters.push(Adapter {
+            id: lora.id.clone(),
+            path: record.path.clone(),
+            weight: lora.weight,
+        });
     }
     let generate = Generate {
         model: plan.model.clone(),
@@ -71,7 +85,8 @@ pub(crate) fn work(
 /// The noise that every image starts from, made here so that it is the same on every device.
 fn initial_noise(plan: &Plan, blobs: &mut Vec<Blob>) -> BlobRef {
     let factor = plan.latent_factor.max(1);
-    let shape = [plan.latent_channels, plan.height / factor, plan.width / factor].map(|extent| extent as usize);
+    let shape =
+        [plan.latent_channels, plan.height / factor, plan.width / factor].map(|extent| extent as usize);
     let mut one = vec![0f32; shape.iter().product()];
     let mut bytes = Vec::with_capacity(plan.seeds.len() * one.len() * 4);
     for seed in &plan.seeds {
@@ -80,5 +95,9 @@ fn initial_noise(plan: &Plan, blobs: &mut Vec<Blob>) -> BlobRef {
     }
     blobs.push(bytes);
     let [channels, height, width] = shape;
-    BlobRef { blob: blobs.len() - 1, dtype: Dtype::F32, shape: vec![plan.seeds.len(), channels, height, width] }
+    BlobRef {
+        blob: blobs.len() - 1,
+        dtype: Dtype::F32,
+        shape: vec![plan.seeds.len(), channels, height, width],
+    }
 }

@@ -57,7 +57,11 @@ pub struct Ledger {
 impl Ledger {
     /// An empty ledger.
     pub fn new(budget_bytes: u64) -> Self {
-        Self { budget_bytes, leases: BTreeMap::new(), high_water_bytes: 0 }
+        Self {
+            budget_bytes,
+            leases: BTreeMap::new(),
+            high_water_bytes: 0,
+        }
     }
 
     /// The most that may be leased.
@@ -67,7 +71,9 @@ impl Ledger {
 
     /// The sum of the leases. More than the budget only after a measured figure corrected an estimate upwards.
     pub fn leased_bytes(&self) -> u64 {
-        self.leases.values().fold(0, |sum, bytes| sum.saturating_add(*bytes))
+        self.leases
+            .values()
+            .fold(0, |sum, bytes| sum.saturating_add(*bytes))
     }
 
     /// What can still be leased.
@@ -88,12 +94,18 @@ impl Ledger {
     /// Grants a lease; one that the owner already has is replaced.
     pub fn reserve(&mut self, owner: Owner, need_bytes: u64) -> Result<(), NoRoom> {
         if need_bytes > self.budget_bytes {
-            return Err(NoRoom::Never { need_bytes, budget_bytes: self.budget_bytes });
+            return Err(NoRoom::Never {
+                need_bytes,
+                budget_bytes: self.budget_bytes,
+            });
         }
         let held_bytes = self.leases.get(&owner).copied().unwrap_or(0);
         let free_bytes = self.free_bytes().saturating_add(held_bytes);
         if need_bytes > free_bytes {
-            return Err(NoRoom::NotNow { need_bytes, free_bytes });
+            return Err(NoRoom::NotNow {
+                need_bytes,
+                free_bytes,
+            });
         }
         self.set(owner, need_bytes);
         Ok(())
@@ -130,9 +142,21 @@ mod tests {
     #[test]
     fn what_can_never_fit_is_told_apart_from_what_does_not_fit_now() {
         let mut ledger = Ledger::new(100);
-        assert_eq!(ledger.reserve(job(1), 101), Err(NoRoom::Never { need_bytes: 101, budget_bytes: 100 }));
+        assert_eq!(
+            ledger.reserve(job(1), 101),
+            Err(NoRoom::Never {
+                need_bytes: 101,
+                budget_bytes: 100
+            })
+        );
         ledger.reserve(job(1), 60).unwrap();
-        assert_eq!(ledger.reserve(job(2), 41), Err(NoRoom::NotNow { need_bytes: 41, free_bytes: 40 }));
+        assert_eq!(
+            ledger.reserve(job(2), 41),
+            Err(NoRoom::NotNow {
+                need_bytes: 41,
+                free_bytes: 40
+            })
+        );
         ledger.reserve(job(2), 40).unwrap();
     }
 

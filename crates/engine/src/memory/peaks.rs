@@ -11,7 +11,9 @@ pub struct Peaks {
 impl Peaks {
     /// From the store.
     pub fn new(kept: impl IntoIterator<Item = (String, u64)>) -> Self {
-        Self { highest_bytes: kept.into_iter().collect() }
+        Self {
+            highest_bytes: kept.into_iter().collect(),
+        }
     }
 
     /// The need of a shape: measured, with a twentieth to spare, or else the guess. The flag says which.

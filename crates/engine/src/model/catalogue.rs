@@ -33,7 +33,10 @@ impl Catalogue {
                 }
             }
             for path in children(&dir.join("loras")) {
-                if path.extension().is_some_and(|extension| extension == "safetensors") {
+                if path
+                    .extension()
+                    .is_some_and(|extension| extension == "safetensors")
+                {
                     catalogue.add(identify::lora(&path));
                 }
             }
@@ -64,13 +67,19 @@ impl Catalogue {
 
     /// The model of a request that names none: the first usable one.
     pub fn default_model(&self) -> Result<&ModelRecord, Error> {
-        let mut models = self.records.iter().filter(|record| record.kind != ModelKind::Lora);
+        let mut models = self
+            .records
+            .iter()
+            .filter(|record| record.kind != ModelKind::Lora);
         let first = models.clone().next();
-        models.find(|record| record.problem.is_none()).or(first).ok_or_else(|| {
-            Error::new(Code::UnknownModel, "there is no model")
-                .field("model")
-                .advice("give a folder with --models DIR; `calotype doctor` says where was looked")
-        })
+        models
+            .find(|record| record.problem.is_none())
+            .or(first)
+            .ok_or_else(|| {
+                Error::new(Code::UnknownModel, "there is no model")
+                    .field("model")
+                    .advice("give a folder with --models DIR; `calotype doctor` says where was looked")
+            })
     }
 
     fn named(
@@ -87,14 +96,20 @@ impl Catalogue {
         if let Some(found) = of_kind.find(|record| record.kind == ModelKind::Lora && record.name == name) {
             return Ok(found);
         }
-        let names = self.records.iter().filter(|record| wanted(record)).flat_map(|record| {
-            let known_as = (record.kind == ModelKind::Lora).then_some(record.name.as_str());
-            known_as.into_iter().chain([record.id.as_str()])
-        });
+        let names = self
+            .records
+            .iter()
+            .filter(|record| wanted(record))
+            .flat_map(|record| {
+                let known_as = (record.kind == ModelKind::Lora).then_some(record.name.as_str());
+                known_as.into_iter().chain([record.id.as_str()])
+            });
         let shown: String = name.chars().take(100).collect();
-        Err(Error::new(Code::UnknownModel, format!("unknown {what} `{shown}`"))
-            .field(field)
-            .advice(nearest(name, names)))
+        Err(
+            Error::new(Code::UnknownModel, format!("unknown {what} `{shown}`"))
+                .field(field)
+                .advice(nearest(name, names)),
+        )
     }
 
     /// What a worker is told to load.
@@ -112,10 +127,17 @@ impl Catalogue {
 pub(crate) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
     let known: Vec<&str> = known.collect();
     let name: String = name.chars().take(100).collect();
-    let mut like: Vec<(f64, &str)> =
-        known.iter().map(|known| (strsim::jaro_winkler(&name, known), *known)).collect();
+    let mut like: Vec<(f64, &str)> = known
+        .iter()
+        .map(|known| (strsim::jaro_winkler(&name, known), *known))
+        .collect();
     like.sort_by(|a, b| b.0.total_cmp(&a.0));
-    let close: Vec<&str> = like.iter().filter(|(score, _)| *score >= LIKE_ENOUGH).map(|(_, name)| *name).take(3).collect();
+    let close: Vec<&str> = like
+        .iter()
+        .filter(|(score, _)| *score >= LIKE_ENOUGH)
+        .map(|(_, name)| *name)
+        .take(3)
+        .collect();
     match (close.as_slice(), known.as_slice()) {
         ([], []) => "there is none".into(),
         ([], all) => format!("there are: {}", all.join(", ")),
@@ -124,8 +146,9 @@ pub(crate) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> S
 }
 
 fn children(folder: &Path) -> Vec<PathBuf> {
-    let mut paths: Vec<PathBuf> =
-        std::fs::read_dir(folder).map(|entries| entries.flatten().map(|entry| entry.path()).collect()).unwrap_or_default();
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(folder)
+        .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
+        .unwrap_or_default();
     paths.sort();
     paths
 }
@@ -135,7 +158,10 @@ mod tests {
     use super::*;
 
     fn embedded() -> Catalogue {
-        Catalogue::scan(&[PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../models"))])
+        Catalogue::scan(&[PathBuf::from(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../models"
+        ))])
     }
 
     #[test]
@@ -143,18 +169,37 @@ mod tests {
         let catalogue = embedded();
         let model = catalogue.default_model().unwrap();
         assert_eq!(model.problem, None);
-        assert_eq!((model.id.as_str(), model.architecture.as_deref()), ("calotype-tiny", Some("calotype-tiny")));
-        assert_eq!((model.size, model.size_multiple, model.default_preset.as_deref()), ((256, 256), 32, Some("fast")));
-        assert_eq!(catalogue.lora("pixel").unwrap().id.as_str(), "calotype-tiny-pixel");
+        assert_eq!(
+            (model.id.as_str(), model.architecture.as_deref()),
+            ("calotype-tiny", Some("calotype-tiny"))
+        );
+        assert_eq!(
+            (model.size, model.size_multiple, model.default_preset.as_deref()),
+            ((256, 256), 32, Some("fast"))
+        );
+        assert_eq!(
+            catalogue.lora("pixel").unwrap().id.as_str(),
+            "calotype-tiny-pixel"
+        );
     }
 
     #[test]
     fn an_unknown_name_is_answered_with_its_neighbours() {
         let catalogue = embedded();
         let error = catalogue.model("calotype-tny").unwrap_err();
-        assert_eq!((error.code, error.field.as_deref()), (Code::UnknownModel, Some("model")));
+        assert_eq!(
+            (error.code, error.field.as_deref()),
+            (Code::UnknownModel, Some("model"))
+        );
         assert!(error.advice.unwrap().contains("calotype-tiny"));
-        assert!(catalogue.lora("pixl").unwrap_err().advice.unwrap().contains("pixel"));
+        assert!(
+            catalogue
+                .lora("pixl")
+                .unwrap_err()
+                .advice
+                .unwrap()
+                .contains("pixel")
+        );
     }
 
     #[test]
@@ -164,7 +209,11 @@ mod tests {
         std::fs::create_dir(&loras).unwrap();
         let mut huge = u64::MAX.to_le_bytes().to_vec();
         huge.extend(b"{}");
-        for (name, bytes) in [("empty", vec![]), ("huge", huge), ("junk", b"\x02\0\0\0\0\0\0\0{]".to_vec())] {
+        for (name, bytes) in [
+            ("empty", vec![]),
+            ("huge", huge),
+            ("junk", b"\x02\0\0\0\0\0\0\0{]".to_vec()),
+        ] {
             std::fs::write(loras.join(format!("{name}.safetensors")), bytes).unwrap();
         }
         let model = dir.path().join("half");

@@ -55,9 +55,17 @@ impl Graphs {
     /// Whether a model with these configs (by role) is of this architecture.
     fn fit(&self, configs: &BTreeMap<&str, Value>) -> bool {
         self.components.iter().all(|component| {
-            let Some(config) = configs.get(component.role.as_str()) else { return false };
-            component.config.iter().all(|(name, value)| same(&config[name], value))
-                && component.defaults.iter().all(|(name, value)| config[name].is_null() || same(&config[name], value))
+            let Some(config) = configs.get(component.role.as_str()) else {
+                return false;
+            };
+            component
+                .config
+                .iter()
+                .all(|(name, value)| same(&config[name], value))
+                && component
+                    .defaults
+                    .iter()
+                    .all(|(name, value)| config[name].is_null() || same(&config[name], value))
         })
     }
 }
@@ -72,8 +80,15 @@ fn same(a: &Value, b: &Value) -> bool {
 
 /// A record with nothing but its place.
 fn blank(path: &Path, kind: ModelKind) -> ModelRecord {
-    let stem = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let id = if kind == ModelKind::Lora { stem.trim_end_matches(".safetensors").to_owned() } else { stem };
+    let stem = path
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    let id = if kind == ModelKind::Lora {
+        stem.trim_end_matches(".safetensors").to_owned()
+    } else {
+        stem
+    };
     ModelRecord {
         name: id.clone(),
         id: ModelId(id),
@@ -108,7 +123,11 @@ fn adopt(record: &mut ModelRecord, sidecar: Sidecar) {
         record.size = (size.width, size.height);
     }
     // Never below what the VAE asks for, whatever the file says.
-    record.size_multiple = sidecar.size_multiple.unwrap_or(record.size_multiple).max(record.latent_factor).max(8);
+    record.size_multiple = sidecar
+        .size_multiple
+        .unwrap_or(record.size_multiple)
+        .max(record.latent_factor)
+        .max(8);
     record.presets = sidecar.presets;
     record.default_preset = sidecar.default_preset;
     record.base = sidecar.base;
@@ -122,7 +141,10 @@ pub(super) fn lora(path: &Path) -> ModelRecord {
         record.weights_bytes = header.file_bytes;
         record.parameters = header.parameters;
         if !header.names.iter().any(|name| name.contains("lora")) {
-            return Err(format!("{}: no tensor of it is named as a LoRA's", path.display()));
+            return Err(format!(
+                "{}: no tensor of it is named as a LoRA's",
+                path.display()
+            ));
         }
         sidecar::read(&path.with_extension("json"))
     });
@@ -137,8 +159,19 @@ pub(super) fn lora(path: &Path) -> ModelRecord {
 /// A folder with `model_index.json`.
 pub(super) fn folder(path: &Path, architectures: &[Graphs]) -> ModelRecord {
     let onnx = path.join("unet/model.onnx").is_file();
-    let mut record = blank(path, if onnx { ModelKind::Onnx } else { ModelKind::Diffusers });
-    record.format = Some(if onnx { ModelFormat::Onnx } else { ModelFormat::Diffusers });
+    let mut record = blank(
+        path,
+        if onnx {
+            ModelKind::Onnx
+        } else {
+            ModelKind::Diffusers
+        },
+    );
+    record.format = Some(if onnx {
+        ModelFormat::Onnx
+    } else {
+        ModelFormat::Diffusers
+    });
     if let Err(problem) = look(path, onnx, architectures, &mut record) {
         record.problem = Some(problem);
     }
@@ -146,9 +179,18 @@ pub(super) fn folder(path: &Path, architectures: &[Graphs]) -> ModelRecord {
 }
 
 fn look(path: &Path, onnx: bool, architectures: &[Graphs], record: &mut ModelRecord) -> Result<(), String> {
-    record.components.insert("root".into(), path.display().to_string());
+    record
+        .components
+        .insert("root".into(), path.display().to_string());
     let roles: &[&str] = if onnx {
-        &["unet", "vae_decoder", "vae_encoder", "text_encoder", "tokenizer", "scheduler"]
+        &[
+            "unet",
+            "vae_decoder",
+            "vae_encoder",
+            "text_encoder",
+            "tokenizer",
+            "scheduler",
+        ]
     } else {
         &["unet", "vae", "text_encoder", "tokenizer", "scheduler"]
     };
@@ -158,7 +200,9 @@ fn look(path: &Path, onnx: bool, architectures: &[Graphs], record: &mut ModelRec
         if !part.is_dir() {
             return Err(format!("{}: the folder `{role}` is missing", path.display()));
         }
-        record.components.insert((*role).into(), part.display().to_string());
+        record
+            .components
+            .insert((*role).into(), part.display().to_string());
         if let Some(config) = read_json(&part.join("config.json"))? {
             configs.insert(*role, config);
         }
@@ -168,9 +212,14 @@ fn look(path: &Path, onnx: bool, architectures: &[Graphs], record: &mut ModelRec
     record.prediction = scheduler["prediction_type"].as_str().map(str::to_owned);
     let small = |value: &Value| value.as_u64().and_then(|value| u32::try_from(value).ok());
     if let Some(unet) = configs.get("unet") {
-        record.latent_channels = small(&unet["in_channels"]).filter(|channels| (1..=64).contains(channels)).unwrap_or(4);
+        record.latent_channels = small(&unet["in_channels"])
+            .filter(|channels| (1..=64).contains(channels))
+            .unwrap_or(4);
         if record.latent_channels != 4 {
-            return Err(format!("its UNet takes {} channels; only those with 4 are served", record.latent_channels));
+            return Err(format!(
+                "its UNet takes {} channels; only those with 4 are served",
+                record.latent_channels
+            ));
         }
         if let Some(edge) = small(&unet["sample_size"]).filter(|edge| (1..=1024).contains(edge)) {
             record.size = (edge * record.latent_factor, edge * record.latent_factor);
@@ -188,10 +237,14 @@ fn look(path: &Path, onnx: bool, architectures: &[Graphs], record: &mut ModelRec
             record.family = graphs.family.clone();
             // The folder of all architectures: the worker makes the same choice from the same file.
             let all = graphs.folder.parent().unwrap_or(&graphs.folder);
-            record.components.insert("graphs".into(), all.display().to_string());
+            record
+                .components
+                .insert("graphs".into(), all.display().to_string());
             Ok(())
         }
-        None => Err("no graph in models/graphs fits its architecture; training/export_graphs.py makes one".into()),
+        None => {
+            Err("no graph in models/graphs fits its architecture; training/export_graphs.py makes one".into())
+        }
     }
 }
 

@@ -65,13 +65,27 @@ pub(super) struct Sidecar {
 
 /// Reads a sidecar; `Ok(None)` where there is none.
 pub(super) fn read(path: &Path) -> Result<Option<Sidecar>, String> {
-    let Some(value) = read_json(path)? else { return Ok(None) };
-    let sidecar: Sidecar = serde_json::from_value(value).map_err(|error| format!("{}: {error}", path.display()))?;
+    let Some(value) = read_json(path)? else {
+        return Ok(None);
+    };
+    let sidecar: Sidecar =
+        serde_json::from_value(value).map_err(|error| format!("{}: {error}", path.display()))?;
     if sidecar.format != FORMAT {
-        return Err(format!("{}: format {} is not known, {FORMAT} is", path.display(), sidecar.format));
+        return Err(format!(
+            "{}: format {} is not known, {FORMAT} is",
+            path.display(),
+            sidecar.format
+        ));
     }
-    if let Some(name) = sidecar.default_preset.as_ref().filter(|name| !sidecar.presets.contains_key(*name)) {
-        return Err(format!("{}: default_preset `{name}` is not among the presets", path.display()));
+    if let Some(name) = sidecar
+        .default_preset
+        .as_ref()
+        .filter(|name| !sidecar.presets.contains_key(*name))
+    {
+        return Err(format!(
+            "{}: default_preset `{name}` is not among the presets",
+            path.display()
+        ));
     }
     Ok(Some(sidecar))
 }
@@ -87,5 +101,7 @@ pub(super) fn read_json(path: &Path) -> Result<Option<serde_json::Value>, String
         return Err(format!("{}: larger than {MOST_BYTES} bytes", path.display()));
     }
     let text = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
-    serde_json::from_slice(&text).map(Some).map_err(|error| format!("{}: {error}", path.display()))
+    serde_json::from_slice(&text)
+        .map(Some)
+        .map_err(|error| format!("{}: {error}", path.display()))
 }

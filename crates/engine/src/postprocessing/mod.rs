@@ -7,7 +7,13 @@ use crate::error::{Code, Error};
 use crate::inference::{OutputFormat, Plan};
 
 /// Encodes image `index` of a plan; `pixels` is `[height, width, 3]`.
-pub(crate) fn finish(plan: &Plan, model: &str, engine: &str, index: usize, pixels: &[u8]) -> Result<Vec<u8>, Error> {
+pub(crate) fn finish(
+    plan: &Plan,
+    model: &str,
+    engine: &str,
+    index: usize,
+    pixels: &[u8],
+) -> Result<Vec<u8>, Error> {
     let seed = plan.seeds.get(index).copied().unwrap_or_default();
     let metadata = Metadata {
         format: METADATA_FORMAT,
@@ -22,7 +28,14 @@ pub(crate) fn finish(plan: &Plan, model: &str, engine: &str, index: usize, pixel
         width: plan.width,
         height: plan.height,
         model: model.to_owned(),
-        loras: plan.loras.iter().map(|lora| LoraUse { name: lora.id.to_string(), weight: lora.weight }).collect(),
+        loras: plan
+            .loras
+            .iter()
+            .map(|lora| LoraUse {
+                name: lora.id.to_string(),
+                weight: lora.weight,
+            })
+            .collect(),
         mode: plan.mode.name().into(),
         strength: (plan.mode != Mode::TextToImage).then_some(plan.strength),
         clip_skip: (plan.clip_skip > 0).then_some(plan.clip_skip),

@@ -1,7 +1,7 @@
 //! How much may wait: a bound by count and by bytes. A ticket is held from before the journal until the job's end.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::error::{Code, Error};
 
@@ -40,11 +40,17 @@ impl Gate {
     pub(crate) fn enter(self: &Arc<Self>, bytes: u64) -> Result<Ticket, Error> {
         // Taken first and looked at afterwards: two that come together cannot both slip under the bound.
         let ticket = self.readmit(bytes);
-        let (jobs, held_bytes) = (self.jobs.load(Ordering::SeqCst), self.bytes.load(Ordering::SeqCst));
+        let (jobs, held_bytes) = (
+            self.jobs.load(Ordering::SeqCst),
+            self.bytes.load(Ordering::SeqCst),
+        );
         let what = if jobs > self.most_jobs {
             format!("the queue holds {} jobs, the most it may", jobs - 1)
         } else if held_bytes > self.most_bytes {
-            format!("the waiting requests would hold {held_bytes} bytes, {} are allowed", self.most_bytes)
+            format!(
+                "the waiting requests would hold {held_bytes} bytes, {} are allowed",
+                self.most_bytes
+            )
         } else {
             return Ok(ticket);
         };
@@ -57,13 +63,17 @@ impl Gate {
     pub(crate) fn readmit(self: &Arc<Self>, bytes: u64) -> Ticket {
         self.jobs.fetch_add(1, Ordering::SeqCst);
         self.bytes.fetch_add(bytes, Ordering::SeqCst);
-        Ticket { gate: Arc::clone(self), bytes }
+        Ticket {
+            gate: Arc::clone(self),
+            bytes,
+        }
     }
 
     /// Takes in how long a job took, to tell the next refused client when to come back.
     pub(crate) fn took(&self, job_ms: u64) {
         let before = self.recent_job_ms.load(Ordering::Relaxed);
-        self.recent_job_ms.store((before * 7 + job_ms) / 8, Ordering::Relaxed);
+        self.recent_job_ms
+            .store((before * 7 + job_ms) / 8, Ordering::Relaxed);
     }
 }
 
@@ -83,7 +93,10 @@ mod tests {
         let gate = Arc::new(Gate::new(2, 100));
         let first = gate.enter(60).unwrap();
         let error = gate.enter(41).unwrap_err();
-        assert_eq!((error.code, error.retry_after_ms), (Code::QueueFull, Some(FIRST_RETRY_MS)));
+        assert_eq!(
+            (error.code, error.retry_after_ms),
+            (Code::QueueFull, Some(FIRST_RETRY_MS))
+        );
         let _second = gate.enter(40).unwrap();
         assert_eq!(gate.enter(0).unwrap_err().code, Code::QueueFull);
         drop(first);

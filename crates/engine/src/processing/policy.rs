@@ -129,16 +129,27 @@ pub fn plan(waiting: &[Waiting], slots: &[Slot]) -> Vec<Decision> {
     let mut decisions = Vec::with_capacity(waiting.len());
     for job in waiting {
         let Some(index) = choose(job, &slots, &held) else {
-            decisions.push(Decision::Wait { job: job.job.clone(), reason: nobody_ready(&slots) });
+            decisions.push(Decision::Wait {
+                job: job.job.clone(),
+                reason: nobody_ready(&slots),
+            });
             continue;
         };
-        let Some(slot) = slots.get_mut(index) else { continue };
+        let Some(slot) = slots.get_mut(index) else {
+            continue;
+        };
         if let Some(Some(first)) = held.get(index) {
-            decisions.push(Decision::Wait { job: job.job.clone(), reason: format!("waits behind {first}") });
+            decisions.push(Decision::Wait {
+                job: job.job.clone(),
+                reason: format!("waits behind {first}"),
+            });
             continue;
         }
         let decision = decide(job, slot);
-        let goes_on = matches!(decision.last(), Some(Decision::Run { .. } | Decision::Refuse { .. }));
+        let goes_on = matches!(
+            decision.last(),
+            Some(Decision::Run { .. } | Decision::Refuse { .. })
+        );
         if !goes_on && let Some(held) = held.get_mut(index) {
             *held = Some(job.job.clone());
         }
@@ -155,7 +166,11 @@ fn choose(job: &Waiting, slots: &[Slot], held: &[Option<JobId>]) -> Option<usize
         .filter(|(_, slot)| slot.ready)
         .min_by_key(|(index, slot)| {
             let resident = slot.resident.iter().any(|resident| resident.model == job.model);
-            (held.get(*index).is_some_and(Option::is_some), !resident, slot.busy)
+            (
+                held.get(*index).is_some_and(Option::is_some),
+                !resident,
+                slot.busy,
+            )
         })
         .map(|(index, _)| index)
 }
@@ -168,7 +183,12 @@ fn nobody_ready(slots: &[Slot]) -> String {
 }
 
 fn decide(job: &Waiting, slot: &mut Slot) -> Vec<Decision> {
-    let wait = |reason: String| vec![Decision::Wait { job: job.job.clone(), reason }];
+    let wait = |reason: String| {
+        vec![Decision::Wait {
+            job: job.job.clone(),
+            reason,
+        }]
+    };
     let whole_bytes = job.weights_bytes.saturating_add(job.need_bytes);
     if whole_bytes > slot.budget_bytes {
         return vec![Decision::Refuse {
@@ -189,7 +209,11 @@ fn decide(job: &Waiting, slot: &mut Slot) -> Vec<Decision> {
     if slot.busy >= slot.most {
         return wait(format!("all {} places of {} are taken", slot.most, slot.worker));
     }
-    let Some(resident) = slot.resident.iter_mut().find(|resident| resident.model == job.model) else {
+    let Some(resident) = slot
+        .resident
+        .iter_mut()
+        .find(|resident| resident.model == job.model)
+    else {
         return bring_in(job, slot);
     };
     if job.need_bytes > slot.free_bytes {
@@ -197,14 +221,20 @@ fn decide(job: &Waiting, slot: &mut Slot) -> Vec<Decision> {
         let short_bytes = job.need_bytes - slot.free_bytes;
         return match evictable(slot, short_bytes) {
             Some(models) => evict(models, slot),
-            None => wait(format!("needs {} bytes, {} are free", job.need_bytes, slot.free_bytes)),
+            None => wait(format!(
+                "needs {} bytes, {} are free",
+                job.need_bytes, slot.free_bytes
+            )),
         };
     }
     resident.in_use = true;
     slot.free_bytes -= job.need_bytes;
     slot.busy += 1;
     slot.taken_alone = job.alone;
-    vec![Decision::Run { job: job.job.clone(), worker: slot.worker.clone() }]
+    vec![Decision::Run {
+        job: job.job.clone(),
+        worker: slot.worker.clone(),
+    }]
 }
 
 fn bring_in(job: &Waiting, slot: &mut Slot) -> Vec<Decision> {
@@ -220,7 +250,11 @@ fn bring_in(job: &Waiting, slot: &mut Slot) -> Vec<Decision> {
     }
     slot.moving = true;
     slot.free_bytes -= job.weights_bytes;
-    vec![Decision::Load { job: job.job.clone(), model: job.model.clone(), worker: slot.worker.clone() }]
+    vec![Decision::Load {
+        job: job.job.clone(),
+        model: job.model.clone(),
+        worker: slot.worker.clone(),
+    }]
 }
 
 /// Idle models that together free `short_bytes`, the longest unused first; `None` when all of them would not do.
@@ -241,7 +275,13 @@ fn evictable(slot: &Slot, short_bytes: u64) -> Option<Vec<ModelId>> {
 
 fn evict(models: Vec<ModelId>, slot: &mut Slot) -> Vec<Decision> {
     slot.moving = true;
-    models.into_iter().map(|model| Decision::Evict { model, worker: slot.worker.clone() }).collect()
+    models
+        .into_iter()
+        .map(|model| Decision::Evict {
+            model,
+            worker: slot.worker.clone(),
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -272,19 +312,32 @@ mod tests {
             most: 2,
             taken_alone: false,
             moving: false,
-            resident: vec![Resident { model: "m".into(), bytes: 50, in_use: false, last_use: 1 }],
+            resident: vec![Resident {
+                model: "m".into(),
+                bytes: 50,
+                in_use: false,
+                last_use: 1,
+            }],
             free_bytes: 50,
             budget_bytes: 100,
         }
     }
 
     fn run(name: &str) -> Decision {
-        Decision::Run { job: name.into(), worker: "cpu0".into() }
+        Decision::Run {
+            job: name.into(),
+            worker: "cpu0".into(),
+        }
     }
 
     #[test]
     fn class_goes_before_priority_and_priority_before_arrival() {
-        let mut jobs = vec![waiting("late", 9), waiting("urgent", 8), waiting("batch", 1), waiting("early", 2)];
+        let mut jobs = vec![
+            waiting("late", 9),
+            waiting("urgent", 8),
+            waiting("batch", 1),
+            waiting("early", 2),
+        ];
         jobs[1].priority = 5;
         jobs[2].class = Class::Batch;
         order(&mut jobs);
@@ -294,7 +347,10 @@ mod tests {
 
     #[test]
     fn jobs_run_until_the_places_are_taken_and_the_rest_know_why_they_wait() {
-        let decisions = plan(&[waiting("a", 1), waiting("b", 2), waiting("c", 3), waiting("d", 4)], &[slot()]);
+        let decisions = plan(
+            &[waiting("a", 1), waiting("b", 2), waiting("c", 3), waiting("d", 4)],
+            &[slot()],
+        );
         assert_eq!(decisions[..2], [run("a"), run("b")]);
         assert!(matches!(&decisions[2], Decision::Wait { reason, .. } if reason.contains("2 places")));
         assert!(matches!(&decisions[3], Decision::Wait { reason, .. } if reason.contains("behind c")));
@@ -314,16 +370,34 @@ mod tests {
     fn the_longest_unused_idle_model_is_evicted_and_one_in_use_is_not() {
         let mut slot = slot();
         slot.resident = vec![
-            Resident { model: "new".into(), bytes: 40, in_use: false, last_use: 9 },
-            Resident { model: "old".into(), bytes: 40, in_use: false, last_use: 3 },
-            Resident { model: "busy".into(), bytes: 20, in_use: true, last_use: 1 },
+            Resident {
+                model: "new".into(),
+                bytes: 40,
+                in_use: false,
+                last_use: 9,
+            },
+            Resident {
+                model: "old".into(),
+                bytes: 40,
+                in_use: false,
+                last_use: 3,
+            },
+            Resident {
+                model: "busy".into(),
+                bytes: 20,
+                in_use: true,
+                last_use: 1,
+            },
         ];
         slot.free_bytes = 0;
         let mut job = waiting("a", 1);
         (job.weights_bytes, job.need_bytes) = (30, 10);
         assert_eq!(
             plan(&[job.clone()], &[slot.clone()]),
-            [Decision::Evict { model: "old".into(), worker: "cpu0".into() }]
+            [Decision::Evict {
+                model: "old".into(),
+                worker: "cpu0".into()
+            }]
         );
         job.weights_bytes = 80;
         assert!(matches!(&plan(&[job], &[slot])[0], Decision::Wait { .. }));
@@ -335,7 +409,14 @@ mod tests {
         giant.need_bytes = 51;
         assert_eq!(
             plan(&[giant, waiting("b", 2)], &[slot()]),
-            [Decision::Refuse { job: "giant".into(), need_bytes: 101, budget_bytes: 100 }, run("b")]
+            [
+                Decision::Refuse {
+                    job: "giant".into(),
+                    need_bytes: 101,
+                    budget_bytes: 100
+                },
+                run("b")
+            ]
         );
     }
 
@@ -347,7 +428,11 @@ mod tests {
         slot.free_bytes = 40;
         slot.busy = 1;
         slot.resident[0].in_use = true;
-        assert!(plan(&[large, waiting("small", 2)], &[slot]).iter().all(|d| matches!(d, Decision::Wait { .. })));
+        assert!(
+            plan(&[large, waiting("small", 2)], &[slot])
+                .iter()
+                .all(|d| matches!(d, Decision::Wait { .. }))
+        );
     }
 
     #[test]

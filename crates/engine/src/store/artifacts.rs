@@ -50,7 +50,9 @@ impl Artifacts {
     /// Opens or makes the folder.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
         fs::create_dir_all(dir)?;
-        Ok(Self { dir: Arc::new(dir.to_owned()) })
+        Ok(Self {
+            dir: Arc::new(dir.to_owned()),
+        })
     }
 
     /// Where an artifact lies, there or not.
@@ -95,15 +97,26 @@ impl Artifacts {
     }
 
     /// Removes torn files, and those older than `older_than` that nobody refers to.
-    pub async fn sweep(&self, keep: &HashSet<ArtifactHash>, older_than: Duration) -> Result<Swept, StoreError> {
+    pub async fn sweep(
+        &self,
+        keep: &HashSet<ArtifactHash>,
+        older_than: Duration,
+    ) -> Result<Swept, StoreError> {
         let (artifacts, keep) = (self.clone(), keep.clone());
         blocking(move || {
             let mut swept = Swept::default();
-            for folder in fs::read_dir(&*artifacts.dir)?.flatten().filter(|entry| entry.path().is_dir()) {
+            for folder in fs::read_dir(&*artifacts.dir)?
+                .flatten()
+                .filter(|entry| entry.path().is_dir())
+            {
                 for entry in fs::read_dir(folder.path())?.flatten() {
                     let name = entry.file_name().to_string_lossy().into_owned();
                     let facts = entry.metadata()?;
-                    let old = facts.modified().ok().and_then(|at| at.elapsed().ok()).is_some_and(|age| age >= older_than);
+                    let old = facts
+                        .modified()
+                        .ok()
+                        .and_then(|at| at.elapsed().ok())
+                        .is_some_and(|age| age >= older_than);
                     if name.ends_with(".tmp") || (old && !keep.contains(&ArtifactHash(name))) {
                         fs::remove_file(entry.path())?;
                         swept.removed += 1;
@@ -133,5 +146,7 @@ pub fn media_type(bytes: &[u8]) -> &'static str {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| StoreError::Closed)?
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| StoreError::Closed)?
 }

@@ -101,8 +101,13 @@ pub struct Store {
 impl Store {
     /// Opens or makes the journal of a folder. Jobs that were claimed wait again.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
-        let lock = File::options().create(true).truncate(false).write(true).open(dir.join("lock"))?;
-        lock.try_lock().map_err(|_| StoreError::InUse(dir.display().to_string()))?;
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(dir.join("lock"))?;
+        lock.try_lock()
+            .map_err(|_| StoreError::InUse(dir.display().to_string()))?;
         let path = dir.join("journal.sqlite");
         let connection = Connection::open(&path)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
@@ -112,7 +117,11 @@ impl Store {
             params![text(&JobState::Queued)?, text(&JobState::Running)?],
         )?;
         let reader = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-        Ok(Self { writer: Writer::start(connection)?, reader: Arc::new(Mutex::new(reader)), _lock: Arc::new(lock) })
+        Ok(Self {
+            writer: Writer::start(connection)?,
+            reader: Arc::new(Mutex::new(reader)),
+            _lock: Arc::new(lock),
+        })
     }
 
     /// Writes a job down, once for each key.
@@ -146,7 +155,9 @@ impl Store {
                     text(&job.plan)?,
                     job.created_at_ms as i64,
                 ])?;
-                Ok(Inserted::New { sequence: sequence as u64 })
+                Ok(Inserted::New {
+                    sequence: sequence as u64,
+                })
             })
             .await
     }
@@ -158,7 +169,15 @@ impl Store {
             Durable::No,
             "UPDATE jobs SET state = ?2, attempts = ?3, worker = ?4, started_at_ms = ?5
              WHERE id = ?1 AND finished_at_ms IS NULL",
-            move || Ok(params_of![job.0, text(&JobState::Running)?, attempt, worker, at_ms as i64]),
+            move || {
+                Ok(params_of![
+                    job.0,
+                    text(&JobState::Running)?,
+                    attempt,
+                    worker,
+                    at_ms as i64
+                ])
+            },
         )
         .await
     }
@@ -210,7 +229,11 @@ impl Store {
                     finish.error.as_ref().map(text).transpose()?,
                     finish.finished_at_ms as i64,
                 ])?;
-                Ok(if changed == 0 { Finished::Already } else { Finished::Now })
+                Ok(if changed == 0 {
+                    Finished::Already
+                } else {
+                    Finished::Now
+                })
             })
             .await
     }
@@ -230,7 +253,8 @@ impl Store {
     pub async fn job(&self, job: &JobId) -> Result<Option<JobRecord>, StoreError> {
         let job = job.clone();
         self.read(move |connection| {
-            let mut query = connection.prepare_cached(&format!("SELECT {COLUMNS} FROM jobs WHERE id = ?1"))?;
+            let mut query =
+                connection.prepare_cached(&format!("SELECT {COLUMNS} FROM jobs WHERE id = ?1"))?;
             let mut rows = query.query([job.0])?;
             rows.next()?.map(record).transpose()
         })
@@ -241,7 +265,9 @@ impl Store {
     pub async fn jobs(&self, filter: JobFilter) -> Result<Vec<JobRecord>, StoreError> {
         self.read(move |connection| {
             let state = filter.state.as_ref().map(text).transpose()?;
-            let before = filter.before_sequence.map_or(i64::MAX, |before| i64::try_from(before).unwrap_or(i64::MAX));
+            let before = filter
+                .before_sequence
+                .map_or(i64::MAX, |before| i64::try_from(before).unwrap_or(i64::MAX));
             let limit = i64::try_from(filter.limit).unwrap_or(i64::MAX);
             let mut query = connection.prepare_cached(&format!(
                 "SELECT {COLUMNS} FROM jobs WHERE sequence < ?1 AND (?2 IS NULL OR state = ?2)
@@ -282,7 +308,13 @@ impl Store {
                 let record = record(row)?;
                 kept.extend(record.plan.init_image);
                 kept.extend(record.plan.mask);
-                kept.extend(record.result.into_iter().flat_map(|result| result.images).map(|image| image.artifact));
+                kept.extend(
+                    record
+                        .result
+                        .into_iter()
+                        .flat_map(|result| result.images)
+                        .map(|image| image.artifact),
+                );
             }
             Ok(kept)
         })
@@ -321,7 +353,9 @@ impl Store {
         self.writer
             .submit(Durable::Yes, move |connection| {
                 let next: i64 = connection
-                    .query_row("SELECT value FROM facts WHERE name = 'next_event'", [], |row| row.get(0))
+                    .query_row("SELECT value FROM facts WHERE name = 'next_event'", [], |row| {
+                        row.get(0)
+                    })
                     .optional()?
                     .unwrap_or(1);
                 connection.execute(
@@ -341,7 +375,9 @@ impl Store {
     ) -> Result<(), StoreError> {
         self.writer
             .submit(durable, move |connection| {
-                connection.prepare_cached(sql)?.execute(rusqlite::params_from_iter(values()?))?;
+                connection
+                    .prepare_cached(sql)?
+                    .execute(rusqlite::params_from_iter(values()?))?;
                 Ok(())
             })
             .await
@@ -358,14 +394,21 @@ impl Store {
     }
 }
 
-
 fn migrate(connection: &Connection) -> Result<(), StoreError> {
-    let done: usize = connection.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))?.unsigned_abs() as usize;
+    let done: usize = connection
+        .pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))?
+        .unsigned_abs() as usize;
     if done > MIGRATIONS.len() {
-        return Err(StoreError::TooNew { found: done, known: MIGRATIONS.len() });
+        return Err(StoreError::TooNew {
+            found: done,
+            known: MIGRATIONS.len(),
+        });
     }
     for (index, migration) in MIGRATIONS.iter().enumerate().skip(done) {
-        connection.execute_batch(&format!("BEGIN; {migration} PRAGMA user_version = {}; COMMIT", index + 1))?;
+        connection.execute_batch(&format!(
+            "BEGIN; {migration} PRAGMA user_version = {}; COMMIT",
+            index + 1
+        ))?;
     }
     Ok(())
 }

@@ -21,11 +21,14 @@ fn parsed<T: DeserializeOwned>(text: &str) -> Result<T, StoreError> {
 }
 
 fn number<T: TryFrom<i64>>(value: i64) -> Result<T, StoreError> {
-    T::try_from(value).map_err(|_| StoreError::Strange(format!("{value} where a smaller or positive number belongs")))
+    T::try_from(value)
+        .map_err(|_| StoreError::Strange(format!("{value} where a smaller or positive number belongs")))
 }
 
 pub(super) fn record(row: &Row<'_>) -> Result<JobRecord, StoreError> {
-    let optional = |index| -> Result<Option<u64>, StoreError> { row.get::<_, Option<i64>>(index)?.map(number).transpose() };
+    let optional = |index| -> Result<Option<u64>, StoreError> {
+        row.get::<_, Option<i64>>(index)?.map(number).transpose()
+    };
     Ok(JobRecord {
         sequence: number(row.get(0)?)?,
         id: JobId(row.get(1)?),
@@ -36,8 +39,14 @@ pub(super) fn record(row: &Row<'_>) -> Result<JobRecord, StoreError> {
         plan: parsed(&row.get::<_, String>(6)?)?,
         attempts: number(row.get(7)?)?,
         crashes: number(row.get(8)?)?,
-        result: row.get::<_, Option<String>>(9)?.map(|text| parsed(&text)).transpose()?,
-        error: row.get::<_, Option<String>>(10)?.map(|text| parsed(&text)).transpose()?,
+        result: row
+            .get::<_, Option<String>>(9)?
+            .map(|text| parsed(&text))
+            .transpose()?,
+        error: row
+            .get::<_, Option<String>>(10)?
+            .map(|text| parsed(&text))
+            .transpose()?,
         created_at_ms: number(row.get(11)?)?,
         started_at_ms: optional(12)?,
         finished_at_ms: optional(13)?,

@@ -46,7 +46,12 @@ fn new(id: &str, key: Option<&str>, digest: &str) -> NewJob {
 }
 
 fn cancelled() -> Finish {
-    Finish { state: JobState::Cancelled, result: None, error: None, finished_at_ms: 9 }
+    Finish {
+        state: JobState::Cancelled,
+        result: None,
+        error: None,
+        finished_at_ms: 9,
+    }
 }
 
 #[tokio::test]
@@ -61,7 +66,10 @@ async fn an_accepted_job_survives_a_reopened_store_and_a_claimed_one_waits_again
     }
     let store = Store::open(dir.path()).unwrap();
     let left = store.unfinished().await.unwrap();
-    assert_eq!((left.len(), left[0].state, left[0].attempts), (1, JobState::Queued, 1));
+    assert_eq!(
+        (left.len(), left[0].state, left[0].attempts),
+        (1, JobState::Queued, 1)
+    );
     assert_eq!(left[0].plan, plan());
 }
 
@@ -72,7 +80,12 @@ async fn one_key_gives_one_job_however_many_ask_at_once() {
     let asked: Vec<_> = (0..32)
         .map(|number| {
             let store = store.clone();
-            tokio::spawn(async move { store.insert(new(&format!("job_{number}"), Some("k"), "d")).await.unwrap() })
+            tokio::spawn(async move {
+                store
+                    .insert(new(&format!("job_{number}"), Some("k"), "d"))
+                    .await
+                    .unwrap()
+            })
         })
         .collect();
     let mut fresh = 0;
@@ -80,7 +93,10 @@ async fn one_key_gives_one_job_however_many_ask_at_once() {
         fresh += usize::from(matches!(answer.await.unwrap(), Inserted::New { .. }));
     }
     assert_eq!(fresh, 1);
-    assert!(matches!(store.insert(new("job_x", Some("k"), "other")).await.unwrap(), Inserted::KeyReused));
+    assert!(matches!(
+        store.insert(new("job_x", Some("k"), "other")).await.unwrap(),
+        Inserted::KeyReused
+    ));
     assert_eq!(store.unfinished().await.unwrap().len(), 1);
 }
 
@@ -91,9 +107,15 @@ async fn the_first_end_stays() {
     let id = JobId::from("job_1");
     store.insert(new("job_1", None, "d")).await.unwrap();
     store.delete(&id).await.unwrap();
-    assert!(store.job(&id).await.unwrap().is_some(), "a job that has not ended is not deleted");
+    assert!(
+        store.job(&id).await.unwrap().is_some(),
+        "a job that has not ended is not deleted"
+    );
     assert_eq!(store.finish(&id, cancelled()).await.unwrap(), Finished::Now);
-    let again = Finish { state: JobState::Failed, ..cancelled() };
+    let again = Finish {
+        state: JobState::Failed,
+        ..cancelled()
+    };
     assert_eq!(store.finish(&id, again).await.unwrap(), Finished::Already);
     store.requeue(&id, 1).await.unwrap();
     assert_eq!(store.job(&id).await.unwrap().unwrap().state, JobState::Cancelled);
@@ -141,15 +163,32 @@ async fn pages_go_from_the_newest_to_the_oldest() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     for number in 0..5 {
-        store.insert(new(&format!("job_{number}"), None, "d")).await.unwrap();
+        store
+            .insert(new(&format!("job_{number}"), None, "d"))
+            .await
+            .unwrap();
     }
     store.finish(&"job_3".into(), cancelled()).await.unwrap();
-    let page = store.jobs(JobFilter { limit: 2, ..JobFilter::default() }).await.unwrap();
+    let page = store
+        .jobs(JobFilter {
+            limit: 2,
+            ..JobFilter::default()
+        })
+        .await
+        .unwrap();
     let ids: Vec<&str> = page.iter().map(|job| job.id.as_str()).collect();
     assert_eq!(ids, ["job_4", "job_3"]);
-    let next = JobFilter { before_sequence: Some(page[1].sequence), limit: 9, ..JobFilter::default() };
+    let next = JobFilter {
+        before_sequence: Some(page[1].sequence),
+        limit: 9,
+        ..JobFilter::default()
+    };
     assert_eq!(store.jobs(next).await.unwrap().len(), 3);
-    let ended = JobFilter { state: Some(JobState::Cancelled), limit: 9, ..JobFilter::default() };
+    let ended = JobFilter {
+        state: Some(JobState::Cancelled),
+        limit: 9,
+        ..JobFilter::default()
+    };
     assert_eq!(store.jobs(ended).await.unwrap().len(), 1);
 }
 
@@ -163,9 +202,23 @@ async fn equal_bytes_are_kept_once_and_a_sweep_keeps_what_is_referred_to() {
     std::fs::write(artifacts.path(&kept).with_extension("1.tmp"), b"torn").unwrap();
     let keep = std::collections::HashSet::from([kept.clone()]);
     let hour = std::time::Duration::from_secs(3600);
-    assert_eq!(artifacts.sweep(&keep, hour).await.unwrap().removed, 1, "only the torn one: the other is young");
-    assert_eq!(artifacts.sweep(&keep, std::time::Duration::ZERO).await.unwrap().removed, 1);
-    assert_eq!(artifacts.read(&kept).await.unwrap().as_deref(), Some(&b"kept"[..]));
+    assert_eq!(
+        artifacts.sweep(&keep, hour).await.unwrap().removed,
+        1,
+        "only the torn one: the other is young"
+    );
+    assert_eq!(
+        artifacts
+            .sweep(&keep, std::time::Duration::ZERO)
+            .await
+            .unwrap()
+            .removed,
+        1
+    );
+    assert_eq!(
+        artifacts.read(&kept).await.unwrap().as_deref(),
+        Some(&b"kept"[..])
+    );
     assert_eq!(artifacts.read(&loose).await.unwrap(), None);
 }
 

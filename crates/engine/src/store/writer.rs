@@ -39,12 +39,18 @@ pub(super) struct Writer {
 impl Writer {
     pub(super) fn start(connection: Connection) -> Result<Self, StoreError> {
         let (operations, inbox) = channel();
-        thread::Builder::new().name("store".into()).spawn(move || run(connection, &inbox))?;
+        thread::Builder::new()
+            .name("store".into())
+            .spawn(move || run(connection, &inbox))?;
         Ok(Self { operations })
     }
 
     /// Queues an operation at once, in the order of the calls; the future waits for its commit.
-    pub(super) fn submit<T, F>(&self, durable: Durable, operation: F) -> impl Future<Output = Result<T, StoreError>> + use<T, F>
+    pub(super) fn submit<T, F>(
+        &self,
+        durable: Durable,
+        operation: F,
+    ) -> impl Future<Output = Result<T, StoreError>> + use<T, F>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,

@@ -1,7 +1,9 @@
 //! `/api/artifacts`: content never changes under its address.
 
 use axum::extract::{Path, State};
-use axum::http::header::{ACCEPT_RANGES, CACHE_CONTROL, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, RANGE};
+use axum::http::header::{
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, RANGE,
+};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 
@@ -23,7 +25,8 @@ pub(super) async fn fetch(
         (ACCEPT_RANGES, "bytes".to_owned()),
         (CONTENT_TYPE, artifact.media_type.to_owned()),
     ];
-    let known = text(IF_NONE_MATCH).is_some_and(|tags| tags == "*" || tags.split(',').any(|tag| tag.trim() == etag));
+    let known =
+        text(IF_NONE_MATCH).is_some_and(|tags| tags == "*" || tags.split(',').any(|tag| tag.trim() == etag));
     if known {
         return Ok((StatusCode::NOT_MODIFIED, always).into_response());
     }
@@ -31,7 +34,10 @@ pub(super) async fn fetch(
     Ok(match asked(text(RANGE), length) {
         Asked::Whole => (always, artifact.bytes).into_response(),
         Asked::Part(part) => {
-            let place = [(CONTENT_RANGE, format!("bytes {}-{}/{length}", part.start, part.end - 1))];
+            let place = [(
+                CONTENT_RANGE,
+                format!("bytes {}-{}/{length}", part.start, part.end - 1),
+            )];
             let bytes = artifact.bytes.get(part).unwrap_or_default().to_vec();
             (StatusCode::PARTIAL_CONTENT, always, place, bytes).into_response()
         }

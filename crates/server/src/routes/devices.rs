@@ -11,8 +11,18 @@ pub(super) async fn list(State(app): State<App>) -> Json<Vec<DeviceView>> {
     Json(app.engine.devices().await)
 }
 
-pub(super) async fn show(State(app): State<App>, Path(id): Path<String>) -> Result<Json<DeviceView>, Refused> {
-    let found = app.engine.devices().await.into_iter().find(|view| view.device.id == id);
-    let missing = || Refused(Error::new(Code::NotFound, "there is no such device").advice("GET /api/devices lists them"));
+pub(super) async fn show(
+    State(app): State<App>,
+    Path(id): Path<String>,
+) -> Result<Json<DeviceView>, Refused> {
+    let found = app
+        .engine
+        .devices()
+        .await
+        .into_iter()
+        .find(|view| view.device.id == id);
+    let missing = || {
+        Refused(Error::new(Code::NotFound, "there is no such device").advice("GET /api/devices lists them"))
+    };
     found.map(Json).ok_or_else(missing)
 }

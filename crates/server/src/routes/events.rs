@@ -22,7 +22,11 @@ pub(super) struct From {
     after: Option<u64>,
 }
 
-type Lines = Sse<axum::response::sse::KeepAliveStream<std::pin::Pin<Box<dyn Stream<Item = Result<Line, Infallible>> + Send>>>>;
+type Lines = Sse<
+    axum::response::sse::KeepAliveStream<
+        std::pin::Pin<Box<dyn Stream<Item = Result<Line, Infallible>> + Send>>,
+    >,
+>;
 
 pub(super) async fn of_job(
     State(app): State<App>,
@@ -46,10 +50,15 @@ pub(super) async fn of_all(
 }
 
 fn after(from: From, headers: &HeaderMap) -> Result<Option<u64>, Refused> {
-    let Some(last) = headers.get("last-event-id") else { return Ok(from.after) };
+    let Some(last) = headers.get("last-event-id") else {
+        return Ok(from.after);
+    };
     match last.to_str().ok().and_then(|last| last.parse().ok()) {
         Some(last) => Ok(Some(last)),
-        None => Err(Refused(Error::invalid("Last-Event-ID", "it must be the number of an event"))),
+        None => Err(Refused(Error::invalid(
+            "Last-Event-ID",
+            "it must be the number of an event",
+        ))),
     }
 }
 
@@ -57,7 +66,10 @@ fn lines(subscription: Subscription) -> Lines {
     let stream = unfold(subscription, async |mut subscription| {
         let event = subscription.next().await?;
         let data = serde_json::to_string(&event).unwrap_or_default();
-        let line = Line::default().id(event.id.to_string()).event(event.kind.name()).data(data);
+        let line = Line::default()
+            .id(event.id.to_string())
+            .event(event.kind.name())
+            .data(data);
         Some((Ok(line), subscription))
     });
     let boxed: std::pin::Pin<Box<dyn Stream<Item = Result<Line, Infallible>> + Send>> = Box::pin(stream);

@@ -68,16 +68,26 @@ pub(super) async fn generate(
         .get(ACCEPT)
         .and_then(|accept| accept.to_str().ok())
         .is_some_and(|accept| accept.trim_start().starts_with("image/"));
-    let options = SubmitOptions { key: None, class, priority };
+    let options = SubmitOptions {
+        key: None,
+        class,
+        priority,
+    };
     let submitted = app.engine.submit(request, options).await?;
     let job = submitted.job.id;
-    let mut guard = CancelOnLeave { engine: app.engine.clone(), job: Some(job.clone()) };
+    let mut guard = CancelOnLeave {
+        engine: app.engine.clone(),
+        job: Some(job.clone()),
+    };
     let waited = tokio::time::timeout(app.config.sync_timeout, app.engine.wait(&job)).await;
     let view = waited.map_err(|_| {
         let seconds = app.config.sync_timeout.as_secs();
-        Error::new(Code::DeadlineMissed, format!("the job took longer than {seconds} s and was cancelled"))
-            .advice("submit long work with POST /api/jobs")
-            .job(job.clone())
+        Error::new(
+            Code::DeadlineMissed,
+            format!("the job took longer than {seconds} s and was cancelled"),
+        )
+        .advice("submit long work with POST /api/jobs")
+        .job(job.clone())
     })??;
     guard.job = None;
     let view = succeeded(view)?;
@@ -100,7 +110,9 @@ fn succeeded(view: JobView) -> Result<JobView, Refused> {
     match (view.state, view.error) {
         (JobState::Succeeded, error) => Ok(JobView { error, ..view }),
         (_, Some(error)) => Err(Refused(error)),
-        (_, None) => Err(Refused(Error::new(Code::Cancelled, "the job was cancelled").job(view.id))),
+        (_, None) => Err(Refused(
+            Error::new(Code::Cancelled, "the job was cancelled").job(view.id),
+        )),
     }
 }
 

@@ -38,14 +38,23 @@ pub(super) async fn submit(
 ) -> Result<Response, Refused> {
     let Treatment { class, priority } = query(treatment)?;
     let key = key(&headers)?;
-    let submitted = app.engine.submit(request, SubmitOptions { key, class, priority }).await?;
-    let status = if submitted.existing { StatusCode::OK } else { StatusCode::ACCEPTED };
+    let submitted = app
+        .engine
+        .submit(request, SubmitOptions { key, class, priority })
+        .await?;
+    let status = if submitted.existing {
+        StatusCode::OK
+    } else {
+        StatusCode::ACCEPTED
+    };
     let location = format!("/api/jobs/{}", submitted.job.id);
     Ok((status, [(LOCATION, location)], JsonAnswer(submitted)).into_response())
 }
 
 fn key(headers: &HeaderMap) -> Result<Option<String>, Refused> {
-    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+    let Some(value) = headers.get("idempotency-key") else {
+        return Ok(None);
+    };
     match value.to_str() {
         Ok(key) if !key.is_empty() && key.len() <= LONGEST_KEY => Ok(Some(key.to_owned())),
         Ok(_) | Err(_) => Err(Refused(Error::invalid(
@@ -61,9 +70,20 @@ pub(super) async fn list(
 ) -> Result<JsonAnswer<JobPage>, Refused> {
     let Listing { state, limit, cursor } = query(listing)?;
     if limit == Some(0) {
-        return Err(Refused(Error::invalid("limit", "0 is out of range, 1 to 500 are allowed")));
+        return Err(Refused(Error::invalid(
+            "limit",
+            "0 is out of range, 1 to 500 are allowed",
+        )));
     }
-    Ok(JsonAnswer(app.engine.jobs(JobQuery { state, cursor, limit: limit.unwrap_or(0) }).await?))
+    Ok(JsonAnswer(
+        app.engine
+            .jobs(JobQuery {
+                state,
+                cursor,
+                limit: limit.unwrap_or(0),
+            })
+            .await?,
+    ))
 }
 
 pub(super) async fn show(State(app): State<App>, Path(id): Path<String>) -> Job {

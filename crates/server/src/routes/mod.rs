@@ -42,7 +42,12 @@ const JSON: &str = "application/json";
 const CLASS: (&str, &str, &str) = ("query", "class", "critical, interactive, batch or background");
 const PRIORITY: (&str, &str, &str) = ("query", "priority", "larger goes first within the class");
 
-const fn shown(path: &'static str, summary: &'static str, handler: fn() -> MethodRouter<App>, response: SchemaOf) -> Route {
+const fn shown(
+    path: &'static str,
+    summary: &'static str,
+    handler: fn() -> MethodRouter<App>,
+    response: SchemaOf,
+) -> Route {
     Route {
         method: "get",
         path,
@@ -57,7 +62,10 @@ const fn shown(path: &'static str, summary: &'static str, handler: fn() -> Metho
 }
 
 const fn deed(path: &'static str, summary: &'static str, handler: fn() -> MethodRouter<App>) -> Route {
-    Route { method: "post", ..shown(path, summary, handler, schema::<JobView>) }
+    Route {
+        method: "post",
+        ..shown(path, summary, handler, schema::<JobView>)
+    }
 }
 
 pub(crate) const TABLE: &[Route] = &[
@@ -66,7 +74,11 @@ pub(crate) const TABLE: &[Route] = &[
         parameters: &[
             CLASS,
             PRIORITY,
-            ("header", "Accept", "image/* for the bytes of the first picture, else the job as JSON"),
+            (
+                "header",
+                "Accept",
+                "image/* for the bytes of the first picture, else the job as JSON",
+            ),
         ],
         ..deed(
             "/api/inference/generate",
@@ -77,13 +89,25 @@ pub(crate) const TABLE: &[Route] = &[
     Route {
         request: Some(schema::<GenerateRequest>),
         response: Some(schema::<Validation>),
-        ..deed("/api/inference/validate", "check a request without running it", || post(inference::validate))
+        ..deed(
+            "/api/inference/validate",
+            "check a request without running it",
+            || post(inference::validate),
+        )
     },
     Route {
         request: Some(schema::<GenerateRequest>),
         response: Some(schema::<Submitted>),
         status: "202",
-        parameters: &[CLASS, PRIORITY, ("header", "Idempotency-Key", "the same key and request give the same job")],
+        parameters: &[
+            CLASS,
+            PRIORITY,
+            (
+                "header",
+                "Idempotency-Key",
+                "the same key and request give the same job",
+            ),
+        ],
         ..deed("/api/jobs", "submit a durable job", || post(jobs::submit))
     },
     Route {
@@ -92,48 +116,133 @@ pub(crate) const TABLE: &[Route] = &[
             ("query", "limit", "at most so many, 1 to 500"),
             ("query", "cursor", "go on behind this cursor"),
         ],
-        ..shown("/api/jobs", "list jobs, newest first", || get(jobs::list), schema::<JobPage>)
+        ..shown(
+            "/api/jobs",
+            "list jobs, newest first",
+            || get(jobs::list),
+            schema::<JobPage>,
+        )
     },
-    shown("/api/jobs/{id}", "show a job", || get(jobs::show), schema::<JobView>),
+    shown(
+        "/api/jobs/{id}",
+        "show a job",
+        || get(jobs::show),
+        schema::<JobView>,
+    ),
     Route {
         method: "delete",
         response: None,
         status: "204",
         media: "",
-        ..shown("/api/jobs/{id}", "forget a job that has ended", || delete(jobs::forget), schema::<JobView>)
+        ..shown(
+            "/api/jobs/{id}",
+            "forget a job that has ended",
+            || delete(jobs::forget),
+            schema::<JobView>,
+        )
     },
-    deed("/api/jobs/{id}/cancel", "end a job at its next step", || post(jobs::cancel)),
-    deed("/api/jobs/{id}/pause", "hold a job at its next step", || post(jobs::pause)),
-    deed("/api/jobs/{id}/resume", "let a paused job go on", || post(jobs::resume)),
+    deed("/api/jobs/{id}/cancel", "end a job at its next step", || {
+        post(jobs::cancel)
+    }),
+    deed("/api/jobs/{id}/pause", "hold a job at its next step", || {
+        post(jobs::pause)
+    }),
+    deed("/api/jobs/{id}/resume", "let a paused job go on", || {
+        post(jobs::resume)
+    }),
     Route {
         media: "text/event-stream",
-        parameters: &[("header", "Last-Event-ID", "go on behind this event"), ("query", "after", "likewise")],
-        ..shown("/api/jobs/{id}/events", "follow a job to its end", || get(events::of_job), schema::<Event>)
+        parameters: &[
+            ("header", "Last-Event-ID", "go on behind this event"),
+            ("query", "after", "likewise"),
+        ],
+        ..shown(
+            "/api/jobs/{id}/events",
+            "follow a job to its end",
+            || get(events::of_job),
+            schema::<Event>,
+        )
     },
     Route {
         media: "text/event-stream",
-        parameters: &[("header", "Last-Event-ID", "go on behind this event"), ("query", "after", "likewise")],
-        ..shown("/api/events", "follow everything", || get(events::of_all), schema::<Event>)
+        parameters: &[
+            ("header", "Last-Event-ID", "go on behind this event"),
+            ("query", "after", "likewise"),
+        ],
+        ..shown(
+            "/api/events",
+            "follow everything",
+            || get(events::of_all),
+            schema::<Event>,
+        )
     },
     Route {
         response: None,
         media: "image/*",
-        parameters: &[("header", "Range", "one range of bytes"), ("header", "If-None-Match", "the hash, quoted")],
-        ..shown("/api/artifacts/{hash}", "fetch a picture by its content", || get(artifacts::fetch), schema::<JobView>)
+        parameters: &[
+            ("header", "Range", "one range of bytes"),
+            ("header", "If-None-Match", "the hash, quoted"),
+        ],
+        ..shown(
+            "/api/artifacts/{hash}",
+            "fetch a picture by its content",
+            || get(artifacts::fetch),
+            schema::<JobView>,
+        )
     },
-    shown("/api/devices", "devices and their workers", || get(devices::list), schema::<Vec<DeviceView>>),
-    shown("/api/devices/{id}", "one device", || get(devices::show), schema::<DeviceView>),
-    shown("/api/models", "models and LoRAs", || get(models::list), schema::<Vec<ModelRecord>>),
-    shown("/api/models/{id}", "one of them", || get(models::show), schema::<ModelRecord>),
-    shown("/api/memory", "budgets and leases", || get(memory::list), schema::<Vec<MemoryView>>),
-    shown("/health", "the chain of domains; 503 unless all are sound", || get(whole::health), schema::<Health>),
+    shown(
+        "/api/devices",
+        "devices and their workers",
+        || get(devices::list),
+        schema::<Vec<DeviceView>>,
+    ),
+    shown(
+        "/api/devices/{id}",
+        "one device",
+        || get(devices::show),
+        schema::<DeviceView>,
+    ),
+    shown(
+        "/api/models",
+        "models and LoRAs",
+        || get(models::list),
+        schema::<Vec<ModelRecord>>,
+    ),
+    shown(
+        "/api/models/{id}",
+        "one of them",
+        || get(models::show),
+        schema::<ModelRecord>,
+    ),
+    shown(
+        "/api/memory",
+        "budgets and leases",
+        || get(memory::list),
+        schema::<Vec<MemoryView>>,
+    ),
+    shown(
+        "/health",
+        "the chain of domains; 503 unless all are sound",
+        || get(whole::health),
+        schema::<Health>,
+    ),
     Route {
         response: None,
         media: "text/plain",
-        ..shown("/metrics", "figures for Prometheus", || get(whole::metrics), schema::<Health>)
+        ..shown(
+            "/metrics",
+            "figures for Prometheus",
+            || get(whole::metrics),
+            schema::<Health>,
+        )
     },
     Route {
         response: None,
-        ..shown("/openapi.json", "this document", || get(whole::openapi), schema::<Health>)
+        ..shown(
+            "/openapi.json",
+            "this document",
+            || get(whole::openapi),
+            schema::<Health>,
+        )
     },
 ];

@@ -11,6 +11,9 @@ pub(super) async fn list(State(app): State<App>) -> Json<Vec<ModelRecord>> {
     Json(app.engine.models().await)
 }
 
-pub(super) async fn show(State(app): State<App>, Path(id): Path<String>) -> Result<Json<ModelRecord>, Refused> {
+pub(super) async fn show(
+    State(app): State<App>,
+    Path(id): Path<String>,
+) -> Result<Json<ModelRecord>, Refused> {
     Ok(Json(app.engine.model(&id).await?))
 }

@@ -14,14 +14,21 @@ use crate::openapi;
 
 pub(super) async fn health(State(app): State<App>) -> (StatusCode, Json<Health>) {
     let health = app.engine.health().await;
-    let status = if health.status == "ok" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let status = if health.status == "ok" {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
     (status, Json(health))
 }
 
 pub(super) async fn metrics(State(app): State<App>) -> Result<Response, Refused> {
-    let handle = app
-        .metrics
-        .ok_or_else(|| Error::new(Code::NotSupported, "another recorder of metrics is installed in this process"))?;
+    let handle = app.metrics.ok_or_else(|| {
+        Error::new(
+            Code::NotSupported,
+            "another recorder of metrics is installed in this process",
+        )
+    })?;
     Ok(([(CONTENT_TYPE, "text/plain; version=0.0.4")], handle.render()).into_response())
 }
 

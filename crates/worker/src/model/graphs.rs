@@ -49,16 +49,27 @@ impl Slot {
 impl Architecture {
     fn read(folder: &Path) -> Result<Self, Failure> {
         let path = folder.join("graph.json");
-        let wrong = |why: String| bad_model("a graph's description is wrong", format!("{}: {why}", path.display()));
+        let wrong = |why: String| {
+            bad_model(
+                "a graph's description is wrong",
+                format!("{}: {why}", path.display()),
+            )
+        };
         let text = std::fs::read(&path).map_err(|error| wrong(error.to_string()))?;
         let mut found: Self = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
         for component in found.components.values_mut() {
             component.graph = folder.join(&component.graph);
             if component.bytes > MOST_BYTES {
-                return Err(wrong(format!("{} bytes of weights are too many", component.bytes)));
+                return Err(wrong(format!(
+                    "{} bytes of weights are too many",
+                    component.bytes
+                )));
             }
             for slot in &component.tensors {
-                let bytes = slot.shape.iter().try_fold(4usize, |bytes, extent| bytes.checked_mul(*extent));
+                let bytes = slot
+                    .shape
+                    .iter()
+                    .try_fold(4usize, |bytes, extent| bytes.checked_mul(*extent));
                 let end = bytes.and_then(|bytes| bytes.checked_add(slot.offset));
                 if end.is_none_or(|end| end > component.bytes) {
                     return Err(wrong(format!("`{}` lies outside the buffer", slot.name)));
@@ -92,7 +103,10 @@ impl Architecture {
 
     pub(crate) fn component(&self, name: &str) -> Result<&Component, Failure> {
         self.components.get(name).ok_or_else(|| {
-            bad_model("the graphs are incomplete", format!("{}: no graph `{name}`", self.architecture))
+            bad_model(
+                "the graphs are incomplete",
+                format!("{}: no graph `{name}`", self.architecture),
+            )
         })
     }
 }
@@ -102,7 +116,11 @@ fn same(found: &Value, wanted: &Value) -> bool {
     match (found, wanted) {
         (Value::Number(found), Value::Number(wanted)) => found.as_f64() == wanted.as_f64(),
         (Value::Array(found), Value::Array(wanted)) => {
-            found.len() == wanted.len() && found.iter().zip(wanted).all(|(found, wanted)| same(found, wanted))
+            found.len() == wanted.len()
+                && found
+                    .iter()
+                    .zip(wanted)
+                    .all(|(found, wanted)| same(found, wanted))
         }
         _ => found == wanted,
     }
@@ -112,12 +130,17 @@ fn same(found: &Value, wanted: &Value) -> bool {
 pub(crate) fn find(folder: &Path, configs: &BTreeMap<String, Value>) -> Result<Architecture, Failure> {
     let mut folders = vec![folder.to_path_buf()];
     if let Ok(entries) = std::fs::read_dir(folder) {
-        let mut below: Vec<PathBuf> = entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect();
+        let mut below: Vec<PathBuf> = entries
+            .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+            .collect();
         below.sort();
         folders.extend(below);
     }
     let mut reasons = Vec::new();
-    for folder in folders.into_iter().filter(|folder| folder.join("graph.json").is_file()) {
+    for folder in folders
+        .into_iter()
+        .filter(|folder| folder.join("graph.json").is_file())
+    {
         let architecture = Architecture::read(&folder)?;
         match architecture.misfit(configs) {
             None => return Ok(architecture),

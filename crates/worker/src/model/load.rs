@@ -23,15 +23,28 @@ fn place(spec: &ModelSpec, role: &str) -> Result<PathBuf, Failure> {
         return Ok(PathBuf::from(path));
     }
     let root = spec.components.get("root");
-    root.map(|root| Path::new(root).join(role))
-        .ok_or_else(|| bad_model("the model has a part missing", format!("no component `{role}` and no `root`")))
+    root.map(|root| Path::new(root).join(role)).ok_or_else(|| {
+        bad_model(
+            "the model has a part missing",
+            format!("no component `{role}` and no `root`"),
+        )
+    })
 }
 
 fn config(folder: &Path, name: &str) -> Result<Value, Failure> {
     // A component may be given as its file; its config lies beside it.
-    let folder = if folder.is_file() { folder.parent().unwrap_or(folder) } else { folder };
+    let folder = if folder.is_file() {
+        folder.parent().unwrap_or(folder)
+    } else {
+        folder
+    };
     let path = folder.join(name);
-    let wrong = |why: String| bad_model("a model's config cannot be read", format!("{}: {why}", path.display()));
+    let wrong = |why: String| {
+        bad_model(
+            "a model's config cannot be read",
+            format!("{}: {why}", path.display()),
+        )
+    };
     let text = std::fs::read(&path).map_err(|error| wrong(error.to_string()))?;
     serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))
 }
@@ -52,15 +65,27 @@ struct Parts {
 
 impl Model {
     /// Loads what `load` asks for; `progress` hears of bytes done and bytes in all.
-    pub fn load(engine: &dyn Engine, load: &Load, progress: &mut dyn FnMut(u64, u64)) -> Result<Self, Failure> {
+    pub fn load(
+        engine: &dyn Engine,
+        load: &Load,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self, Failure> {
         let spec = &load.model;
         if spec.family != "sd" {
-            return Err(unsupported(format!("models of the family `{}` need a PyTorch worker", spec.family)));
+            return Err(unsupported(format!(
+                "models of the family `{}` need a PyTorch worker",
+                spec.family
+            )));
         }
         let started = Instant::now();
         let scheduler = config(&place(spec, "scheduler")?, "scheduler_config.json")?;
-        let schedule = NoiseSchedule::from_config(&scheduler)
-            .map_err(|why| detailed(Outcome::NotSupported, "the model's scheduler is not supported", why))?;
+        let schedule = NoiseSchedule::from_config(&scheduler).map_err(|why| {
+            detailed(
+                Outcome::NotSupported,
+                "the model's scheduler is not supported",
+                why,
+            )
+        })?;
         let tokenizer = Tokenizer::open(&place(spec, "tokenizer")?)?;
         let read_ms = ms(started);
         let (vae, text, parts) = match spec.format {
@@ -78,12 +103,17 @@ impl Model {
                 (vae, text, optimum(engine, spec, progress)?)
             }
             ModelFormat::Checkpoint => {
-                return Err(unsupported("single-file checkpoints need a PyTorch worker, or their diffusers folder"));
+                return Err(unsupported(
+                    "single-file checkpoints need a PyTorch worker, or their diffusers folder",
+                ));
             }
         };
         let (vae, text) = (vae.unwrap_or_default(), text.unwrap_or_default());
         let number = |config: &Value, field: &str| config.get(field).and_then(Value::as_f64);
-        let blocks = vae.get("block_out_channels").and_then(Value::as_array).map_or(4, Vec::len);
+        let blocks = vae
+            .get("block_out_channels")
+            .and_then(Value::as_array)
+            .map_or(4, Vec::len);
         let mut phases_ms = parts.phases_ms;
         *phases_ms.entry("read".into()).or_default() += read_ms;
         Ok(Self {
@@ -95,10 +125,15 @@ impl Model {
             scale: 1 << blocks.clamp(1, 6).saturating_sub(1),
             scaling_factor: number(&vae, "scaling_factor").unwrap_or(0.18215) as f32,
             shift_factor: number(&vae, "shift_factor").unwrap_or(0.0) as f32,
-            tokens: number(&text, "max_position_embeddings").map_or(77, |tokens| tokens as usize).clamp(3, 1024),
+            tokens: number(&text, "max_position_embeddings")
+                .map_or(77, |tokens| tokens as usize)
+                .clamp(3, 1024),
             tokenizer,
             origin: parts.origin,
-            base: Rc::new(Bound { text: Rc::from(parts.text), unet: Rc::from(parts.unet) }),
+            base: Rc::new(Bound {
+                text: Rc::from(parts.text),
+                unet: Rc::from(parts.unet),
+            }),
             sets: VecDeque::new(),
             texts: VecDeque::new(),
             vae_decoder: parts.vae_decoder,
@@ -109,9 +144,18 @@ impl Model {
 }
 
 fn bind(engine: &dyn Engine, layout: &Component, weights: Vec<u8>) -> Result<Box<dyn Graph>, Failure> {
-    engine.bind(Source::Bound { graph: &layout.graph, weights }).map_err(|error| {
-        detailed(error.outcome(), "a graph could not be bound", format!("{}: {error}", layout.graph.display()))
-    })
+    engine
+        .bind(Source::Bound {
+            graph: &layout.graph,
+            weights,
+        })
+        .map_err(|error| {
+            detailed(
+                error.outcome(),
+                "a graph could not be bound",
+                format!("{}: {error}", layout.graph.display()),
+            )
+        })
 }
 
 fn diffusers(
@@ -121,7 +165,10 @@ fn diffusers(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Parts, Failure> {
     let spec = &load.model;
-    let folder = spec.components.get("graphs").or_else(|| spec.components.get("root"));
+    let folder = spec
+        .components
+        .get("graphs")
+        .or_else(|| spec.components.get("root"));
     let folder = folder.ok_or_else(|| bad_model("the model has a part missing", "no component `graphs`"))?;
     let architecture = graphs::find(Path::new(folder), configs)?;
     let layout = |name: &str| architecture.component(name).cloned();
@@ -140,7 +187,10 @@ fn diffusers(
         return Err(detailed(
             Outcome::OutOfMemory,
             "the model does not fit its budget",
-            format!("{total} bytes of f32 are needed, {} are granted", load.budget_bytes),
+            format!(
+                "{total} bytes of f32 are needed, {} are granted",
+                load.budget_bytes
+            ),
         ));
     }
     let (mut convert_ms, mut upload_ms, mut done) = (0.0, 0.0, 0u64);
@@ -165,26 +215,45 @@ fn diffusers(
         late_encoder: Box::new(move |engine| {
             bind(engine, &encoder_layout, vae.fill(&encoder_layout, |_, _| Ok(()))?)
         }),
-        origin: Origin::Safetensors { text, unet, text_layout, unet_layout },
+        origin: Origin::Safetensors {
+            text,
+            unet,
+            text_layout,
+            unet_layout,
+        },
         bytes: done,
         phases_ms: BTreeMap::from([("convert".into(), convert_ms), ("upload".into(), upload_ms)]),
     })
 }
 
-fn optimum(engine: &dyn Engine, spec: &ModelSpec, progress: &mut dyn FnMut(u64, u64)) -> Result<Parts, Failure> {
+fn optimum(
+    engine: &dyn Engine,
+    spec: &ModelSpec,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Parts, Failure> {
     let file = |role: &str| {
         let place = place(spec, role)?;
-        let file = if place.is_dir() { place.join("model.onnx") } else { place };
+        let file = if place.is_dir() {
+            place.join("model.onnx")
+        } else {
+            place
+        };
         match std::fs::metadata(&file) {
             Ok(metadata) => Ok((file, metadata.len())),
-            Err(error) => Err(bad_model("the model has a part missing", format!("{}: {error}", file.display()))),
+            Err(error) => Err(bad_model(
+                "the model has a part missing",
+                format!("{}: {error}", file.display()),
+            )),
         }
     };
     let started = Instant::now();
     let open = |engine: &dyn Engine, path: &Path| {
-        engine
-            .bind(Source::Plain(path))
-            .map_err(|error| bad_model("an ONNX file cannot be used", format!("{}: {error}", path.display())))
+        engine.bind(Source::Plain(path)).map_err(|error| {
+            bad_model(
+                "an ONNX file cannot be used",
+                format!("{}: {error}", path.display()),
+            )
+        })
     };
     let (text, unet, decoder) = (file("text_encoder")?, file("unet")?, file("vae_decoder")?);
     let encoder = file("vae_encoder")?;

@@ -64,7 +64,9 @@ impl Layers {
         let mut names = HashMap::new();
         for (part, component) in [(Part::Text, text), (Part::Unet, unet)] {
             for slot in &component.tensors {
-                let Some(layer) = slot.name.strip_suffix(".weight") else { continue };
+                let Some(layer) = slot.name.strip_suffix(".weight") else {
+                    continue;
+                };
                 let mut spellings = vec![layer.to_owned(), layer.replace('.', "_")];
                 if let Some(bare) = layer.strip_prefix("text_model.") {
                     spellings.push(bare.to_owned());
@@ -107,17 +109,25 @@ impl Changes {
         let shapes: HashMap<(Part, &str), &[usize]> = [(Part::Text, text), (Part::Unet, unet)]
             .into_iter()
             .flat_map(|(part, component)| {
-                component.tensors.iter().map(move |slot| ((part, slot.name.as_str()), slot.shape.as_slice()))
+                component
+                    .tensors
+                    .iter()
+                    .map(move |slot| ((part, slot.name.as_str()), slot.shape.as_slice()))
             })
             .collect();
         let mut changes = Self::default();
         for adapter in adapters {
             if !adapter.weight.is_finite() {
-                return Err(invalid(format!("the weight of LoRA `{}` is not a number", adapter.id)));
+                return Err(invalid(format!(
+                    "the weight of LoRA `{}` is not a number",
+                    adapter.id
+                )));
             }
             for ((part, name), pair) in pairs(adapter, &layers)? {
                 let shape = shapes.get(&(part, name.as_str())).copied().unwrap_or_default();
-                let change = pair.multiplied(shape, adapter.weight).map_err(|why| misfit(adapter, &name, &why))?;
+                let change = pair
+                    .multiplied(shape, adapter.weight)
+                    .map_err(|why| misfit(adapter, &name, &why))?;
                 changes.by_tensor.entry((part, name)).or_default().push(change);
             }
         }
@@ -148,7 +158,10 @@ fn pairs(adapter: &Adapter, layers: &Layers) -> Result<BTreeMap<(Part, String), 
         let unknown = || {
             detailed(
                 calotype_protocol::Outcome::InvalidInput,
-                format!("the LoRA `{}` does not fit this model: unknown key `{key}`", adapter.id),
+                format!(
+                    "the LoRA `{}` does not fit this model: unknown key `{key}`",
+                    adapter.id
+                ),
                 format!("{}: {key}", adapter.path),
             )
         };
@@ -174,7 +187,10 @@ fn pairs(adapter: &Adapter, layers: &Layers) -> Result<BTreeMap<(Part, String), 
 fn misfit(adapter: &Adapter, name: &str, why: &str) -> Failure {
     detailed(
         calotype_protocol::Outcome::InvalidInput,
-        format!("the LoRA `{}` does not fit this model: `{name}` {why}", adapter.id),
+        format!(
+            "the LoRA `{}` does not fit this model: `{name}` {why}",
+            adapter.id
+        ),
         format!("{}: {name}", adapter.path),
     )
 }
@@ -188,13 +204,21 @@ impl Pair {
         let rank = down_shape.first().copied().unwrap_or(0);
         let outputs = shape.first().copied().unwrap_or(0);
         let inputs: usize = shape.iter().skip(1).product();
-        if rank == 0 || down.len() != rank * inputs || up.len() != outputs * rank || up_shape.first() != Some(&outputs) {
-            return Err(format!("has shapes {down_shape:?} and {up_shape:?}, the weight has {shape:?}"));
+        if rank == 0
+            || down.len() != rank * inputs
+            || up.len() != outputs * rank
+            || up_shape.first() != Some(&outputs)
+        {
+            return Err(format!(
+                "has shapes {down_shape:?} and {up_shape:?}, the weight has {shape:?}"
+            ));
         }
         let scale = weight * self.alpha.map_or(1.0, |alpha| alpha / rank as f32);
         let up = Tensor::from_data(&[outputs, rank], up);
         let down = Tensor::from_data(&[rank, inputs], down);
-        let product = up.matmul(down.view().as_dyn()).map_err(|error| error.to_string())?;
+        let product = up
+            .matmul(down.view().as_dyn())
+            .map_err(|error| error.to_string())?;
         Ok(product.iter().map(|value| value * scale).collect())
     }
 }

@@ -28,7 +28,12 @@ const KEPT_TEXTS: usize = 64;
 
 /// Where the weights come from again when a LoRA set is bound.
 enum Origin {
-    Safetensors { text: weights::Weights, unet: weights::Weights, text_layout: graphs::Component, unet_layout: graphs::Component },
+    Safetensors {
+        text: weights::Weights,
+        unet: weights::Weights,
+        text_layout: graphs::Component,
+        unet_layout: graphs::Component,
+    },
     /// Weights inside the ONNX files: there is nothing to sum a LoRA into.
     Onnx,
 }
@@ -58,7 +63,10 @@ pub struct UnetInput {
 
 /// The name of a set of LoRAs with their weights; empty for none.
 pub(crate) fn adapter_key(adapters: &[Adapter]) -> String {
-    adapters.iter().map(|adapter| format!("{}\u{0}{}\u{0}", adapter.path, adapter.weight.to_bits())).collect()
+    adapters
+        .iter()
+        .map(|adapter| format!("{}\u{0}{}\u{0}", adapter.path, adapter.weight.to_bits()))
+        .collect()
 }
 
 /// A model that is resident.
@@ -93,7 +101,10 @@ fn ran(error: RuntimeError, what: &str) -> Failure {
 }
 
 fn first(results: Vec<Tensor>, what: &str) -> Result<Tensor, Failure> {
-    results.into_iter().next().ok_or_else(|| detailed(Outcome::Failed, format!("{what} failed"), "no output"))
+    results
+        .into_iter()
+        .next()
+        .ok_or_else(|| detailed(Outcome::Failed, format!("{what} failed"), "no output"))
 }
 
 impl Model {
@@ -110,8 +121,16 @@ impl Model {
             self.sets.push_back(entry);
             return Ok(bound);
         }
-        let Origin::Safetensors { text, unet, text_layout, unet_layout } = &self.origin else {
-            return Err(unsupported("LoRAs need a model of safetensors; this one is ONNX with its weights inside"));
+        let Origin::Safetensors {
+            text,
+            unet,
+            text_layout,
+            unet_layout,
+        } = &self.origin
+        else {
+            return Err(unsupported(
+                "LoRAs need a model of safetensors; this one is ONNX with its weights inside",
+            ));
         };
         let changes = Changes::read(adapters, text_layout, unet_layout)?;
         let rebind = |part: Part, weights: &weights::Weights, layout: &graphs::Component| {
@@ -119,12 +138,25 @@ impl Model {
                 changes.apply(part, name, values);
                 Ok(())
             })?;
-            let graph = engine.bind(Source::Bound { graph: &layout.graph, weights: bytes });
-            graph.map(Rc::from).map_err(|error| ran(error, "binding the LoRAs"))
+            let graph = engine.bind(Source::Bound {
+                graph: &layout.graph,
+                weights: bytes,
+            });
+            graph
+                .map(Rc::from)
+                .map_err(|error| ran(error, "binding the LoRAs"))
         };
         let bound = Rc::new(Bound {
-            text: if changes.touch(Part::Text) { rebind(Part::Text, text, text_layout)? } else { self.base.text.clone() },
-            unet: if changes.touch(Part::Unet) { rebind(Part::Unet, unet, unet_layout)? } else { self.base.unet.clone() },
+            text: if changes.touch(Part::Text) {
+                rebind(Part::Text, text, text_layout)?
+            } else {
+                self.base.text.clone()
+            },
+            unet: if changes.touch(Part::Unet) {
+                rebind(Part::Unet, unet, unet_layout)?
+            } else {
+                self.base.unet.clone()
+            },
         });
         self.sets.push_back((key, bound.clone()));
         while self.sets.len() > KEPT_SETS {
@@ -154,7 +186,13 @@ impl Model {
         if let Some((_, found)) = self.texts.iter().find(|(text, _)| *text == key) {
             return Ok(found.clone());
         }
-        let embedding = text::encode(bound.text.as_ref(), &self.tokenizer, spans, self.tokens, clip_skip)?;
+        let embedding = text::encode(
+            bound.text.as_ref(),
+            &self.tokenizer,
+            spans,
+            self.tokens,
+            clip_skip,
+        )?;
         let embedding = Rc::new(embedding);
         self.texts.push_back((key, embedding.clone()));
         while self.texts.len() > KEPT_TEXTS {
@@ -169,26 +207,40 @@ impl Model {
         let port = unet.inputs().iter().find(|port| port.name == "timestep");
         let declared = port.and_then(|port| port.shape.clone());
         // Optimum's graphs take one timestep for all samples.
-        let one_for_all = declared.as_ref().is_some_and(|shape| shape.is_empty() || shape[0] == Some(1));
-        if one_for_all && input.timesteps.iter().any(|timestep| *timestep != input.timesteps[0]) {
+        let one_for_all = declared
+            .as_ref()
+            .is_some_and(|shape| shape.is_empty() || shape[0] == Some(1));
+        if one_for_all
+            && input
+                .timesteps
+                .iter()
+                .any(|timestep| *timestep != input.timesteps[0])
+        {
             let sample_len = input.latent.iter().product::<usize>();
             let state_len = input.context.iter().product::<usize>();
             let mut output = Vec::with_capacity(input.sample.len());
             for (index, timestep) in input.timesteps.iter().enumerate() {
-                output.extend(self.run_unet(bound, UnetInput {
-                    sample: input.sample[index * sample_len..(index + 1) * sample_len].to_vec(),
-                    timesteps: vec![*timestep],
-                    states: input.states[index * state_len..(index + 1) * state_len].to_vec(),
-                    latent: input.latent,
-                    context: input.context,
-                })?);
+                output.extend(self.run_unet(
+                    bound,
+                    UnetInput {
+                        sample: input.sample[index * sample_len..(index + 1) * sample_len].to_vec(),
+                        timesteps: vec![*timestep],
+                        states: input.states[index * state_len..(index + 1) * state_len].to_vec(),
+                        latent: input.latent,
+                        context: input.context,
+                    },
+                )?);
             }
             return Ok(output);
         }
         let samples = input.timesteps.len();
         let [channels, height, width] = input.latent;
         let timestep = if one_for_all {
-            let shape: &[usize] = if declared.is_some_and(|shape| shape.is_empty()) { &[] } else { &[1] };
+            let shape: &[usize] = if declared.is_some_and(|shape| shape.is_empty()) {
+                &[]
+            } else {
+                &[1]
+            };
             Value::f32(shape, vec![input.timesteps.first().copied().unwrap_or(0.0)])
         } else {
             Value::f32(&[samples], input.timesteps)
@@ -196,34 +248,60 @@ impl Model {
         let wanted = input.sample.len();
         let output = unet.outputs().first().cloned().unwrap_or_default();
         let inputs = [
-            ("sample", Value::f32(&[samples, channels, height, width], input.sample)),
+            (
+                "sample",
+                Value::f32(&[samples, channels, height, width], input.sample),
+            ),
             ("timestep", timestep),
-            ("encoder_hidden_states", Value::f32(&[samples, input.context[0], input.context[1]], input.states)),
+            (
+                "encoder_hidden_states",
+                Value::f32(&[samples, input.context[0], input.context[1]], input.states),
+            ),
         ];
-        let results = unet.run(&inputs, &[&output]).map_err(|error| ran(error, "the UNet"))?;
+        let results = unet
+            .run(&inputs, &[&output])
+            .map_err(|error| ran(error, "the UNet"))?;
         let result = first(results, "the UNet")?;
         if result.data.len() != wanted {
-            return Err(unsupported(format!("a UNet with outputs of {:?} is not supported", result.shape)));
+            return Err(unsupported(format!(
+                "a UNet with outputs of {:?} is not supported",
+                result.shape
+            )));
         }
         Ok(result.data)
     }
 
     /// One picture's latents to `[3, height, width]` between -1 and 1, nearly.
     pub fn decode(&self, latents: &[f32], height: usize, width: usize) -> Result<Tensor, Failure> {
-        let unscaled = latents.iter().map(|x| x / self.scaling_factor + self.shift_factor).collect();
+        let unscaled = latents
+            .iter()
+            .map(|x| x / self.scaling_factor + self.shift_factor)
+            .collect();
         let input = Value::f32(&[1, self.latent_channels, height, width], unscaled);
         let output = self.vae_decoder.outputs().first().cloned().unwrap_or_default();
-        let results =
-            self.vae_decoder.run(&[("latent_sample", input)], &[&output]).map_err(|error| ran(error, "the VAE"))?;
+        let results = self
+            .vae_decoder
+            .run(&[("latent_sample", input)], &[&output])
+            .map_err(|error| ran(error, "the VAE"))?;
         let result = first(results, "the VAE")?;
         if result.shape.len() != 4 || result.shape[1] != 3 {
-            return Err(detailed(Outcome::Failed, "the VAE failed", format!("output {:?}", result.shape)));
+            return Err(detailed(
+                Outcome::Failed,
+                "the VAE failed",
+                format!("output {:?}", result.shape),
+            ));
         }
         Ok(result)
     }
 
     /// `[3, height, width]` between -1 and 1 to latents as the UNet sees them: the mean of their distribution.
-    pub fn encode(&self, engine: &dyn Engine, pixels: Vec<f32>, height: usize, width: usize) -> Result<Vec<f32>, Failure> {
+    pub fn encode(
+        &self,
+        engine: &dyn Engine,
+        pixels: Vec<f32>,
+        height: usize,
+        width: usize,
+    ) -> Result<Vec<f32>, Failure> {
         let graph = match self.vae_encoder.get() {
             Some(graph) => graph,
             None => {
@@ -233,13 +311,22 @@ impl Model {
         };
         let output = graph.outputs().first().cloned().unwrap_or_default();
         let input = Value::f32(&[1, 3, height, width], pixels);
-        let results = graph.run(&[("sample", input)], &[&output]).map_err(|error| ran(error, "the VAE"))?;
+        let results = graph
+            .run(&[("sample", input)], &[&output])
+            .map_err(|error| ran(error, "the VAE"))?;
         let mut result = first(results, "the VAE")?;
         let count = self.latent_channels * (height / self.scale) * (width / self.scale);
         if result.data.len() < count {
-            return Err(bad_model("the VAE's encoder does not fit the model", format!("output {:?}", result.shape)));
+            return Err(bad_model(
+                "the VAE's encoder does not fit the model",
+                format!("output {:?}", result.shape),
+            ));
         }
         result.data.truncate(count);
-        Ok(result.data.into_iter().map(|mean| (mean - self.shift_factor) * self.scaling_factor).collect())
+        Ok(result
+            .data
+            .into_iter()
+            .map(|mean| (mean - self.shift_factor) * self.scaling_factor)
+            .collect())
     }
 }

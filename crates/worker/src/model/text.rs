@@ -86,10 +86,16 @@ pub(crate) fn encode(
     let output = match clip_skip {
         0 => "last_hidden_state",
         1 => "penultimate_state",
-        more => return Err(unsupported(format!("clip skip {more}: this worker leaves out at most 1 layer; a PyTorch worker more"))),
+        more => {
+            return Err(unsupported(format!(
+                "clip skip {more}: this worker leaves out at most 1 layer; a PyTorch worker more"
+            )));
+        }
     };
     if !graph.outputs().iter().any(|name| name == output) {
-        return Err(unsupported(format!("this model's text encoder has no output `{output}`; a diffusers folder of it has")));
+        return Err(unsupported(format!(
+            "this model's text encoder has no output `{output}`; a diffusers folder of it has"
+        )));
     }
     let chunks = chunks_of(tokenizer, spans, tokens)?;
     let ids = chunks.iter().flat_map(|(ids, _)| ids.iter().copied()).collect();
@@ -97,21 +103,35 @@ pub(crate) fn encode(
     let results = graph
         .run(&[("input_ids", input)], &[output])
         .map_err(|error| detailed(error.outcome(), "the text encoder failed", error.to_string()))?;
-    let tensor = results.into_iter().next().filter(|tensor| tensor.shape.len() == 3);
-    let mut tensor =
-        tensor.ok_or_else(|| detailed(calotype_protocol::Outcome::Failed, "the text encoder failed", "wrong output"))?;
+    let tensor = results
+        .into_iter()
+        .next()
+        .filter(|tensor| tensor.shape.len() == 3);
+    let mut tensor = tensor.ok_or_else(|| {
+        detailed(
+            calotype_protocol::Outcome::Failed,
+            "the text encoder failed",
+            "wrong output",
+        )
+    })?;
     let width = tensor.shape[2];
     for ((_, weights), states) in chunks.iter().zip(tensor.data.chunks_mut(tokens * width)) {
         weigh(states, weights, width);
     }
-    Ok(Embedding { chunks: chunks.len(), tokens, width, states: tensor.data })
+    Ok(Embedding {
+        chunks: chunks.len(),
+        tokens,
+        width,
+        states: tensor.data,
+    })
 }
 
 fn weigh(states: &mut [f32], weights: &[f32], width: usize) {
     if weights.iter().all(|weight| *weight == 1.0) {
         return;
     }
-    let mean = |states: &[f32]| states.iter().map(|x| f64::from(*x)).sum::<f64>() / states.len().max(1) as f64;
+    let mean =
+        |states: &[f32]| states.iter().map(|x| f64::from(*x)).sum::<f64>() / states.len().max(1) as f64;
     let before = mean(states);
     for (row, weight) in states.chunks_mut(width).zip(weights) {
         row.iter_mut().for_each(|value| *value *= weight);

@@ -32,21 +32,39 @@ pub(crate) struct WeightFile {
 
 impl WeightFile {
     pub(crate) fn open(path: &Path) -> Result<Self, Failure> {
-        let wrong = |why: String| bad_model("a weights file cannot be read", format!("{}: {why}", path.display()));
+        let wrong = |why: String| {
+            bad_model(
+                "a weights file cannot be read",
+                format!("{}: {why}", path.display()),
+            )
+        };
         let map = mapped::map(path).map_err(|error| wrong(error.to_string()))?;
         let (header_bytes, metadata) =
             SafeTensors::read_metadata(&map).map_err(|error| wrong(format!("not safetensors: {error}")))?;
         // The data begins after the eight bytes of the header's length and the header itself.
-        let start = header_bytes.checked_add(8).ok_or_else(|| wrong("the header is too long".into()))?;
+        let start = header_bytes
+            .checked_add(8)
+            .ok_or_else(|| wrong("the header is too long".into()))?;
         let mut entries = HashMap::new();
         for (name, info) in metadata.tensors() {
             let bytes = start + info.data_offsets.0..start + info.data_offsets.1;
             if bytes.end > map.len() || bytes.start > bytes.end {
                 return Err(wrong(format!("`{name}` lies outside the file")));
             }
-            entries.insert(name, Entry { dtype: info.dtype, shape: info.shape.clone(), bytes });
+            entries.insert(
+                name,
+                Entry {
+                    dtype: info.dtype,
+                    shape: info.shape.clone(),
+                    bytes,
+                },
+            );
         }
-        Ok(Self { path: path.to_path_buf(), map, entries })
+        Ok(Self {
+            path: path.to_path_buf(),
+            map,
+            entries,
+        })
     }
 
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
@@ -67,11 +85,19 @@ impl WeightFile {
     }
 
     fn convert(&self, name: &str, entry: &Entry, out: &mut [f32]) -> Result<(), Failure> {
-        let bytes = self.map.get(entry.bytes.clone()).ok_or_else(|| self.wrong(name, "lies outside the file"))?;
+        let bytes = self
+            .map
+            .get(entry.bytes.clone())
+            .ok_or_else(|| self.wrong(name, "lies outside the file"))?;
         let width = match entry.dtype {
             Dtype::F32 => 4,
             Dtype::F16 | Dtype::BF16 => 2,
-            other => return Err(self.wrong(name, &format!("has the type {other:?}; f32, f16 and bf16 are read"))),
+            other => {
+                return Err(self.wrong(
+                    name,
+                    &format!("has the type {other:?}; f32, f16 and bf16 are read"),
+                ));
+            }
         };
         if bytes.len() != out.len() * width {
             return Err(self.wrong(name, "has a length that does not fit its shape"));
@@ -103,7 +129,10 @@ impl WeightFile {
     }
 
     fn wrong(&self, tensor: &str, why: &str) -> Failure {
-        bad_model("the weights are not usable", format!("{}: tensor `{tensor}` {why}", self.path.display()))
+        bad_model(
+            "the weights are not usable",
+            format!("{}: tensor `{tensor}` {why}", self.path.display()),
+        )
     }
 }
 
@@ -119,14 +148,22 @@ impl Weights {
     pub(crate) fn open(path: &Path) -> Result<Self, Failure> {
         let mut paths = Vec::new();
         if path.is_dir() {
-            let usual = ["model.safetensors", "diffusion_pytorch_model.safetensors"].map(|name| path.join(name));
+            let usual =
+                ["model.safetensors", "diffusion_pytorch_model.safetensors"].map(|name| path.join(name));
             match usual.into_iter().find(|path| path.is_file()) {
                 Some(file) => paths.push(file),
                 None => {
-                    let entries = std::fs::read_dir(path)
-                        .map_err(|error| bad_model("a model folder cannot be read", format!("{}: {error}", path.display())))?;
+                    let entries = std::fs::read_dir(path).map_err(|error| {
+                        bad_model(
+                            "a model folder cannot be read",
+                            format!("{}: {error}", path.display()),
+                        )
+                    })?;
                     paths.extend(entries.filter_map(|entry| entry.ok().map(|entry| entry.path())));
-                    paths.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
+                    paths.retain(|path| {
+                        path.extension()
+                            .is_some_and(|extension| extension == "safetensors")
+                    });
                     paths.sort();
                 }
             }
@@ -134,15 +171,27 @@ impl Weights {
             paths.push(path.to_path_buf());
         }
         if paths.is_empty() {
-            return Err(bad_model("the model has no weights", format!("{}: no safetensors file", path.display())));
+            return Err(bad_model(
+                "the model has no weights",
+                format!("{}: no safetensors file", path.display()),
+            ));
         }
-        let files = paths.iter().map(|path| WeightFile::open(path)).collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { folder: path.to_path_buf(), files })
+        let files = paths
+            .iter()
+            .map(|path| WeightFile::open(path))
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(Self {
+            folder: path.to_path_buf(),
+            files,
+        })
     }
 
     fn find(&self, name: &str) -> Option<(&WeightFile, String)> {
         other_names(name).into_iter().find_map(|name| {
-            self.files.iter().find(|file| file.entry(&name).is_some()).map(|file| (file, name.clone()))
+            self.files
+                .iter()
+                .find(|file| file.entry(&name).is_some())
+                .map(|file| (file, name.clone()))
         })
     }
 
@@ -156,7 +205,10 @@ impl Weights {
                 )
             };
             let (file, name) = self.find(&slot.name).ok_or_else(|| detail("is missing".into()))?;
-            let found = file.entry(&name).map(|entry| entry.shape.clone()).unwrap_or_default();
+            let found = file
+                .entry(&name)
+                .map(|entry| entry.shape.clone())
+                .unwrap_or_default();
             if squeezed(&found) != squeezed(&slot.shape) {
                 return Err(detail(format!("has the shape {found:?}, not {:?}", slot.shape)));
             }
@@ -174,15 +226,22 @@ impl Weights {
         let mut out = vec![0u8; component.bytes];
         let mut values = Vec::new();
         for slot in &component.tensors {
-            let Some((file, name)) = self.find(&slot.name) else { continue };
+            let Some((file, name)) = self.find(&slot.name) else {
+                continue;
+            };
             let Some(entry) = file.entry(&name) else { continue };
             values.clear();
             values.resize(slot.count(), 0.0);
             file.convert(&name, entry, &mut values)?;
             change(&slot.name, &mut values)?;
-            let target = out.get_mut(slot.offset..slot.offset + values.len() * 4).ok_or_else(|| {
-                bad_model("the graph's layout is wrong", format!("`{}` lies outside the buffer", slot.name))
-            })?;
+            let target = out
+                .get_mut(slot.offset..slot.offset + values.len() * 4)
+                .ok_or_else(|| {
+                    bad_model(
+                        "the graph's layout is wrong",
+                        format!("`{}` lies outside the buffer", slot.name),
+                    )
+                })?;
             for (four, value) in target.chunks_exact_mut(4).zip(&values) {
                 four.copy_from_slice(&value.to_le_bytes());
             }
@@ -193,7 +252,10 @@ impl Weights {
 
 /// Shapes are compared without their ones at the end: older files keep 1x1 convolutions where newer have matrices.
 fn squeezed(shape: &[usize]) -> &[usize] {
-    let kept = shape.iter().rposition(|extent| *extent != 1).map_or(0, |last| last + 1);
+    let kept = shape
+        .iter()
+        .rposition(|extent| *extent != 1)
+        .map_or(0, |last| last + 1);
     &shape[..kept]
 }
 

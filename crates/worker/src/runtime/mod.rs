@@ -45,20 +45,30 @@ pub enum Data {
 impl Value {
     /// Numbers in a shape.
     pub fn f32(shape: &[usize], data: Vec<f32>) -> Self {
-        Self { shape: shape.to_vec(), data: Data::F32(data) }
+        Self {
+            shape: shape.to_vec(),
+            data: Data::F32(data),
+        }
     }
 
     /// Integers in a shape.
     pub fn i64(shape: &[usize], data: Vec<i64>) -> Self {
-        Self { shape: shape.to_vec(), data: Data::I64(data) }
+        Self {
+            shape: shape.to_vec(),
+            data: Data::I64(data),
+        }
     }
 
     fn fits(&self) -> bool {
-        let count = self.shape.iter().try_fold(1usize, |count, extent| count.checked_mul(*extent));
-        count == Some(match &self.data {
-            Data::F32(data) => data.len(),
-            Data::I64(data) => data.len(),
-        })
+        let count = self
+            .shape
+            .iter()
+            .try_fold(1usize, |count, extent| count.checked_mul(*extent));
+        count
+            == Some(match &self.data {
+                Data::F32(data) => data.len(),
+                Data::I64(data) => data.len(),
+            })
     }
 }
 
@@ -86,7 +96,8 @@ impl RuntimeError {
     pub(crate) fn of(message: impl Into<String>) -> Self {
         let message = message.into();
         let text = message.to_lowercase();
-        if text.contains("failed to allocate") || text.contains("bad_alloc") || text.contains("out of memory") {
+        if text.contains("failed to allocate") || text.contains("bad_alloc") || text.contains("out of memory")
+        {
             Self::OutOfMemory(message)
         } else {
             Self::Failed(message)
@@ -155,7 +166,10 @@ pub fn open(runtime: Runtime, library: Option<PathBuf>) -> (Box<dyn Engine>, Opt
     match (tried, runtime) {
         (Ok(engine), _) => (Box::new(engine), None),
         (Err(onnxruntime::NoLibrary::NotFound), Runtime::Auto) => (Box::new(rten::Rten::new()), None),
-        (Err(why), _) => (Box::new(rten::Rten::new()), Some(format!("computing with rten, because {why}"))),
+        (Err(why), _) => (
+            Box::new(rten::Rten::new()),
+            Some(format!("computing with rten, because {why}")),
+        ),
     }
 }
 

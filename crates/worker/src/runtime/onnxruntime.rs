@@ -42,7 +42,11 @@ impl OnnxRuntime {
         }
         let opened = OPENED.get_or_init(|| open_first(&candidates));
         let (environment, version) = opened.as_ref().map_err(|why| NoLibrary::Broken(why.clone()))?;
-        Ok(Self { environment: environment.clone(), version: version.clone(), threads: super::default_threads() })
+        Ok(Self {
+            environment: environment.clone(),
+            version: version.clone(),
+            threads: super::default_threads(),
+        })
     }
 }
 
@@ -65,7 +69,10 @@ fn open_first(candidates: &[PathBuf]) -> Result<(Environment, String), String> {
 
 fn version_of(path: &Path) -> String {
     let real = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
-    let name = real.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = real
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default();
     match name.split_once(".so.") {
         Some((_, version)) => version.to_owned(),
         None => "of unknown version".to_owned(),
@@ -101,10 +108,17 @@ fn candidates() -> Vec<PathBuf> {
 }
 
 fn libraries_in(folder: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
-    let mut paths: Vec<PathBuf> = entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect();
+    let Ok(entries) = fs::read_dir(folder) else {
+        return Vec::new();
+    };
+    let mut paths: Vec<PathBuf> = entries
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .collect();
     paths.retain(|path| {
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = path
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
         name.starts_with("libonnxruntime.so") || name == "libonnxruntime.dylib"
     });
     // The longest name says the version most exactly.
@@ -122,7 +136,9 @@ fn python_folders() -> Vec<PathBuf> {
     roots.extend(["/usr/local", "/usr"].map(PathBuf::from));
     let mut folders = Vec::new();
     for root in roots {
-        let Ok(entries) = fs::read_dir(root.join("lib")) else { continue };
+        let Ok(entries) = fs::read_dir(root.join("lib")) else {
+            continue;
+        };
         let mut pythons: Vec<PathBuf> = entries
             .filter_map(|entry| entry.ok())
             .filter(|entry| entry.file_name().to_string_lossy().starts_with("python3"))
@@ -163,7 +179,8 @@ impl Engine for OnnxRuntime {
             .map_err(failed)?;
         let session = match source {
             Source::Bound { graph, weights } => {
-                let bytes = fs::read(graph).map_err(|error| failed(format!("{}: {error}", graph.display())))?;
+                let bytes =
+                    fs::read(graph).map_err(|error| failed(format!("{}: {error}", graph.display())))?;
                 builder = builder
                     .with_external_initializer_file_in_memory(WEIGHTS_NAME, Arc::from(weights))
                     .map_err(failed)?;
@@ -176,16 +193,29 @@ impl Engine for OnnxRuntime {
         let mut types = Vec::new();
         for input in session.inputs() {
             let (element, shape) = match input.dtype() {
-                ValueType::Tensor { ty, shape, .. } => {
-                    (*ty, Some(shape.iter().map(|extent| usize::try_from(*extent).ok()).collect()))
-                }
+                ValueType::Tensor { ty, shape, .. } => (
+                    *ty,
+                    Some(shape.iter().map(|extent| usize::try_from(*extent).ok()).collect()),
+                ),
                 _ => (TensorElementType::Float32, None),
             };
-            inputs.push(Port { name: input.name().to_owned(), shape });
+            inputs.push(Port {
+                name: input.name().to_owned(),
+                shape,
+            });
             types.push(element);
         }
-        let outputs = session.outputs().iter().map(|output| output.name().to_owned()).collect();
-        Ok(Box::new(OrtGraph { session: Mutex::new(session), inputs, types, outputs }))
+        let outputs = session
+            .outputs()
+            .iter()
+            .map(|output| output.name().to_owned())
+            .collect();
+        Ok(Box::new(OrtGraph {
+            session: Mutex::new(session),
+            inputs,
+            types,
+            outputs,
+        }))
     }
 }
 
@@ -200,13 +230,18 @@ fn tensor<T>(shape: &[usize], data: Vec<T>) -> Result<SessionInputValue<'static>
 where
     T: ort::value::PrimitiveTensorElementType + std::fmt::Debug + Clone + 'static,
 {
-    Ok(ort::value::Tensor::from_array((shape.to_vec(), data)).map_err(failed)?.into())
+    Ok(ort::value::Tensor::from_array((shape.to_vec(), data))
+        .map_err(failed)?
+        .into())
 }
 
 impl OrtGraph {
     fn value(&self, name: &str, value: &Value) -> Result<SessionInputValue<'static>, RuntimeError> {
         if !value.fits() {
-            return Err(RuntimeError::Failed(format!("shape {:?} does not fit its elements", value.shape)));
+            return Err(RuntimeError::Failed(format!(
+                "shape {:?} does not fit its elements",
+                value.shape
+            )));
         }
         let index = self.inputs.iter().position(|port| port.name == name);
         let element = index.and_then(|index| self.types.get(index)).copied();
@@ -238,10 +273,14 @@ impl Graph for OrtGraph {
         outputs
             .iter()
             .map(|name| {
-                let value =
-                    results.get(name).ok_or_else(|| RuntimeError::Failed(format!("no output `{name}`")))?;
+                let value = results
+                    .get(name)
+                    .ok_or_else(|| RuntimeError::Failed(format!("no output `{name}`")))?;
                 let (shape, data) = value.try_extract_tensor::<f32>().map_err(failed)?;
-                Ok(Tensor { shape: shape.iter().map(|extent| *extent as usize).collect(), data: data.to_vec() })
+                Ok(Tensor {
+                    shape: shape.iter().map(|extent| *extent as usize).collect(),
+                    data: data.to_vec(),
+                })
             })
             .collect()
     }

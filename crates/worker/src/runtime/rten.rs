@@ -17,7 +17,9 @@ pub(super) struct Rten {
 
 impl Rten {
     pub(super) fn new() -> Self {
-        Self { pool: Arc::new(ThreadPool::with_num_threads(super::default_threads())) }
+        Self {
+            pool: Arc::new(ThreadPool::with_num_threads(super::default_threads())),
+        }
     }
 }
 
@@ -46,8 +48,17 @@ impl Engine for Rten {
         };
         let model = model.map_err(|error| RuntimeError::of(error.to_string()))?;
         let inputs = model.input_ids().iter().map(|id| port(&model, *id)).collect();
-        let outputs = model.output_ids().iter().map(|id| port(&model, *id).name).collect();
-        Ok(Box::new(RtenGraph { model, pool: self.pool.clone(), inputs, outputs }))
+        let outputs = model
+            .output_ids()
+            .iter()
+            .map(|id| port(&model, *id).name)
+            .collect();
+        Ok(Box::new(RtenGraph {
+            model,
+            pool: self.pool.clone(),
+            inputs,
+            outputs,
+        }))
     }
 }
 
@@ -66,7 +77,12 @@ fn port(model: &Model, id: NodeId) -> Port {
             })
             .collect()
     });
-    Port { name: info.and_then(|info| info.name().map(str::to_owned)).unwrap_or_default(), shape }
+    Port {
+        name: info
+            .and_then(|info| info.name().map(str::to_owned))
+            .unwrap_or_default(),
+        shape,
+    }
 }
 
 struct RtenGraph {
@@ -78,12 +94,17 @@ struct RtenGraph {
 
 impl RtenGraph {
     fn id(&self, name: &str) -> Result<NodeId, RuntimeError> {
-        self.model.node_id(name).map_err(|error| RuntimeError::Failed(error.to_string()))
+        self.model
+            .node_id(name)
+            .map_err(|error| RuntimeError::Failed(error.to_string()))
     }
 
     fn value(&self, id: NodeId, value: &Value) -> Result<rten::Value, RuntimeError> {
         if !value.fits() {
-            return Err(RuntimeError::Failed(format!("shape {:?} does not fit its elements", value.shape)));
+            return Err(RuntimeError::Failed(format!(
+                "shape {:?} does not fit its elements",
+                value.shape
+            )));
         }
         let wants = self.model.node_info(id).and_then(|info| info.dtype());
         let wants_numbers = wants == Some(rten::ValueType::Tensor(rten::DataType::Float));
@@ -94,10 +115,12 @@ impl RtenGraph {
                 rten_tensor::Tensor::from_data(shape, data.clone()).into()
             }
             Data::F32(data) => {
-                rten_tensor::Tensor::from_data(shape, data.iter().map(|x| *x as i32).collect::<Vec<_>>()).into()
+                rten_tensor::Tensor::from_data(shape, data.iter().map(|x| *x as i32).collect::<Vec<_>>())
+                    .into()
             }
             Data::I64(data) => {
-                rten_tensor::Tensor::from_data(shape, data.iter().map(|x| *x as i32).collect::<Vec<_>>()).into()
+                rten_tensor::Tensor::from_data(shape, data.iter().map(|x| *x as i32).collect::<Vec<_>>())
+                    .into()
             }
         })
     }
@@ -110,10 +133,15 @@ impl Graph for RtenGraph {
             let id = self.id(name)?;
             values.push((id, self.value(id, value)?.into()));
         }
-        let ids = outputs.iter().map(|name| self.id(name)).collect::<Result<Vec<_>, _>>()?;
+        let ids = outputs
+            .iter()
+            .map(|name| self.id(name))
+            .collect::<Result<Vec<_>, _>>()?;
         let options = RunOptions::default().with_thread_pool(Some(self.pool.clone()));
-        let results =
-            self.model.run(values, &ids, Some(options)).map_err(|error| RuntimeError::of(error.to_string()))?;
+        let results = self
+            .model
+            .run(values, &ids, Some(options))
+            .map_err(|error| RuntimeError::of(error.to_string()))?;
         results
             .into_iter()
             .zip(outputs)
@@ -121,7 +149,10 @@ impl Graph for RtenGraph {
                 let tensor = value
                     .into_tensor::<f32>()
                     .ok_or_else(|| RuntimeError::Failed(format!("output `{name}` is not a tensor of f32")))?;
-                Ok(Tensor { shape: tensor.shape().to_vec(), data: tensor.to_vec() })
+                Ok(Tensor {
+                    shape: tensor.shape().to_vec(),
+                    data: tensor.to_vec(),
+                })
             })
             .collect()
     }

@@ -45,7 +45,11 @@ impl Driver {
                 Decision::Load { job, model, worker } => self.load(&job, &model, &worker),
                 Decision::Evict { model, worker } => self.evict(&model, &worker),
                 Decision::Wait { job, reason } => self.wait(&job, reason),
-                Decision::Refuse { job, need_bytes, budget_bytes } => {
+                Decision::Refuse {
+                    job,
+                    need_bytes,
+                    budget_bytes,
+                } => {
                     let error = Error::new(
                         Code::DoesNotFit,
                         format!("the job needs {need_bytes} bytes, the largest device has {budget_bytes}"),
@@ -60,8 +64,15 @@ impl Driver {
     fn slot(&self, name: &str) -> Option<Slot> {
         let post = self.posts.get(name)?;
         let in_use = self.models_in_use(post);
-        let own = post.ready.as_ref().map_or(1, |ready| ready.capabilities.max_batch.max(1));
-        let most = if self.max_concurrency == 0 { own } else { own.min(self.max_concurrency) };
+        let own = post
+            .ready
+            .as_ref()
+            .map_or(1, |ready| ready.capabilities.max_batch.max(1));
+        let most = if self.max_concurrency == 0 {
+            own
+        } else {
+            own.min(self.max_concurrency)
+        };
         let not_ready = match (post.state, &post.last_exit) {
             (PostState::Ready, _) => String::new(),
             (PostState::Starting, None) => "it is starting".to_owned(),
@@ -74,7 +85,11 @@ impl Driver {
             not_ready,
             busy: post.jobs.len(),
             most: most as usize,
-            taken_alone: post.jobs.iter().filter_map(|job| self.jobs.get(job)).any(|live| live.alone),
+            taken_alone: post
+                .jobs
+                .iter()
+                .filter_map(|job| self.jobs.get(job))
+                .any(|live| live.alone),
             moving: post.moving.is_some(),
             resident: post
                 .resident
@@ -92,7 +107,9 @@ impl Driver {
     }
 
     fn wait(&mut self, job: &JobId, reason: String) {
-        let Some(live) = self.jobs.get_mut(job) else { return };
+        let Some(live) = self.jobs.get_mut(job) else {
+            return;
+        };
         if live.state == JobState::Queued && live.reason.as_ref() != Some(&reason) {
             live.reason = Some(reason);
         }
@@ -100,8 +117,13 @@ impl Driver {
 
     /// Claims a job for a worker: lease, then journal, and only then the line down.
     fn claim(&mut self, job: &JobId, worker: &str) {
-        let (Some(live), Some(post)) = (self.jobs.get_mut(job), self.posts.get_mut(worker)) else { return };
-        if let Err(no_room) = post.ledger.reserve(Owner::WorkingSet(job.clone()), live.need_bytes) {
+        let (Some(live), Some(post)) = (self.jobs.get_mut(job), self.posts.get_mut(worker)) else {
+            return;
+        };
+        if let Err(no_room) = post
+            .ledger
+            .reserve(Owner::WorkingSet(job.clone()), live.need_bytes)
+        {
             live.reason = Some(no_room.to_string());
             return;
         }
@@ -117,8 +139,11 @@ impl Driver {
         live.record.attempts += 1;
         live.record.started_at_ms = Some(now_ms());
         live.started = Some(Instant::now());
-        let (store, artifacts, catalogue) =
-            (self.store.clone(), self.artifacts.clone(), std::sync::Arc::clone(&self.catalogue));
+        let (store, artifacts, catalogue) = (
+            self.store.clone(),
+            self.artifacts.clone(),
+            std::sync::Arc::clone(&self.catalogue),
+        );
         let (job, attempt, plan) = (job.clone(), live.record.attempts, live.record.plan.clone());
         let (worker, internal) = (worker.to_owned(), self.internal.clone());
         self.tell(&job);
@@ -151,7 +176,9 @@ impl Driver {
 
     /// The claim is durable: send the work down, unless the world has changed meanwhile.
     pub(super) fn prepared(&mut self, job: &JobId, attempt: u32, work: Result<(Work, Vec<Blob>), Error>) {
-        let Some(live) = self.jobs.get_mut(job) else { return };
+        let Some(live) = self.jobs.get_mut(job) else {
+            return;
+        };
         if live.record.attempts != attempt || live.ending || live.sent {
             return;
         }
@@ -180,7 +207,10 @@ impl Driver {
                 if let Some((worker, _)) = &live.place
                     && let Some(post) = self.posts.get(worker)
                 {
-                    post.handle.send(Frame { message: Down::Run(Box::new(run)), blobs });
+                    post.handle.send(Frame {
+                        message: Down::Run(Box::new(run)),
+                        blobs,
+                    });
                 }
             }
         }
@@ -189,12 +219,18 @@ impl Driver {
     /// Takes a job out of its worker's hands and puts it back into the queue, at its old place.
     pub(super) fn put_back(&mut self, job: &JobId) {
         self.free_place(job);
-        let Some(live) = self.jobs.get_mut(job) else { return };
+        let Some(live) = self.jobs.get_mut(job) else {
+            return;
+        };
         live.sent = false;
         live.progress = None;
         let paused = live.wish == Some(Action::Pause) || live.state == JobState::Paused;
         live.wish = None;
-        live.state = if paused { JobState::Paused } else { JobState::Queued };
+        live.state = if paused {
+            JobState::Paused
+        } else {
+            JobState::Queued
+        };
         let (store, job, crashes) = (self.store.clone(), job.clone(), live.record.crashes);
         self.tell(&job);
         tokio::spawn(async move {
@@ -210,7 +246,9 @@ impl Driver {
 
     /// Gives back a job's place and working set. Called when the worker said that the job is out, or is dead and reaped.
     pub(super) fn free_place(&mut self, job: &JobId) {
-        let Some((worker, _)) = self.jobs.get_mut(job).and_then(|live| live.place.take()) else { return };
+        let Some((worker, _)) = self.jobs.get_mut(job).and_then(|live| live.place.take()) else {
+            return;
+        };
         if let Some(post) = self.posts.get_mut(&worker) {
             post.jobs.remove(job);
             post.ledger.release(&Owner::WorkingSet(job.clone()));
@@ -237,8 +275,13 @@ impl Driver {
                 return;
             }
         };
-        let (Some(live), Some(post)) = (self.jobs.get_mut(job), self.posts.get_mut(worker)) else { return };
-        if let Err(no_room) = post.ledger.reserve(Owner::Weights(model.clone()), live.weights_bytes) {
+        let (Some(live), Some(post)) = (self.jobs.get_mut(job), self.posts.get_mut(worker)) else {
+            return;
+        };
+        if let Err(no_room) = post
+            .ledger
+            .reserve(Owner::Weights(model.clone()), live.weights_bytes)
+        {
             live.reason = Some(no_room.to_string());
             return;
         }
@@ -251,20 +294,39 @@ impl Driver {
             waiting: Some(job.clone()),
         });
         let budget_bytes = live.weights_bytes.max(post.ledger.free_bytes());
-        post.handle
-            .send(Down::Load(Load { load, model: spec, dtype: Dtype::F32, budget_bytes }).into());
+        post.handle.send(
+            Down::Load(Load {
+                load,
+                model: spec,
+                dtype: Dtype::F32,
+                budget_bytes,
+            })
+            .into(),
+        );
         live.state = JobState::Loading;
         live.reason = Some(format!("{worker} loads {model}"));
         self.tell(job);
     }
 
     fn evict(&mut self, model: &ModelId, worker: &str) {
-        let Some(post) = self.posts.get_mut(worker) else { return };
+        let Some(post) = self.posts.get_mut(worker) else {
+            return;
+        };
         self.loads += 1;
         let unload = LoadId(format!("unload_{}", self.loads));
         tracing::info!("Evicting `{model}` from {worker} to make room");
-        post.moving =
-            Some(Moving { load: unload.clone(), model: model.clone(), began: Instant::now(), waiting: None });
-        post.handle.send(Down::Unload { unload, model: Some(model.clone()) }.into());
+        post.moving = Some(Moving {
+            load: unload.clone(),
+            model: model.clone(),
+            began: Instant::now(),
+            waiting: None,
+        });
+        post.handle.send(
+            Down::Unload {
+                unload,
+                model: Some(model.clone()),
+            }
+            .into(),
+        );
     }
 }

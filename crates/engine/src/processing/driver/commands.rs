@@ -12,7 +12,11 @@ use std::time::Instant;
 impl Driver {
     pub(super) fn on_command(&mut self, command: Command) {
         match command {
-            Command::Accepted { record, ticket, reply } => self.accepted(*record, ticket, reply),
+            Command::Accepted {
+                record,
+                ticket,
+                reply,
+            } => self.accepted(*record, ticket, reply),
             Command::Control { job, action, reply } => {
                 let answer = self.jobs.contains_key(&job).then(|| self.control(&job, action));
                 let _ = reply.send(answer);
@@ -35,9 +39,13 @@ impl Driver {
     fn accepted(&mut self, record: JobRecord, ticket: Ticket, reply: Option<oneshot::Sender<JobView>>) {
         let job = record.id.clone();
         let shape = estimate::peak_key(&record.plan);
-        let (need_bytes, _) = self.peaks.need_bytes(&shape, estimate::working_set_bytes(&record.plan));
-        let weights_bytes =
-            self.catalogue.model(record.plan.model.as_str()).map_or(0, |model| model.resident_bytes_estimate());
+        let (need_bytes, _) = self
+            .peaks
+            .need_bytes(&shape, estimate::working_set_bytes(&record.plan));
+        let weights_bytes = self
+            .catalogue
+            .model(record.plan.model.as_str())
+            .map_or(0, |model| model.resident_bytes_estimate());
         let live = Live {
             state: record.state,
             alone: record.crashes > 0,
@@ -75,8 +83,10 @@ impl Driver {
         match (action, live.state) {
             // The pictures are made and being stored: too late to take back, and nothing left to hold.
             (_, JobState::Finishing) => {
-                return Err(Error::new(Code::Conflict, "the job is done, its pictures are being stored")
-                    .job(job.clone()));
+                return Err(
+                    Error::new(Code::Conflict, "the job is done, its pictures are being stored")
+                        .job(job.clone()),
+                );
             }
             _ if live.ending => {}
             (Action::Cancel, _) => self.cancel(job),
@@ -90,7 +100,11 @@ impl Driver {
                 live.state = JobState::Pausing;
                 live.wish = Some(Action::Pause);
                 if live.sent {
-                    self.send_of(job, |job, attempt| Down::Pause { job, attempt, offload: false });
+                    self.send_of(job, |job, attempt| Down::Pause {
+                        job,
+                        attempt,
+                        offload: false,
+                    });
                 }
                 self.tell(job);
             }
@@ -109,11 +123,14 @@ impl Driver {
             (Action::Resume, JobState::Queued | JobState::Loading | JobState::Running) => {}
             (_, JobState::Succeeded | JobState::Failed | JobState::Cancelled) => {}
         }
-        self.view(job).ok_or_else(|| Error::new(Code::Internal, "the job left while it was asked for"))
+        self.view(job)
+            .ok_or_else(|| Error::new(Code::Internal, "the job left while it was asked for"))
     }
 
     fn cancel(&mut self, job: &JobId) {
-        let Some(live) = self.jobs.get_mut(job) else { return };
+        let Some(live) = self.jobs.get_mut(job) else {
+            return;
+        };
         if live.place.is_none() {
             self.end(job, JobState::Cancelled, None);
             return;
@@ -127,7 +144,9 @@ impl Driver {
     }
 
     fn resume(&mut self, job: &JobId) {
-        let Some(live) = self.jobs.get_mut(job) else { return };
+        let Some(live) = self.jobs.get_mut(job) else {
+            return;
+        };
         live.reason = None;
         if live.place.is_some() {
             // Said to be running when the worker says so.
@@ -145,7 +164,8 @@ impl Driver {
         if let Some((worker, _)) = &live.place
             && let Some(post) = self.posts.get(worker)
         {
-            post.handle.send(line(job.clone(), Attempt(live.record.attempts)).into());
+            post.handle
+                .send(line(job.clone(), Attempt(live.record.attempts)).into());
         }
     }
 
@@ -153,7 +173,11 @@ impl Driver {
     pub(super) fn keep_paused(&self, job: &JobId, paused: bool) {
         let (store, job) = (self.store.clone(), job.clone());
         tokio::spawn(async move {
-            let kept = if paused { store.pause(&job).await } else { store.unpause(&job).await };
+            let kept = if paused {
+                store.pause(&job).await
+            } else {
+                store.unpause(&job).await
+            };
             if let Err(error) = kept {
                 tracing::error!(job.id = %job, "Failed to journal a pause: {error}");
             }

@@ -18,7 +18,9 @@ impl Driver {
         let job = result.job.clone();
         self.measure(worker, &result);
         self.free_place(&job);
-        let Some(live) = self.jobs.get_mut(&job) else { return };
+        let Some(live) = self.jobs.get_mut(&job) else {
+            return;
+        };
         live.wish = None;
         live.ending = true;
         live.state = JobState::Finishing;
@@ -27,13 +29,16 @@ impl Driver {
             .iter()
             .map(|(phase, ms)| (format!("{phase:?}").to_lowercase(), *ms))
             .collect();
-        let ran_ms = live.started.map_or(0.0, |started| started.elapsed().as_secs_f64() * 1e3);
+        let ran_ms = live
+            .started
+            .map_or(0.0, |started| started.elapsed().as_secs_f64() * 1e3);
         let all_ms = live.accepted.elapsed().as_secs_f64() * 1e3;
         timings_ms.insert("queued".into(), (all_ms - ran_ms).max(0.0));
         let in_worker_ms: f64 = result.timings_ms.values().sum();
         // Claim, hand-over, and waiting for other jobs' steps in the same worker.
         timings_ms.insert("dispatch".into(), (ran_ms - in_worker_ms).max(0.0));
-        let (store, artifacts, internal) = (self.store.clone(), self.artifacts.clone(), self.internal.clone());
+        let (store, artifacts, internal) =
+            (self.store.clone(), self.artifacts.clone(), self.internal.clone());
         let (plan, worker) = (live.record.plan.clone(), worker.to_owned());
         let model_name = self
             .catalogue
@@ -64,8 +69,12 @@ impl Driver {
 
     /// Corrects the estimate by what the job took, where nothing else ran beside it.
     fn measure(&mut self, worker: &str, result: &RunResult) {
-        let (Some(live), Some(post)) = (self.jobs.get(&result.job), self.posts.get(worker)) else { return };
-        let Some(idle_bytes) = post.idle_bytes.filter(|_| post.jobs.len() == 1) else { return };
+        let (Some(live), Some(post)) = (self.jobs.get(&result.job), self.posts.get(worker)) else {
+            return;
+        };
+        let Some(idle_bytes) = post.idle_bytes.filter(|_| post.jobs.len() == 1) else {
+            return;
+        };
         let took_bytes = result.peak_bytes.saturating_sub(idle_bytes);
         if took_bytes > 0 && self.peaks.measured(&live.shape, took_bytes) {
             let (store, shape) = (self.store.clone(), live.shape.clone());
@@ -80,7 +89,9 @@ impl Driver {
     /// Ends a job that has no pictures. What it held is free from now on; the end is told when it is journaled.
     pub(super) fn end(&mut self, job: &JobId, state: JobState, error: Option<Error>) {
         self.free_place(job);
-        let Some(live) = self.jobs.get_mut(job) else { return };
+        let Some(live) = self.jobs.get_mut(job) else {
+            return;
+        };
         if live.ending {
             return;
         }
@@ -99,7 +110,9 @@ impl Driver {
         result: Option<JobResult>,
         error: Option<Error>,
     ) {
-        let Some(mut live) = self.jobs.remove(job) else { return };
+        let Some(mut live) = self.jobs.remove(job) else {
+            return;
+        };
         live.state = state;
         live.record.state = state;
         live.record.result = result;
@@ -119,7 +132,12 @@ impl Driver {
         }
         self.log.append(
             now_ms(),
-            EventKind::Job { job: job.clone(), state, reason: live.reason, view: Some(Box::new(view)) },
+            EventKind::Job {
+                job: job.clone(),
+                state,
+                reason: live.reason,
+                view: Some(Box::new(view)),
+            },
         );
     }
 }
@@ -132,14 +150,29 @@ async fn journal_end(
     result: Option<JobResult>,
     error: Option<Error>,
 ) {
-    let finish = Finish { state, result: result.clone(), error: error.clone(), finished_at_ms: now_ms() };
+    let finish = Finish {
+        state,
+        result: result.clone(),
+        error: error.clone(),
+        finished_at_ms: now_ms(),
+    };
     let ended = match store.finish(&job, finish).await {
-        Ok(_) => Internal::Ended { job, state, result, error },
+        Ok(_) => Internal::Ended {
+            job,
+            state,
+            result,
+            error,
+        },
         // The promise stands in the journal: after a restart the job runs again.
         Err(failure) => {
             tracing::error!(job.id = %job, "Failed to journal the end of job {job}: {failure}");
             let error = Some(Error::from(failure).job(job.clone()));
-            Internal::Ended { job, state: JobState::Failed, result: None, error }
+            Internal::Ended {
+                job,
+                state: JobState::Failed,
+                result: None,
+                error,
+            }
         }
     };
     let _ = internal.send(ended);
@@ -152,17 +185,32 @@ async fn store_images(
     result: &RunResult,
     blobs: Vec<Blob>,
 ) -> Result<Vec<ImageView>, Error> {
-    let wrong = |what: String| Error::new(Code::WorkerFailed, format!("the worker's result is wrong: {what}"));
+    let wrong = |what: String| {
+        Error::new(
+            Code::WorkerFailed,
+            format!("the worker's result is wrong: {what}"),
+        )
+    };
     if result.images.len() != plan.seeds.len() {
-        return Err(wrong(format!("{} images for {} seeds", result.images.len(), plan.seeds.len())));
+        return Err(wrong(format!(
+            "{} images for {} seeds",
+            result.images.len(),
+            plan.seeds.len()
+        )));
     }
     let mut views = Vec::with_capacity(result.images.len());
     for (index, image) in result.images.iter().enumerate() {
         let shape = [plan.height as usize, plan.width as usize, 3];
         if image.shape != shape {
-            return Err(wrong(format!("an image of shape {:?}, not {shape:?}", image.shape)));
+            return Err(wrong(format!(
+                "an image of shape {:?}, not {shape:?}",
+                image.shape
+            )));
         }
-        let pixels = image.of(&blobs).map_err(|error| wrong(error.to_string()))?.to_vec();
+        let pixels = image
+            .of(&blobs)
+            .map_err(|error| wrong(error.to_string()))?
+            .to_vec();
         let (plan, model_name, engine) = (plan.clone(), model_name.clone(), result.engine.clone());
         let (seed, width, height) = (plan.seeds[index], plan.width, plan.height);
         let bytes = tokio::task::spawn_blocking(move || {
@@ -173,7 +221,14 @@ async fn store_images(
         let size_bytes = bytes.len() as u64;
         let media_type = crate::store::media_type(&bytes).to_owned();
         let artifact = artifacts.put(bytes).await?;
-        views.push(ImageView { artifact, media_type, size_bytes, width, height, seed });
+        views.push(ImageView {
+            artifact,
+            media_type,
+            size_bytes,
+            width,
+            height,
+            seed,
+        });
     }
     Ok(views)
 }

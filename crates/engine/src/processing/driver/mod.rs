@@ -49,13 +49,27 @@ pub(crate) enum Action {
 /// From the facade.
 pub(crate) enum Command {
     /// A job is in the journal.
-    Accepted { record: Box<JobRecord>, ticket: Ticket, reply: Option<oneshot::Sender<JobView>> },
+    Accepted {
+        record: Box<JobRecord>,
+        ticket: Ticket,
+        reply: Option<oneshot::Sender<JobView>>,
+    },
     /// The answer is `None` for a job that is not live.
-    Control { job: JobId, action: Action, reply: oneshot::Sender<Option<Result<JobView, Error>>> },
+    Control {
+        job: JobId,
+        action: Action,
+        reply: oneshot::Sender<Option<Result<JobView, Error>>>,
+    },
     /// Likewise.
-    View { job: JobId, reply: oneshot::Sender<Option<JobView>> },
+    View {
+        job: JobId,
+        reply: oneshot::Sender<Option<JobView>>,
+    },
     /// Answered at the job's end; the reply is dropped for a job that is not live.
-    Wait { job: JobId, reply: oneshot::Sender<JobView> },
+    Wait {
+        job: JobId,
+        reply: oneshot::Sender<JobView>,
+    },
     /// Devices, memory, health.
     Snapshot { reply: oneshot::Sender<Snapshot> },
     /// Start nothing more; workers are stopped, and the task ends.
@@ -73,9 +87,18 @@ pub(crate) struct Snapshot {
 /// Ends of the driver's own tasks.
 enum Internal {
     /// The claim is in the journal and the work is ready to go down.
-    Prepared { job: JobId, attempt: u32, work: Result<(Work, Vec<Blob>), Error> },
+    Prepared {
+        job: JobId,
+        attempt: u32,
+        work: Result<(Work, Vec<Blob>), Error>,
+    },
     /// The end is in the journal.
-    Ended { job: JobId, state: JobState, result: Option<JobResult>, error: Option<Error> },
+    Ended {
+        job: JobId,
+        state: JobState,
+        result: Option<JobResult>,
+        error: Option<Error>,
+    },
     /// A preview is encoded.
     Preview { event: EventKind },
 }
@@ -265,7 +288,12 @@ impl Driver {
         }
         while self.jobs.values().any(|job| job.ending) {
             match internals.recv().await {
-                Some(Internal::Ended { job, state, result, error }) => self.ended(&job, state, result, error),
+                Some(Internal::Ended {
+                    job,
+                    state,
+                    result,
+                    error,
+                }) => self.ended(&job, state, result, error),
                 Some(Internal::Prepared { .. } | Internal::Preview { .. }) => {}
                 None => break,
             }
@@ -278,7 +306,12 @@ impl Driver {
     fn on_internal(&mut self, internal: Internal) {
         match internal {
             Internal::Prepared { job, attempt, work } => self.prepared(&job, attempt, work),
-            Internal::Ended { job, state, result, error } => self.ended(&job, state, result, error),
+            Internal::Ended {
+                job,
+                state,
+                result,
+                error,
+            } => self.ended(&job, state, result, error),
             Internal::Preview { event } => self.log.append(now_ms(), event),
         }
     }
@@ -288,14 +321,23 @@ impl Driver {
         if let Some(live) = self.jobs.get(job) {
             self.log.append(
                 now_ms(),
-                EventKind::Job { job: job.clone(), state: live.state, reason: live.reason.clone(), view: None },
+                EventKind::Job {
+                    job: job.clone(),
+                    state: live.state,
+                    reason: live.reason.clone(),
+                    view: None,
+                },
             );
         }
     }
 
     /// Models that waiting and running jobs need; they are not evicted for a job behind them.
     fn models_in_use(&self, post: &Post) -> HashSet<ModelId> {
-        post.jobs.iter().filter_map(|job| self.jobs.get(job)).map(|live| live.record.plan.model.clone()).collect()
+        post.jobs
+            .iter()
+            .filter_map(|job| self.jobs.get(job))
+            .map(|live| live.record.plan.model.clone())
+            .collect()
     }
 }
 
@@ -322,5 +364,7 @@ impl Post {
 
 /// Milliseconds since 1970.
 pub(crate) fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as u64)
 }

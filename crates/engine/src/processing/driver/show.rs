@@ -6,15 +6,21 @@ use calotype_protocol::JobId;
 
 use super::{Driver, Live, Post, PostState, Snapshot};
 use crate::error::Domain;
+use crate::memory::Owner;
 use crate::processing::{JobRecord, JobState, JobView};
 use crate::view::{DeviceView, DomainHealth, LeaseView, MemoryView, WorkerView};
-use crate::memory::Owner;
 
 impl Driver {
     pub(super) fn view(&self, job: &JobId) -> Option<JobView> {
         let live = self.jobs.get(job)?;
         let position = (live.state == JobState::Queued).then(|| {
-            let place = |live: &Live| (live.record.class, -i64::from(live.record.priority), live.record.sequence);
+            let place = |live: &Live| {
+                (
+                    live.record.class,
+                    -i64::from(live.record.priority),
+                    live.record.sequence,
+                )
+            };
             let ahead = |other: &&Live| other.state == JobState::Queued && place(other) < place(live);
             self.jobs.values().filter(ahead).count() + 1
         });
@@ -32,13 +38,30 @@ impl Driver {
         for live in self.jobs.values() {
             *jobs.entry(live.state.name().to_owned()).or_insert(0) += 1;
         }
-        Snapshot { devices, memory: self.posts.values().map(memory_view).collect(), chain: self.chain(), jobs }
+        Snapshot {
+            devices,
+            memory: self.posts.values().map(memory_view).collect(),
+            chain: self.chain(),
+            jobs,
+        }
     }
 
     fn chain(&self) -> Vec<DomainHealth> {
-        let link = |domain, healthy, detail: String| DomainHealth { domain, healthy, detail };
-        let ready = self.posts.values().filter(|post| post.state == PostState::Ready).count();
-        let models = self.catalogue.models().filter(|model| model.problem.is_none()).count();
+        let link = |domain, healthy, detail: String| DomainHealth {
+            domain,
+            healthy,
+            detail,
+        };
+        let ready = self
+            .posts
+            .values()
+            .filter(|post| post.state == PostState::Ready)
+            .count();
+        let models = self
+            .catalogue
+            .models()
+            .filter(|model| model.problem.is_none())
+            .count();
         let engines: Vec<&str> = self
             .posts
             .values()
@@ -52,18 +75,38 @@ impl Driver {
             .map(|post| post.device.id.as_str())
             .collect();
         vec![
-            link(Domain::Device, ready > 0, format!("{ready} of {} workers ready", self.posts.len())),
+            link(
+                Domain::Device,
+                ready > 0,
+                format!("{ready} of {} workers ready", self.posts.len()),
+            ),
             link(
                 Domain::Memory,
                 over.is_empty(),
-                if over.is_empty() { "leases within budget".into() } else { format!("over budget: {}", over.join(", ")) },
+                if over.is_empty() {
+                    "leases within budget".into()
+                } else {
+                    format!("over budget: {}", over.join(", "))
+                },
             ),
-            link(Domain::Model, models > 0, format!("{models} models usable, {} not loadable", self.unusable.len())),
-            link(Domain::Processing, true, format!("{} jobs live, journal open", self.jobs.len())),
+            link(
+                Domain::Model,
+                models > 0,
+                format!("{models} models usable, {} not loadable", self.unusable.len()),
+            ),
+            link(
+                Domain::Processing,
+                true,
+                format!("{} jobs live, journal open", self.jobs.len()),
+            ),
             link(
                 Domain::Inference,
                 ready > 0,
-                if engines.is_empty() { "no runtime ready".into() } else { engines.join(", ") },
+                if engines.is_empty() {
+                    "no runtime ready".into()
+                } else {
+                    engines.join(", ")
+                },
             ),
             link(Domain::Postprocessing, true, "png, jpeg, webp".into()),
         ]
@@ -107,7 +150,11 @@ fn device_view(post: &Post) -> DeviceView {
         PostState::Ready => "busy",
         PostState::Starting | PostState::Gone => "offline",
     };
-    DeviceView { device: post.device.clone(), state: state.into(), worker: Some(worker_view(post)) }
+    DeviceView {
+        device: post.device.clone(),
+        state: state.into(),
+        worker: Some(worker_view(post)),
+    }
 }
 
 fn worker_view(post: &Post) -> WorkerView {
@@ -138,7 +185,12 @@ fn memory_view(post: &Post) -> MemoryView {
                 Owner::Weights(model) => ("weights", model.to_string()),
                 Owner::WorkingSet(job) => ("working_set", job.to_string()),
             };
-            LeaseView { id: owner.to_string(), kind: kind.into(), owner: of, bytes }
+            LeaseView {
+                id: owner.to_string(),
+                kind: kind.into(),
+                owner: of,
+                bytes,
+            }
         })
         .collect();
     MemoryView {

@@ -1,7 +1,9 @@
 //! What the workers say, and what it means for their jobs.
 
 use calotype_imaging::{Format, Rgb, encode};
-use calotype_protocol::{Attempt, Blob, BlobRef, Failure, Frame, JobId, Loaded, LoadId, Outcome, Phase, RunResult, Up};
+use calotype_protocol::{
+    Attempt, Blob, BlobRef, Failure, Frame, JobId, LoadId, Loaded, Outcome, Phase, RunResult, Up,
+};
 
 use super::{Action, Driver, Internal, PostState, Stay, now_ms};
 use crate::error::{Code, Error};
@@ -13,9 +15,15 @@ use crate::worker::{ExitCause, ExitReport, WorkerEvent, WorkerEventKind};
 
 impl Driver {
     pub(super) fn on_worker(&mut self, event: WorkerEvent) {
-        let WorkerEvent { worker, incarnation, kind } = event;
+        let WorkerEvent {
+            worker,
+            incarnation,
+            kind,
+        } = event;
         let name = worker.0;
-        let Some(post) = self.posts.get_mut(&name) else { return };
+        let Some(post) = self.posts.get_mut(&name) else {
+            return;
+        };
         match kind {
             WorkerEventKind::Starting { pid } => {
                 post.incarnation = incarnation;
@@ -28,8 +36,12 @@ impl Driver {
                 post.hello = Some(hello);
                 post.ready = Some(ready);
                 self.tell_worker(&name, "ready", None);
-                let capabilities: Vec<_> =
-                    self.posts.values().filter_map(|post| post.ready.as_ref()).map(|ready| &ready.capabilities).collect();
+                let capabilities: Vec<_> = self
+                    .posts
+                    .values()
+                    .filter_map(|post| post.ready.as_ref())
+                    .map(|ready| &ready.capabilities)
+                    .collect();
                 let abilities = Abilities::of(&capabilities);
                 self.abilities.send_replace(Some(abilities));
             }
@@ -41,7 +53,11 @@ impl Driver {
     fn tell_worker(&self, worker: &str, state: &str, reason: Option<String>) {
         self.log.append(
             now_ms(),
-            EventKind::Worker { worker: worker.to_owned(), state: state.to_owned(), reason },
+            EventKind::Worker {
+                worker: worker.to_owned(),
+                state: state.to_owned(),
+                reason,
+            },
         );
     }
 
@@ -61,7 +77,12 @@ impl Driver {
                     self.log.append(now_ms(), EventKind::Progress { job, progress });
                 }
             }
-            Up::Preview { job, attempt, done, image } => {
+            Up::Preview {
+                job,
+                attempt,
+                done,
+                image,
+            } => {
                 if self.current(worker, incarnation, &job, attempt).is_some() {
                     self.preview(job, done, &image, &blobs);
                 }
@@ -72,18 +93,30 @@ impl Driver {
                     self.result(worker, *result, blobs);
                 }
             }
-            Up::Failed { job, attempt, failure } => {
+            Up::Failed {
+                job,
+                attempt,
+                failure,
+            } => {
                 if self.current(worker, incarnation, &job, attempt).is_some() {
                     self.failed(&job, failure);
                 }
             }
-            Up::Cancelled { job, attempt, at_step } => {
+            Up::Cancelled {
+                job,
+                attempt,
+                at_step,
+            } => {
                 if let Some(live) = self.current(worker, incarnation, &job, attempt) {
                     live.reason = Some(format!("left at step {at_step}"));
                     self.end(&job, JobState::Cancelled, None);
                 }
             }
-            Up::Paused { job, attempt, at_step } => {
+            Up::Paused {
+                job,
+                attempt,
+                at_step,
+            } => {
                 if let Some(live) = self.current(worker, incarnation, &job, attempt) {
                     if live.wish == Some(Action::Pause) {
                         live.wish = None;
@@ -118,17 +151,31 @@ impl Driver {
             }
             Up::LoadProgress { .. } | Up::Memory { .. } | Up::Probed { .. } | Up::Released { .. } => {}
             // The supervisor's part.
-            Up::Hello(_) | Up::Ready(_) | Up::Pong { .. } | Up::Log { .. } | Up::Fatal { .. } | Up::Bye {} => {}
+            Up::Hello(_)
+            | Up::Ready(_)
+            | Up::Pong { .. }
+            | Up::Log { .. }
+            | Up::Fatal { .. }
+            | Up::Bye {} => {}
         }
     }
 
     /// The job that a line is about, if it is about its present attempt in this very process; else the line is stale.
-    fn current(&mut self, worker: &str, incarnation: u64, job: &JobId, attempt: Attempt) -> Option<&mut super::Live> {
+    fn current(
+        &mut self,
+        worker: &str,
+        incarnation: u64,
+        job: &JobId,
+        attempt: Attempt,
+    ) -> Option<&mut super::Live> {
         let live = self.jobs.get_mut(job).filter(|live| {
             live.sent
                 && !live.ending
                 && live.record.attempts == attempt.0
-                && live.place.as_ref().is_some_and(|(at, process)| at == worker && *process == incarnation)
+                && live
+                    .place
+                    .as_ref()
+                    .is_some_and(|(at, process)| at == worker && *process == incarnation)
         });
         if live.is_none() {
             metrics::counter!("calotype_stale_lines_total").increment(1);
@@ -138,27 +185,44 @@ impl Driver {
     }
 
     fn preview(&self, job: JobId, done: u32, image: &BlobRef, blobs: &[Blob]) {
-        let [height, width, 3] = image.shape[..] else { return };
+        let [height, width, 3] = image.shape[..] else {
+            return;
+        };
         let Ok(pixels) = image.of(blobs) else { return };
-        let (Ok(width), Ok(height)) = (u32::try_from(width), u32::try_from(height)) else { return };
+        let (Ok(width), Ok(height)) = (u32::try_from(width), u32::try_from(height)) else {
+            return;
+        };
         let (pixels, internal) = (pixels.to_vec(), self.internal.clone());
         tokio::task::spawn_blocking(move || {
             let encoded = Rgb::new(width, height, pixels).and_then(|rgb| encode(&rgb, Format::Png, 0, None));
             if let Ok(png) = encoded {
                 use base64::Engine as _;
                 let png_base64 = base64::engine::general_purpose::STANDARD.encode(png);
-                let event = EventKind::Preview { job, done, phase: Phase::Denoise, png_base64 };
+                let event = EventKind::Preview {
+                    job,
+                    done,
+                    phase: Phase::Denoise,
+                    png_base64,
+                };
                 let _ = internal.send(Internal::Preview { event });
             }
         });
     }
 
     fn loaded(&mut self, worker: &str, loaded: Loaded) {
-        let Some(post) = self.posts.get_mut(worker) else { return };
-        let Some(moving) = post.moving.take_if(|moving| moving.load == loaded.load) else { return };
-        post.ledger.correct(&Owner::Weights(loaded.model.clone()), loaded.resident_bytes);
+        let Some(post) = self.posts.get_mut(worker) else {
+            return;
+        };
+        let Some(moving) = post.moving.take_if(|moving| moving.load == loaded.load) else {
+            return;
+        };
+        post.ledger
+            .correct(&Owner::Weights(loaded.model.clone()), loaded.resident_bytes);
         self.uses += 1;
-        let stay = Stay { bytes: loaded.resident_bytes, last_use: self.uses };
+        let stay = Stay {
+            bytes: loaded.resident_bytes,
+            last_use: self.uses,
+        };
         tracing::info!(
             "Loaded `{}` into {worker}: {} bytes in {} ms",
             loaded.model,
@@ -173,8 +237,12 @@ impl Driver {
     }
 
     fn load_failed(&mut self, worker: &str, load: &LoadId, failure: &Failure) {
-        let Some(post) = self.posts.get_mut(worker) else { return };
-        let Some(moving) = post.moving.take_if(|moving| moving.load == *load) else { return };
+        let Some(post) = self.posts.get_mut(worker) else {
+            return;
+        };
+        let Some(moving) = post.moving.take_if(|moving| moving.load == *load) else {
+            return;
+        };
         post.ledger.release(&Owner::Weights(moving.model.clone()));
         let error = error_of(failure);
         tracing::error!("Failed to load `{}` into {worker}: {error}", moving.model);
@@ -198,9 +266,16 @@ impl Driver {
     }
 
     fn unloaded(&mut self, worker: &str, unload: &LoadId, freed_bytes: u64) {
-        let Some(post) = self.posts.get_mut(worker) else { return };
-        let Some(moving) = post.moving.take_if(|moving| moving.load == *unload) else { return };
-        tracing::info!("Dropped `{}` from {worker}: {freed_bytes} bytes came back", moving.model);
+        let Some(post) = self.posts.get_mut(worker) else {
+            return;
+        };
+        let Some(moving) = post.moving.take_if(|moving| moving.load == *unload) else {
+            return;
+        };
+        tracing::info!(
+            "Dropped `{}` from {worker}: {freed_bytes} bytes came back",
+            moving.model
+        );
         post.resident.remove(&moving.model);
         post.ledger.release(&Owner::Weights(moving.model));
     }
@@ -215,7 +290,9 @@ impl Driver {
     }
 
     fn failed(&mut self, job: &JobId, failure: Failure) {
-        let Some(live) = self.jobs.get_mut(job) else { return };
+        let Some(live) = self.jobs.get_mut(job) else {
+            return;
+        };
         let retry = match failure.outcome {
             Outcome::OutOfMemory => {
                 live.lacks += 1;
@@ -243,7 +320,9 @@ impl Driver {
 
     /// The process is dead and reaped: its memory is back, its jobs are looked at one by one.
     fn gone(&mut self, worker: &str, report: ExitReport) {
-        let Some(post) = self.posts.get_mut(worker) else { return };
+        let Some(post) = self.posts.get_mut(worker) else {
+            return;
+        };
         post.state = PostState::Gone;
         post.pid = None;
         post.resident.clear();
@@ -268,7 +347,9 @@ impl Driver {
     }
 
     fn bereaved(&mut self, job: &JobId, report: &ExitReport, cause: &str) {
-        let Some(live) = self.jobs.get_mut(job) else { return };
+        let Some(live) = self.jobs.get_mut(job) else {
+            return;
+        };
         if live.ending {
             return;
         }
