@@ -96,6 +96,11 @@ pub fn inventory() -> Vec<Device> {
     devices
 }
 
+/// Why NVML shows no cards, in the driver's words; `None` where it answers. For `doctor`.
+pub fn nvml_problem() -> Option<String> {
+    Nvml::init().err().map(|error| error.to_string())
+}
+
 /// Cards that NVML sees; none where the library or a card is absent.
 fn nvidia() -> Vec<Device> {
     let Ok(nvml) = Nvml::init() else { return Vec::new() };
@@ -137,5 +142,14 @@ mod tests {
             ("cpu0", "cpu")
         );
         assert!(devices[0].total_bytes >= devices[0].free_bytes && devices[0].free_bytes > 0);
+    }
+
+    #[test]
+    fn without_nvml_there_are_no_cards_and_a_reason() {
+        let cards = inventory()
+            .into_iter()
+            .filter(|device| device.kind == "cuda")
+            .count();
+        assert!(nvml_problem().is_none_or(|reason| cards == 0 && !reason.is_empty()));
     }
 }

@@ -26,3 +26,43 @@ pub fn peak_key(plan: &Plan) -> String {
         plan.mode.name()
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inference::{Abilities, GenerateRequest, validate};
+    use crate::model::Catalogue;
+
+    fn planned(edge: u32, count: u32) -> Plan {
+        let catalogue = Catalogue::scan(&[concat!(env!("CARGO_MANIFEST_DIR"), "/../../models").into()]);
+        let request = GenerateRequest {
+            width: Some(edge),
+            height: Some(edge),
+            count: Some(count),
+            ..GenerateRequest::default()
+        };
+        validate::plan(&request, &catalogue, &Abilities::native(), 0)
+            .unwrap()
+            .plan
+    }
+
+    #[test]
+    fn more_pixels_and_more_images_take_more() {
+        assert!(working_set_bytes(&planned(512, 1)) > working_set_bytes(&planned(256, 1)));
+        assert!(working_set_bytes(&planned(256, 8)) > working_set_bytes(&planned(256, 1)));
+    }
+
+    #[test]
+    fn the_seed_and_the_words_do_not_change_the_shape() {
+        let plan = planned(256, 2);
+        let other = Plan {
+            prompt: "else".into(),
+            seeds: vec![8, 9],
+            steps: 9,
+            ..plan.clone()
+        };
+        assert_eq!(peak_key(&plan), peak_key(&other));
+        assert_ne!(peak_key(&plan), peak_key(&planned(256, 1)));
+        assert_ne!(peak_key(&plan), peak_key(&planned(512, 2)));
+    }
+}

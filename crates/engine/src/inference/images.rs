@@ -63,3 +63,68 @@ pub(super) fn refused(error: &ImageError, field: &str) -> Error {
         .field(field)
         .advice("PNG, JPEG, WebP, GIF, BMP and TIFF up to 8192 pixels an edge are taken")
 }
+
+#[cfg(test)]
+mod tests {
+    use calotype_imaging::{Format, Rgb, encode};
+
+    use super::*;
+
+    fn png() -> Vec<u8> {
+        encode(&Rgb::new(2, 2, vec![9; 12]).unwrap(), Format::Png, 90, None).unwrap()
+    }
+
+    #[test]
+    fn base64_a_data_url_and_an_artifact_are_taken() {
+        let encoded = STANDARD.encode(png());
+        assert_eq!(input(&encoded, "mask"), Ok(InputImage::Bytes(png())));
+        assert_eq!(
+            input(&format!("data:image/png;base64,{encoded}"), "mask"),
+            Ok(InputImage::Bytes(png()))
+        );
+        let hash = ArtifactHash::of(b"x");
+        assert_eq!(
+            input(&format!("artifact:{}", hash.0), "mask"),
+            Ok(InputImage::Artifact(hash))
+        );
+    }
+
+    #[test]
+    fn what_is_no_image_is_refused_by_its_field() {
+        for text in [
+            "",
+            "%%%",
+            "AAAA",
+            "data:image/png,xx",
+            "artifact:../../etc/passwd",
+            "artifact:",
+        ] {
+            assert_eq!(
+                input(text, "mask").unwrap_err().field.as_deref(),
+                Some("mask"),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_bomb_is_refused_by_its_header_alone() {
+        let mut bomb = png();
+        // Width and height of IHDR, with a checksum that fits.
+        bomb[16..24].copy_from_slice(&[0, 1, 0, 0, 0, 1, 0, 0]);
+        let checksum = crc(&bomb[12..29]);
+        bomb[29..33].copy_from_slice(&checksum.to_be_bytes());
+        assert_eq!(
+            check_image(&bomb, "init_image").unwrap_err().code,
+            Code::ImageRefused
+        );
+    }
+
+    fn crc(bytes: &[u8]) -> u32 {
+        !bytes.iter().fold(u32::MAX, |crc, byte| {
+            (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+                (crc >> 1) ^ (0xEDB8_8320 & (crc & 1).wrapping_neg())
+            })
+        })
+    }
+}

@@ -172,7 +172,7 @@ pub(crate) fn plan(
     let width = edge("width", request.width, model.size.0)?;
     let height = edge("height", request.height, model.size.1)?;
     let strength = fraction("strength", request.strength.unwrap_or(DEFAULT_STRENGTH), 0.0, 1.0)?;
-    if mode != Mode::TextToImage && (steps as f32 * strength) < 1.0 {
+    if mode != Mode::TextToImage && steps_kept(steps, strength) < 1.0 {
         return Err(Error::invalid(
             "strength",
             format!("{steps} steps at strength {strength} leave no step to run"),
@@ -180,6 +180,11 @@ pub(crate) fn plan(
         .advice("raise strength or steps, so that their product is 1 at least"));
     }
     let loras = loras(request, preset, sampler, model, catalogue, &mut warnings)?;
+    if !loras.is_empty() && !abilities.adapters.iter().any(|adapter| adapter == "lora") {
+        return Err(Error::new(Code::NotSupported, "no worker here can lay LoRAs on")
+            .field("loras")
+            .advice("send an empty list to take the preset's away, or run a worker that reports the adapter `lora`"));
+    }
     if guidance <= 1.0 && !negative_prompt.is_empty() {
         warnings.push(warning(
             "negative_prompt",
@@ -222,6 +227,11 @@ fn warning(field: &str, message: impl Into<String>) -> Warning {
         field: field.into(),
         message: message.into(),
     }
+}
+
+/// By way of the shortest decimal, as the worker counts: 0.7 of 10 steps are 7, though the nearest `f32` lies below 0.7.
+fn steps_kept(steps: u32, strength: f32) -> f64 {
+    f64::from(steps) * strength.to_string().parse::<f64>().unwrap_or(1.0)
 }
 
 /// What no worker of this build can do.
@@ -447,16 +457,6 @@ fn loras(
                 format!("{name} is made for {base}, not for {}", model.id),
             ));
         }
-        if let Some(trigger) = record
-            .trigger
-            .as_ref()
-            .filter(|trigger| !request.prompt.contains(trigger.as_str()))
-        {
-            warnings.push(warning(
-                "prompt",
-                format!("{name} works best with `{trigger}` in the prompt"),
-            ));
-        }
         match planned.iter_mut().find(|lora| lora.id == record.id) {
             Some(known) => known.weight = weight,
             None => planned.push(PlannedLora {
@@ -466,6 +466,20 @@ fn loras(
         }
     }
     planned.retain(|lora| lora.weight != 0.0);
+    let prompt = request.prompt.to_lowercase();
+    for lora in &planned {
+        let record = catalogue.lora(lora.id.as_str())?;
+        if let Some(trigger) = record
+            .trigger
+            .as_ref()
+            .filter(|trigger| !prompt.contains(&trigger.to_lowercase()))
+        {
+            warnings.push(warning(
+                "prompt",
+                format!("{} works best with `{trigger}` in the prompt", record.name),
+            ));
+        }
+    }
     Ok(planned)
 }
 
@@ -592,5 +606,55 @@ mod tests {
                 .unwrap()
                 .contains("euler_ancestral")
         );
+    }
+
+    #[test]
+    fn loras_are_refused_where_no_worker_lays_them_on() {
+        let abilities = Abilities {
+            adapters: Vec::new(),
+            ..Abilities::native()
+        };
+        let error = plan(&request(), &catalogue(), &abilities, 77).unwrap_err();
+        assert_eq!(
+            (error.code, error.field.as_deref()),
+            (Code::NotSupported, Some("loras"))
+        );
+        let without = GenerateRequest {
+            loras: Some(Vec::new()),
+            ..request()
+        };
+        assert!(plan(&without, &catalogue(), &abilities, 77).is_ok());
+    }
+
+    #[test]
+    fn a_trigger_word_is_missed_once_and_only_where_its_lora_counts() {
+        let pixel = |weight| {
+            Some(vec![LoraRequest {
+                name: "pixel".into(),
+                weight: Some(weight),
+            }])
+        };
+        let warnings = |prompt: &str, weight| {
+            let request = GenerateRequest {
+                prompt: prompt.into(),
+                loras: pixel(weight),
+                ..request()
+            };
+            planned(&request).unwrap().warnings.len()
+        };
+        assert_eq!(
+            (
+                warnings("a fox", 1.0),
+                warnings("a fox", 0.0),
+                warnings("a fox, Pixel Art", 1.0)
+            ),
+            (1, 0, 0)
+        );
+    }
+
+    #[test]
+    fn steps_are_counted_as_the_worker_counts_them() {
+        assert_eq!(steps_kept(10, 0.7), 7.0);
+        assert!(steps_kept(3, 1.0 / 3.0) >= 1.0 && steps_kept(4, 0.2) < 1.0);
     }
 }

@@ -85,7 +85,7 @@ fn blank(path: &Path, kind: ModelKind) -> ModelRecord {
         .map(|name| name.to_string_lossy().into_owned())
         .unwrap_or_default();
     let id = if kind == ModelKind::Lora {
-        stem.trim_end_matches(".safetensors").to_owned()
+        stem.strip_suffix(".safetensors").unwrap_or(&stem).to_owned()
     } else {
         stem
     };
@@ -207,6 +207,7 @@ fn look(path: &Path, onnx: bool, architectures: &[Graphs], record: &mut ModelRec
             configs.insert(*role, config);
         }
         weigh(&part, record)?;
+        check_weights(role, &part, onnx)?;
     }
     let scheduler = read_json(&path.join("scheduler/scheduler_config.json"))?.unwrap_or_default();
     record.prediction = scheduler["prediction_type"].as_str().map(str::to_owned);
@@ -248,22 +249,170 @@ fn look(path: &Path, onnx: bool, architectures: &[Graphs], record: &mut ModelRec
     }
 }
 
+/// The files that a worker takes from a part: the usual one, else all shards.
+fn taken(part: &Path) -> Result<Vec<PathBuf>, String> {
+    let usual = ["model.safetensors", "diffusion_pytorch_model.safetensors"].map(|name| part.join(name));
+    if let Some(file) = usual.into_iter().find(|file| file.is_file()) {
+        return Ok(vec![file]);
+    }
+    let entries = std::fs::read_dir(part).map_err(|error| format!("{}: {error}", part.display()))?;
+    let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    files.retain(|file| {
+        file.extension()
+            .is_some_and(|extension| extension == "safetensors")
+    });
+    Ok(files)
+}
+
+/// Whether the roles that hold weights have them.
+fn check_weights(role: &str, part: &Path, onnx: bool) -> Result<(), String> {
+    if matches!(role, "tokenizer" | "scheduler") {
+        return Ok(());
+    }
+    if onnx && !part.join("model.onnx").is_file() {
+        return Err(format!("{}: model.onnx is missing", part.display()));
+    }
+    if !onnx && taken(part)?.is_empty() {
+        return Err(format!(
+            "{}: no safetensors file; other kinds of weights are never opened",
+            part.display()
+        ));
+    }
+    Ok(())
+}
+
 /// Adds up the weight files of a part.
 fn weigh(part: &Path, record: &mut ModelRecord) -> Result<(), String> {
+    for file in taken(part)? {
+        let header = header::read(&file)?;
+        record.weights_bytes += header.file_bytes;
+        record.parameters = record.parameters.saturating_add(header.parameters);
+    }
     let entries = std::fs::read_dir(part).map_err(|error| format!("{}: {error}", part.display()))?;
     for entry in entries.flatten() {
         let file = entry.path();
-        match file.extension().and_then(|extension| extension.to_str()) {
-            Some("safetensors") => {
-                let header = header::read(&file)?;
-                record.weights_bytes += header.file_bytes;
-                record.parameters += header.parameters;
-            }
-            Some("onnx" | "onnx_data" | "data") => {
-                record.weights_bytes += entry.metadata().map(|facts| facts.len()).unwrap_or(0);
-            }
-            Some(_) | None => {}
+        if let Some("onnx" | "onnx_data" | "data") = file.extension().and_then(|extension| extension.to_str())
+        {
+            record.weights_bytes += entry.metadata().map_or(0, |facts| facts.len());
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/calotype-tiny");
+
+    fn architectures() -> Vec<Graphs> {
+        let all = Path::new(TINY).parent().unwrap().join("graphs");
+        ["sd15", "sd21", "calotype-tiny"]
+            .iter()
+            .map(|name| graphs(&all.join(name)).unwrap())
+            .collect()
+    }
+
+    /// A copy of the embedded model that may be broken.
+    fn copy(dir: &Path) -> PathBuf {
+        let to = dir.join("copy");
+        for part in ["", "unet", "vae", "text_encoder", "tokenizer", "scheduler"] {
+            std::fs::create_dir_all(to.join(part)).unwrap();
+            for entry in std::fs::read_dir(Path::new(TINY).join(part)).unwrap().flatten() {
+                if entry.path().is_file() {
+                    std::fs::copy(entry.path(), to.join(part).join(entry.file_name())).unwrap();
+                }
+            }
+        }
+        to
+    }
+
+    #[test]
+    fn every_weight_is_counted_once() {
+        let record = folder(Path::new(TINY), &architectures());
+        assert_eq!(record.problem, None);
+        assert!(
+            (22_000_000..23_500_000).contains(&record.parameters),
+            "{}",
+            record.parameters
+        );
+        let dir = tempfile::tempdir().unwrap();
+        let path = copy(dir.path());
+        let unet = path.join("unet");
+        std::fs::copy(
+            unet.join("diffusion_pytorch_model.safetensors"),
+            unet.join("diffusion_pytorch_model.fp16.safetensors"),
+        )
+        .unwrap();
+        assert_eq!(folder(&path, &architectures()).parameters, record.parameters);
+    }
+
+    #[test]
+    fn an_architecture_without_graphs_is_a_problem_with_advice() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = copy(dir.path());
+        let config = path.join("unet/config.json");
+        let mut value: Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+        value["norm_num_groups"] = 8.into();
+        std::fs::write(&config, value.to_string()).unwrap();
+        let problem = folder(&path, &architectures()).problem.unwrap();
+        assert!(
+            problem.contains("no graph") && problem.contains("export_graphs.py"),
+            "{problem}"
+        );
+    }
+
+    #[test]
+    fn a_defaulted_field_may_be_missing_and_a_structural_one_may_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = copy(dir.path());
+        let config = path.join("unet/config.json");
+        let mut value: Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+        value.as_object_mut().unwrap().remove("act_fn");
+        std::fs::write(&config, value.to_string()).unwrap();
+        assert_eq!(
+            folder(&path, &architectures()).architecture.as_deref(),
+            Some("calotype-tiny")
+        );
+        value.as_object_mut().unwrap().remove("block_out_channels");
+        std::fs::write(&config, value.to_string()).unwrap();
+        assert_eq!(folder(&path, &architectures()).architecture, None);
+    }
+
+    #[test]
+    fn without_a_sidecar_the_size_comes_from_the_unet_and_there_is_no_preset() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = copy(dir.path());
+        std::fs::remove_file(path.join("calotype.json")).unwrap();
+        let record = folder(&path, &architectures());
+        assert_eq!(
+            (record.problem, record.size, record.size_multiple),
+            (None, (256, 256), 8)
+        );
+        assert!(record.presets.is_empty() && record.default_preset.is_none());
+    }
+
+    #[test]
+    fn a_part_without_weights_is_a_problem() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = copy(dir.path());
+        std::fs::rename(
+            path.join("vae/diffusion_pytorch_model.safetensors"),
+            path.join("vae/pytorch_model.bin"),
+        )
+        .unwrap();
+        assert!(
+            folder(&path, &architectures())
+                .problem
+                .unwrap()
+                .contains("no safetensors")
+        );
+        std::fs::write(path.join("unet/model.onnx"), "").unwrap();
+        assert!(
+            folder(&path, &architectures())
+                .problem
+                .unwrap()
+                .contains("vae_decoder")
+        );
+    }
 }

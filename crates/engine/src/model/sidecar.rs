@@ -87,6 +87,16 @@ pub(super) fn read(path: &Path) -> Result<Option<Sidecar>, String> {
             path.display()
         ));
     }
+    // Latents are 8 pixels an edge: any other multiple would cut the last ones off.
+    if let Some(multiple) = sidecar
+        .size_multiple
+        .filter(|multiple| !(8..=1024).contains(multiple) || multiple % 8 != 0)
+    {
+        return Err(format!(
+            "{}: size_multiple {multiple} is not a multiple of 8 from 8 to 1024",
+            path.display()
+        ));
+    }
     Ok(Some(sidecar))
 }
 
@@ -97,6 +107,10 @@ pub(super) fn read_json(path: &Path) -> Result<Option<serde_json::Value>, String
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(format!("{}: {error}", path.display())),
     };
+    // Opening a pipe would wait for its writer.
+    if !facts.is_file() {
+        return Err(format!("{}: not a file", path.display()));
+    }
     if facts.len() > MOST_BYTES {
         return Err(format!("{}: larger than {MOST_BYTES} bytes", path.display()));
     }
@@ -104,4 +118,44 @@ pub(super) fn read_json(path: &Path) -> Result<Option<serde_json::Value>, String
     serde_json::from_slice(&text)
         .map(Some)
         .map_err(|error| format!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reading(text: &str) -> Result<Option<Sidecar>, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("calotype.json");
+        std::fs::write(&path, text).unwrap();
+        read(&path)
+    }
+
+    #[test]
+    fn fields_of_a_later_version_are_ignored_and_another_format_is_not() {
+        assert!(reading(r#"{"format":1,"later":[1]}"#).unwrap().is_some());
+        assert!(reading(r#"{"format":2}"#).unwrap_err().contains("format 2"));
+    }
+
+    #[test]
+    fn a_sidecar_cannot_promise_what_is_not_there() {
+        assert!(
+            reading(r#"{"format":1,"default_preset":"x"}"#)
+                .unwrap_err()
+                .contains("`x`")
+        );
+        for multiple in [0, 12, 2048] {
+            let text = format!(r#"{{"format":1,"size_multiple":{multiple}}}"#);
+            assert!(
+                reading(&text).unwrap_err().contains("size_multiple"),
+                "{multiple}"
+            );
+        }
+        assert!(reading("[]").is_err() && reading("").is_err());
+    }
+
+    #[test]
+    fn no_sidecar_is_no_error() {
+        assert!(read(Path::new("/nonexistent/calotype.json")).unwrap().is_none());
+    }
 }
