@@ -11,7 +11,10 @@ use std::process::{Command, ExitCode};
 /// A chore fails with a text for a person.
 type Done = Result<(), String>;
 
-const CHORES: &[(&str, &str, fn(&[String]) -> Done)] = &[
+/// Name, what it does, and the chore itself.
+type Chore = (&'static str, &'static str, fn(&[String]) -> Done);
+
+const CHORES: &[Chore] = &[
     (
         "check",
         "format, lints, docs, invariants, generated files",

@@ -10,6 +10,10 @@ use crate::tensor::BlobRef;
 /// The work of one `run`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one a job, and `Generate` is nearly all of them"
+)]
 pub enum Work {
     /// Text (and images) to images.
     Generate(Generate),

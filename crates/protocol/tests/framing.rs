@@ -1,5 +1,7 @@
 //! The framing against hostile streams, and both readers against each other.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::io::BufReader;
 
 use calotype_protocol::schema::{Line, golden};

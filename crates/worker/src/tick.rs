@@ -626,7 +626,7 @@ impl Loop {
         let Stage::Sampling(sampling) = &self.jobs[index].stage else {
             return;
         };
-        if sampling.preview_every == 0 || done % sampling.preview_every != 0 || done == total {
+        if sampling.preview_every == 0 || !done.is_multiple_of(sampling.preview_every) || done == total {
             return;
         }
         let decoded = self

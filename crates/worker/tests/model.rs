@@ -1,6 +1,8 @@
 //! The embedded model through the loop, held against torch and diffusers (`fixtures/README.md`).
 //! `CALOTYPE_TEST_RUNTIME=onnxruntime` runs the same with ONNX Runtime.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

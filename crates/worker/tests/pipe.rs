@@ -1,5 +1,7 @@
 //! The worker as a process: handshake, ping, pulse, a clean leave, and the end of stdin.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::io::BufReader;
 use std::process::{Child, Command, ExitCode, Stdio};
 

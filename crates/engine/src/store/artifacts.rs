@@ -5,16 +5,16 @@ use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::StoreError;
 
 /// BLAKE3 of a file's bytes, 64 lower-case hexadecimal digits.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, JsonSchema)]
 #[serde(transparent)]
 pub struct ArtifactHash(pub String);
 
@@ -26,9 +26,22 @@ impl ArtifactHash {
 
     /// An address as text, if it is one.
     pub fn parse(text: &str) -> Option<Self> {
-        let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-        (text.len() == 64 && text.bytes().all(hex)).then(|| Self(text.to_owned()))
+        (text.len() == 64 && is_hex(text)).then(|| Self(text.to_owned()))
     }
+}
+
+/// As strict as [`ArtifactHash::parse`]: an address becomes a path.
+impl<'de> Deserialize<'de> for ArtifactHash {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::parse(&text)
+            .ok_or_else(|| de::Error::custom("not an artifact: 64 lower-case hexadecimal digits"))
+    }
+}
+
+fn is_hex(text: &str) -> bool {
+    text.bytes()
+        .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
 }
 
 /// What a sweep took away.
@@ -44,6 +57,8 @@ pub struct Swept {
 #[derive(Debug, Clone)]
 pub struct Artifacts {
     dir: Arc<PathBuf>,
+    // Shared by those who put, taken alone by a sweep: it must not take away what a put has just found.
+    sweeping: Arc<RwLock<()>>,
 }
 
 impl Artifacts {
@@ -52,15 +67,19 @@ impl Artifacts {
         fs::create_dir_all(dir)?;
         Ok(Self {
             dir: Arc::new(dir.to_owned()),
+            sweeping: Arc::default(),
         })
     }
 
-    /// Where an artifact lies, there or not.
+    /// Where an artifact lies, there or not. What is no address lies nowhere, and never outside the folder.
     pub fn path(&self, hash: &ArtifactHash) -> PathBuf {
-        self.dir.join(hash.0.get(..2).unwrap_or("00")).join(&hash.0)
+        match ArtifactHash::parse(&hash.0) {
+            Some(ArtifactHash(name)) => self.dir.join(name.get(..2).unwrap_or_default()).join(name),
+            None => self.dir.join("nowhere"),
+        }
     }
 
-    /// Keeps bytes; when this returns, they are on disk under their name.
+    /// Keeps bytes; when this returns, they are on disk under their name, and young for a sweep.
     pub async fn put(&self, bytes: Vec<u8>) -> Result<ArtifactHash, StoreError> {
         let artifacts = self.clone();
         blocking(move || artifacts.put_now(&bytes)).await
@@ -69,17 +88,22 @@ impl Artifacts {
     fn put_now(&self, bytes: &[u8]) -> Result<ArtifactHash, StoreError> {
         let hash = ArtifactHash::of(bytes);
         let path = self.path(&hash);
-        if path.exists() {
-            return Ok(hash);
-        }
         let folder = path.parent().unwrap_or(&self.dir);
-        fs::create_dir_all(folder)?;
-        let torn = folder.join(format!("{}.{}.tmp", hash.0, uuid::Uuid::new_v4().simple()));
-        let mut file = File::create_new(&torn)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&torn, &path)?;
-        // The name is in the folder, and the folder's own name in its parent.
+        let _no_sweep = self.sweeping.read().unwrap_or_else(PoisonError::into_inner);
+        match File::options().write(true).open(&path) {
+            Ok(file) => file.set_modified(SystemTime::now())?,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                fs::create_dir_all(folder)?;
+                let torn = folder.join(format!("{}.{}.tmp", hash.0, uuid::Uuid::new_v4().simple()));
+                if let Err(error) = write_then_rename(&torn, bytes, &path) {
+                    let _ = fs::remove_file(&torn);
+                    return Err(error.into());
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+        // The name is in the folder, and the folder's own name in its parent. Also for a file that was there: whoever
+        // renamed it may not have come this far.
         File::open(folder)?.sync_all()?;
         File::open(&*self.dir)?.sync_all()?;
         Ok(hash)
@@ -96,7 +120,7 @@ impl Artifacts {
         .await
     }
 
-    /// Removes torn files, and those older than `older_than` that nobody refers to.
+    /// Removes torn files, and those older than `older_than` that nobody refers to. Files of others stay.
     pub async fn sweep(
         &self,
         keep: &HashSet<ArtifactHash>,
@@ -105,29 +129,53 @@ impl Artifacts {
         let (artifacts, keep) = (self.clone(), keep.clone());
         blocking(move || {
             let mut swept = Swept::default();
-            for folder in fs::read_dir(&*artifacts.dir)?
-                .flatten()
-                .filter(|entry| entry.path().is_dir())
-            {
-                for entry in fs::read_dir(folder.path())?.flatten() {
-                    let name = entry.file_name().to_string_lossy().into_owned();
-                    let facts = entry.metadata()?;
-                    let old = facts
-                        .modified()
-                        .ok()
-                        .and_then(|at| at.elapsed().ok())
-                        .is_some_and(|age| age >= older_than);
-                    if name.ends_with(".tmp") || (old && !keep.contains(&ArtifactHash(name))) {
-                        fs::remove_file(entry.path())?;
-                        swept.removed += 1;
-                        swept.bytes += facts.len();
-                    }
+            for folder in fs::read_dir(&*artifacts.dir)? {
+                let folder = folder?;
+                let is_ours = folder
+                    .file_name()
+                    .to_str()
+                    .is_some_and(|name| name.len() == 2 && is_hex(name));
+                if is_ours && folder.file_type()?.is_dir() {
+                    let _no_put = artifacts.sweeping.write().unwrap_or_else(PoisonError::into_inner);
+                    sweep_folder(&folder.path(), &keep, older_than, &mut swept)?;
                 }
             }
             Ok(swept)
         })
         .await
     }
+}
+
+fn write_then_rename(torn: &Path, bytes: &[u8], path: &Path) -> std::io::Result<()> {
+    let mut file = File::create_new(torn)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(torn, path)
+}
+
+fn sweep_folder(
+    folder: &Path,
+    keep: &HashSet<ArtifactHash>,
+    older_than: Duration,
+    swept: &mut Swept,
+) -> Result<(), StoreError> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let facts = entry.metadata()?;
+        let is_loose = ArtifactHash::parse(&name).is_some_and(|hash| !keep.contains(&hash));
+        let is_old = || {
+            facts
+                .modified()
+                .is_ok_and(|at| at.elapsed().is_ok_and(|age| age >= older_than))
+        };
+        if facts.is_file() && (name.ends_with(".tmp") || (is_loose && is_old())) {
+            fs::remove_file(entry.path())?;
+            swept.removed += 1;
+            swept.bytes += facts.len();
+        }
+    }
+    Ok(())
 }
 
 /// A file's type by its first bytes.

@@ -1,14 +1,15 @@
 //! Jobs, peaks and event numbers in `journal.sqlite`.
 
-use std::collections::HashSet;
-use std::fs::File;
+use std::collections::{HashMap, HashSet};
+use std::fs;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use calotype_protocol::JobId;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
-use super::rows::{COLUMNS, record, text};
+use super::lock::{self, Lock};
+use super::rows::{COLUMNS, number, parsed, record, text};
 use super::writer::{Durable, Writer};
 use super::{ArtifactHash, StoreError};
 use crate::error::Error;
@@ -16,7 +17,7 @@ use crate::inference::Plan;
 use crate::processing::{Class, JobRecord, JobResult, JobState};
 
 /// Each once, in order; the file's `user_version` counts those that were done.
-const MIGRATIONS: &[&str] = &[include_str!("migrations/1.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("migrations/1.sql"), include_str!("migrations/2.sql")];
 
 /// Values of several types for one statement.
 macro_rules! params_of {
@@ -92,41 +93,41 @@ pub struct JobFilter {
 /// The journal. Cheap to clone; closes with its last clone.
 #[derive(Clone)]
 pub struct Store {
-    writer: Writer,
+    held: Arc<Held>,
     reader: Arc<Mutex<Connection>>,
-    // Held while the store is open: one engine a folder.
-    _lock: Arc<File>,
+}
+
+/// In this order: the folder is given back only after the last write.
+struct Held {
+    writer: Writer,
+    _lock: Lock,
 }
 
 impl Store {
     /// Opens or makes the journal of a folder. Jobs that were claimed wait again.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
-        let lock = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(dir.join("lock"))?;
-        lock.try_lock()
-            .map_err(|_| StoreError::InUse(dir.display().to_string()))?;
+        fs::create_dir_all(dir)?;
+        let lock = lock::take(dir)?;
         let path = dir.join("journal.sqlite");
         let connection = Connection::open(&path)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         migrate(&connection)?;
-        connection.execute(
-            "UPDATE jobs SET state = ?1, worker = NULL WHERE state = ?2",
-            params![text(&JobState::Queued)?, text(&JobState::Running)?],
-        )?;
+        recover(&connection)?;
         let reader = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-        Ok(Self {
+        let held = Held {
             writer: Writer::start(connection)?,
+            _lock: lock,
+        };
+        Ok(Self {
+            held: Arc::new(held),
             reader: Arc::new(Mutex::new(reader)),
-            _lock: Arc::new(lock),
         })
     }
 
     /// Writes a job down, once for each key.
     pub async fn insert(&self, job: NewJob) -> Result<Inserted, StoreError> {
-        self.writer
+        self.held
+            .writer
             .submit(Durable::Yes, move |connection| {
                 if let Some(key) = &job.key {
                     let sql = format!("SELECT {COLUMNS}, key_digest FROM jobs WHERE key = ?1");
@@ -215,8 +216,12 @@ impl Store {
 
     /// The job has ended; the first end stays.
     pub async fn finish(&self, job: &JobId, finish: Finish) -> Result<Finished, StoreError> {
+        if !finish.state.is_final() {
+            return Err(StoreError::NotFinal(finish.state));
+        }
         let job = job.clone();
-        self.writer
+        self.held
+            .writer
             .submit(Durable::Yes, move |connection| {
                 let mut update = connection.prepare_cached(
                     "UPDATE jobs SET state = ?2, result = ?3, error = ?4, finished_at_ms = ?5
@@ -298,6 +303,20 @@ impl Store {
         .await
     }
 
+    /// How many jobs are in each state; a state without jobs is left out.
+    pub async fn counts(&self) -> Result<HashMap<JobState, u64>, StoreError> {
+        self.read(|connection| {
+            let mut query = connection.prepare_cached("SELECT state, count(*) FROM jobs GROUP BY state")?;
+            let mut rows = query.query([])?;
+            let mut counts = HashMap::new();
+            while let Some(row) = rows.next()? {
+                counts.insert(parsed(&row.get::<_, String>(0)?)?, number(row.get(1)?)?);
+            }
+            Ok(counts)
+        })
+        .await
+    }
+
     /// Every artifact that a job refers to.
     pub async fn referenced_artifacts(&self) -> Result<HashSet<ArtifactHash>, StoreError> {
         self.read(|connection| {
@@ -350,7 +369,8 @@ impl Store {
 
     /// The first of `count` event numbers that nobody had before.
     pub async fn reserve_event_ids(&self, count: u64) -> Result<u64, StoreError> {
-        self.writer
+        self.held
+            .writer
             .submit(Durable::Yes, move |connection| {
                 let next: i64 = connection
                     .query_row("SELECT value FROM facts WHERE name = 'next_event'", [], |row| {
@@ -373,7 +393,8 @@ impl Store {
         sql: &'static str,
         values: impl FnOnce() -> Result<Vec<Box<dyn rusqlite::ToSql>>, StoreError> + Send + 'static,
     ) -> Result<(), StoreError> {
-        self.writer
+        self.held
+            .writer
             .submit(durable, move |connection| {
                 connection
                     .prepare_cached(sql)?
@@ -392,6 +413,15 @@ impl Store {
             .await
             .map_err(|_| StoreError::Closed)?
     }
+}
+
+/// What was claimed by an engine that is no more waits again.
+fn recover(connection: &Connection) -> Result<(), StoreError> {
+    connection.execute(
+        "UPDATE jobs SET state = ?1, worker = NULL WHERE state = ?2",
+        params![text(&JobState::Queued)?, text(&JobState::Running)?],
+    )?;
+    Ok(())
 }
 
 fn migrate(connection: &Connection) -> Result<(), StoreError> {

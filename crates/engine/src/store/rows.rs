@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use super::StoreError;
 use crate::processing::JobRecord;
 
+/// What [`record`] reads, in its order.
 pub(super) const COLUMNS: &str = "sequence, id, state, class, priority, key, plan, attempts, crashes, result, error, \
     created_at_ms, started_at_ms, finished_at_ms";
 
@@ -16,15 +17,18 @@ pub(super) fn text(value: &impl Serialize) -> Result<String, StoreError> {
     serde_json::to_string(value).map_err(|error| StoreError::Strange(error.to_string()))
 }
 
-fn parsed<T: DeserializeOwned>(text: &str) -> Result<T, StoreError> {
+/// A value from JSON text.
+pub(super) fn parsed<T: DeserializeOwned>(text: &str) -> Result<T, StoreError> {
     serde_json::from_str(text).map_err(|error| StoreError::Strange(error.to_string()))
 }
 
-fn number<T: TryFrom<i64>>(value: i64) -> Result<T, StoreError> {
+/// A number that SQLite keeps as `i64`.
+pub(super) fn number<T: TryFrom<i64>>(value: i64) -> Result<T, StoreError> {
     T::try_from(value)
         .map_err(|_| StoreError::Strange(format!("{value} where a smaller or positive number belongs")))
 }
 
+/// A job from [`COLUMNS`].
 pub(super) fn record(row: &Row<'_>) -> Result<JobRecord, StoreError> {
     let optional = |index| -> Result<Option<u64>, StoreError> {
         row.get::<_, Option<i64>>(index)?.map(number).transpose()

@@ -4,7 +4,8 @@ use calotype_protocol::{JobId, Mode, Sampler, Schedule};
 
 use super::*;
 use crate::inference::{OutputFormat, Plan};
-use crate::processing::{Class, JobState};
+use crate::processing::{Class, ImageView, JobResult, JobState};
+use crate::store::writer::{Durable, Writer};
 
 fn plan() -> Plan {
     Plan {
@@ -137,11 +138,138 @@ async fn one_bad_operation_does_not_spoil_its_neighbours() {
     assert_eq!(store.unfinished().await.unwrap().len(), 2);
 }
 
+/// Operations that are certain to be committed together: they wait behind one that is held.
+async fn together(
+    work: Vec<fn(&rusqlite::Connection) -> Result<(), StoreError>>,
+) -> (Vec<Result<(), StoreError>>, Vec<i64>) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.sqlite");
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    connection
+        .execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE numbers (number INTEGER UNIQUE)")
+        .unwrap();
+    let writer = Writer::start(connection).unwrap();
+    let (go, held) = std::sync::mpsc::channel::<()>();
+    let (begun, has_begun) = std::sync::mpsc::channel();
+    let first = writer.submit(Durable::No, move |_| {
+        begun.send(()).unwrap();
+        held.recv().unwrap();
+        Ok(())
+    });
+    has_begun.recv().unwrap(); // alone in its batch: the others come in the next
+    let answers: Vec<_> = work
+        .into_iter()
+        .map(|work| writer.submit(Durable::Yes, work))
+        .collect();
+    go.send(()).unwrap();
+    first.await.unwrap();
+    let mut told = Vec::new();
+    for answer in answers {
+        told.push(answer.await);
+    }
+    drop(writer);
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    let mut query = connection
+        .prepare("SELECT number FROM numbers ORDER BY number")
+        .unwrap();
+    let numbers = query
+        .query_map([], |row| row.get(0))
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
+    (told, numbers)
+}
+
+fn add(connection: &rusqlite::Connection, sql: &str) -> Result<(), StoreError> {
+    Ok(connection.execute_batch(sql)?)
+}
+
+#[tokio::test]
+async fn half_an_operation_is_taken_back_and_its_batch_is_kept() {
+    let (told, numbers) = together(vec![
+        |connection| add(connection, "INSERT INTO numbers VALUES (1)"),
+        |connection| {
+            add(
+                connection,
+                "INSERT INTO numbers VALUES (2); INSERT INTO numbers VALUES (1)",
+            )
+        },
+        |connection| add(connection, "INSERT INTO numbers VALUES (3)"),
+    ])
+    .await;
+    assert!(
+        matches!(told[..], [Ok(()), Err(StoreError::Database(_)), Ok(())]),
+        "{told:?}"
+    );
+    assert_eq!(numbers, [1, 3]);
+}
+
+#[tokio::test]
+async fn what_is_told_as_failed_is_not_on_disk_when_sqlite_gives_a_transaction_up() {
+    let (told, numbers) = together(vec![
+        |connection| add(connection, "INSERT INTO numbers VALUES (1)"),
+        |connection| add(connection, "ROLLBACK"), // as SQLite does by itself on a full disk
+        |connection| add(connection, "INSERT INTO numbers VALUES (3)"),
+    ])
+    .await;
+    assert!(told.iter().all(Result::is_err), "{told:?}");
+    assert!(matches!(told[2], Err(StoreError::NotCommitted(_))), "{told:?}");
+    assert!(numbers.is_empty(), "{numbers:?}");
+}
+
+#[tokio::test]
+async fn a_journal_of_the_first_version_is_taken_over_and_one_of_a_later_version_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let connection = rusqlite::Connection::open(dir.path().join("journal.sqlite")).unwrap();
+    connection
+        .execute_batch(include_str!("migrations/1.sql"))
+        .unwrap();
+    connection.pragma_update(None, "user_version", 1).unwrap();
+    drop(connection);
+    Store::open(dir.path())
+        .unwrap()
+        .insert(new("job_1", None, "d"))
+        .await
+        .unwrap();
+    let connection = rusqlite::Connection::open(dir.path().join("journal.sqlite")).unwrap();
+    connection.pragma_update(None, "user_version", 1000).unwrap();
+    drop(connection);
+    assert!(matches!(
+        Store::open(dir.path()),
+        Err(StoreError::TooNew { found: 1000, .. })
+    ));
+}
+
 #[tokio::test]
 async fn a_second_engine_is_kept_out() {
     let dir = tempfile::tempdir().unwrap();
     let _store = Store::open(dir.path()).unwrap();
-    assert!(matches!(Store::open(dir.path()), Err(StoreError::InUse(_))));
+    let refused = Store::open(dir.path()).err().unwrap().to_string();
+    assert!(refused.contains(&dir.path().display().to_string()), "{refused}");
+    assert!(refused.contains(&std::process::id().to_string()), "{refused}");
+}
+
+#[tokio::test]
+async fn the_folder_is_given_back_after_the_last_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let id = JobId::from("job_1");
+    for _ in 0..20 {
+        let store = Store::open(dir.path()).unwrap();
+        let _ = store.insert(new("job_1", Some("k"), "d")).await.unwrap();
+        tokio::select! {
+            biased;
+            _ = store.claim(&id, 1, "cpu0", 8) => {}
+            () = std::future::ready(()) => {} // the claim is queued, and nobody waits for it
+        }
+        drop(store);
+        let store = Store::open(dir.path()).unwrap();
+        let left = store.job(&id).await.unwrap().unwrap();
+        assert_eq!(
+            (left.state, left.attempts),
+            (JobState::Queued, 1),
+            "the claim came before the restart"
+        );
+    }
 }
 
 #[tokio::test]
@@ -190,6 +318,64 @@ async fn pages_go_from_the_newest_to_the_oldest() {
         ..JobFilter::default()
     };
     assert_eq!(store.jobs(ended).await.unwrap().len(), 1);
+    store.pause(&"job_0".into()).await.unwrap();
+    let counts = store.counts().await.unwrap();
+    let expected = [
+        (JobState::Queued, 3),
+        (JobState::Paused, 1),
+        (JobState::Cancelled, 1),
+    ];
+    assert_eq!(counts, std::collections::HashMap::from(expected));
+}
+
+#[tokio::test]
+async fn a_held_job_is_still_held_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let id = JobId::from("job_1");
+    {
+        let store = Store::open(dir.path()).unwrap();
+        store.insert(new("job_1", None, "d")).await.unwrap();
+        store.pause(&id).await.unwrap();
+    }
+    let store = Store::open(dir.path()).unwrap();
+    assert_eq!(store.unfinished().await.unwrap()[0].state, JobState::Paused);
+    store.unpause(&id).await.unwrap();
+    assert_eq!(store.unfinished().await.unwrap()[0].state, JobState::Queued);
+}
+
+#[tokio::test]
+async fn what_a_job_was_given_and_what_it_made_is_referred_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let [init, mask, made, loose] = [b"1", b"2", b"3", b"4"].map(|bytes| ArtifactHash::of(bytes));
+    let mut job = new("job_1", None, "d");
+    (job.plan.init_image, job.plan.mask) = (Some(init.clone()), Some(mask.clone()));
+    store.insert(job).await.unwrap();
+    let image = ImageView {
+        artifact: made.clone(),
+        media_type: "image/png".into(),
+        size_bytes: 1,
+        width: 8,
+        height: 8,
+        seed: u64::MAX,
+    };
+    let result = JobResult {
+        images: vec![image],
+        ..JobResult::default()
+    };
+    let finish = Finish {
+        state: JobState::Succeeded,
+        result: Some(result.clone()),
+        ..cancelled()
+    };
+    store.finish(&"job_1".into(), finish).await.unwrap();
+    assert_eq!(
+        store.job(&"job_1".into()).await.unwrap().unwrap().result,
+        Some(result)
+    );
+    let kept = store.referenced_artifacts().await.unwrap();
+    assert_eq!(kept, std::collections::HashSet::from([init, mask, made]));
+    assert!(!kept.contains(&loose));
 }
 
 #[tokio::test]
@@ -200,6 +386,12 @@ async fn equal_bytes_are_kept_once_and_a_sweep_keeps_what_is_referred_to() {
     assert_eq!(artifacts.put(b"kept".to_vec()).await.unwrap(), kept);
     let loose = artifacts.put(b"loose".to_vec()).await.unwrap();
     std::fs::write(artifacts.path(&kept).with_extension("1.tmp"), b"torn").unwrap();
+    std::fs::write(
+        artifacts.path(&kept).with_file_name("notes.txt"),
+        b"somebody else's",
+    )
+    .unwrap();
+    std::fs::create_dir(dir.path().join("lost+found")).unwrap();
     let keep = std::collections::HashSet::from([kept.clone()]);
     let hour = std::time::Duration::from_secs(3600);
     assert_eq!(
@@ -222,11 +414,111 @@ async fn equal_bytes_are_kept_once_and_a_sweep_keeps_what_is_referred_to() {
     assert_eq!(artifacts.read(&loose).await.unwrap(), None);
 }
 
+#[tokio::test]
+async fn what_is_put_again_is_young_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let artifacts = Artifacts::open(dir.path()).unwrap();
+    let hash = artifacts.put(b"again".to_vec()).await.unwrap();
+    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(7200);
+    let file = std::fs::File::options()
+        .write(true)
+        .open(artifacts.path(&hash))
+        .unwrap();
+    file.set_modified(long_ago).unwrap();
+    artifacts.put(b"again".to_vec()).await.unwrap();
+    let hour = std::time::Duration::from_secs(3600);
+    assert_eq!(
+        artifacts
+            .sweep(&std::collections::HashSet::new(), hour)
+            .await
+            .unwrap(),
+        Swept::default()
+    );
+}
+
+#[tokio::test]
+async fn an_address_leads_nowhere_out_of_the_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let artifacts = Artifacts::open(&dir.path().join("artifacts")).unwrap();
+    std::fs::write(dir.path().join("secret"), b"secret").unwrap();
+    for text in ["../secret", "secret", dir.path().join("secret").to_str().unwrap()] {
+        let hash = ArtifactHash(text.to_owned());
+        assert_eq!(artifacts.read(&hash).await.unwrap(), None);
+        assert!(artifacts.path(&hash).starts_with(dir.path().join("artifacts")));
+        assert!(serde_json::from_value::<ArtifactHash>(text.into()).is_err());
+    }
+}
+
 #[test]
 fn only_a_hash_is_an_address() {
     let hash = ArtifactHash::of(b"x");
     assert_eq!(ArtifactHash::parse(&hash.0), Some(hash));
     for text in ["", "../../etc/passwd", &"A".repeat(64), &"0".repeat(63)] {
         assert_eq!(ArtifactHash::parse(text), None);
+    }
+}
+
+/// `cargo test -p calotype-engine -- --ignored --nocapture how_fast`
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn how_fast_jobs_are_accepted() {
+    use std::io::Write;
+    use std::time::{Duration, Instant};
+    let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let mut file = std::fs::File::create(dir.path().join("fsync")).unwrap();
+    let mut fsync_ms = Vec::new();
+    for _ in 0..200 {
+        file.write_all(&[7; 4096]).unwrap();
+        let start = Instant::now();
+        file.sync_data().unwrap();
+        fsync_ms.push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    fsync_ms.sort_by(f64::total_cmp);
+    println!(
+        "fsync of 4 KiB appended: p50 {:.2} ms, p99 {:.2} ms",
+        fsync_ms[100], fsync_ms[198]
+    );
+    for inserters in [1, 32, 128] {
+        let folder = dir.path().join(inserters.to_string());
+        let store = Store::open(&folder).unwrap();
+        let start = Instant::now();
+        let tasks: Vec<_> = (0..inserters)
+            .map(|task| {
+                let store = store.clone();
+                tokio::spawn(async move {
+                    let mut waits = Vec::new();
+                    while start.elapsed() < Duration::from_secs(4) {
+                        let asked = Instant::now();
+                        let id = format!("job_{task}_{}", waits.len());
+                        store.insert(new(&id, Some(&id), "d")).await.unwrap();
+                        waits.push(asked.elapsed().as_secs_f64() * 1e3);
+                    }
+                    waits
+                })
+            })
+            .collect();
+        let mut waits = Vec::new();
+        for task in tasks {
+            waits.extend(task.await.unwrap());
+        }
+        let rate = waits.len() as f64 / start.elapsed().as_secs_f64();
+        waits.sort_by(f64::total_cmp);
+        let at = |share: f64| waits[((waits.len() - 1) as f64 * share) as usize];
+        println!(
+            "{inserters} inserters: {rate:.0}/s, p50 {:.2} ms, p99 {:.2} ms",
+            at(0.5),
+            at(0.99)
+        );
+        let start = Instant::now();
+        let kept = store.referenced_artifacts().await.unwrap().len();
+        println!(
+            "  {} jobs looked through for {kept} artifacts in {:?}",
+            waits.len(),
+            start.elapsed()
+        );
+        drop(store);
+        let start = Instant::now();
+        drop(Store::open(&folder).unwrap());
+        println!("  reopened in {:?}", start.elapsed());
     }
 }

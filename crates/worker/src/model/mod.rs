@@ -27,6 +27,7 @@ const KEPT_SETS: usize = 2;
 const KEPT_TEXTS: usize = 64;
 
 /// Where the weights come from again when a LoRA set is bound.
+#[expect(clippy::large_enum_variant, reason = "one a model")]
 enum Origin {
     Safetensors {
         text: weights::Weights,

@@ -109,7 +109,17 @@ impl Driver {
             } => {
                 if let Some(live) = self.current(worker, incarnation, &job, attempt) {
                     live.reason = Some(format!("left at step {at_step}"));
-                    self.end(&job, JobState::Cancelled, None);
+                    if live.wish == Some(Action::Cancel) {
+                        self.end(&job, JobState::Cancelled, None);
+                    } else {
+                        // Nobody asked: the supervisor did, because a step took too long.
+                        let what = format!("step {at_step} took longer than its deadline");
+                        self.end(
+                            &job,
+                            JobState::Failed,
+                            Some(Error::new(Code::DeadlineMissed, what)),
+                        );
+                    }
                 }
             }
             Up::Paused {
@@ -361,7 +371,7 @@ impl Driver {
         let guilty = match &report.cause {
             ExitCause::Recycled { .. } | ExitCause::Stopped => false,
             ExitCause::StepDeadline { job: late } => late == job,
-            ExitCause::FailedToStart { .. }
+            ExitCause::FailedToStart
             | ExitCause::ExitedBeforeReady
             | ExitCause::WrongVersion { .. }
             | ExitCause::ProtocolError { .. }

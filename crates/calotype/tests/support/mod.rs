@@ -1,0 +1,157 @@
+//! A real server process for whole-program tests.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+/// A server that is killed with its guard.
+pub struct Server {
+    pub child: Child,
+    pub url: String,
+}
+
+impl Server {
+    /// Starts one on a data directory, and waits until it listens.
+    pub fn start(data_dir: &Path) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_calotype"))
+            .args([
+                "serve",
+                "--listen",
+                "127.0.0.1:0",
+                "--runtime",
+                "rten",
+                "--data-dir",
+            ])
+            .arg(data_dir)
+            .env("RUST_LOG", "warn")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        let url = line
+            .split_whitespace()
+            .find(|word| word.starts_with("http://"))
+            .unwrap();
+        Self {
+            url: url.trim_end_matches(',').to_owned(),
+            child,
+        }
+    }
+
+    /// Kills it as a power failure would, and waits until it is gone.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Status and JSON of a POST.
+    pub fn post(&self, path: &str, headers: &[(&str, &str)], body: &str) -> (u16, Value) {
+        let mut request = agent()
+            .post(format!("{}{path}", self.url))
+            .header("Content-Type", "application/json");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let mut response = request.send(body).unwrap();
+        (
+            response.status().as_u16(),
+            response.body_mut().read_json().unwrap(),
+        )
+    }
+
+    /// Status and bytes of a GET.
+    pub fn bytes(&self, path: &str, headers: &[(&str, &str)]) -> (u16, Vec<u8>) {
+        let mut request = agent().get(format!("{}{path}", self.url));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let mut response = request.call().unwrap();
+        (
+            response.status().as_u16(),
+            response.body_mut().read_to_vec().unwrap(),
+        )
+    }
+
+    /// JSON of a GET.
+    pub fn get(&self, path: &str) -> Value {
+        serde_json::from_slice(&self.bytes(path, &[]).1).unwrap()
+    }
+
+    /// Submits a job and gives its id.
+    pub fn submit(&self, body: &Value) -> String {
+        let (status, submitted) = self.post("/api/jobs", &[], &body.to_string());
+        assert_eq!(status, 202, "{submitted}");
+        submitted["job"]["id"].as_str().unwrap().to_owned()
+    }
+
+    /// Reads a job's events until `enough`, and gives the last one that was read.
+    pub fn follow(&self, job: &str, mut enough: impl FnMut(&Value) -> bool) -> Value {
+        let response = agent()
+            .get(format!("{}/api/jobs/{job}/events", self.url))
+            .call()
+            .unwrap();
+        let reader: Box<dyn Read> =
+            Box::new(response.into_body().into_with_config().limit(u64::MAX).reader());
+        let mut last = Value::Null;
+        for line in BufReader::new(reader).lines() {
+            let line = line.unwrap();
+            let Some(data) = line.strip_prefix("data: ") else {
+                continue;
+            };
+            last = serde_json::from_str(data).unwrap();
+            if enough(&last) {
+                break;
+            }
+        }
+        last
+    }
+
+    /// The job as it ended.
+    pub fn ended(&self, job: &str) -> Value {
+        self.follow(job, |_| false);
+        self.get(&format!("/api/jobs/{job}"))
+    }
+
+    /// The address of a succeeded job's first picture.
+    pub fn picture(&self, job: &str) -> String {
+        let view = self.ended(job);
+        assert_eq!(view["state"], "succeeded", "{view}");
+        view["result"]["images"][0]["artifact"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    }
+
+    /// Process ids of the workers.
+    pub fn worker_pids(&self) -> Vec<i32> {
+        let devices = self.get("/api/devices");
+        devices
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(|one| Some(one["worker"]["pid"].as_u64()? as i32))
+            .collect()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn agent() -> ureq::Agent {
+    // The deadline of every wait in these tests.
+    ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_global(Some(Duration::from_secs(120)))
+        .build()
+        .into()
+}
