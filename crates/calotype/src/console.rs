@@ -9,6 +9,15 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::exit_code::Failure;
 
+/// Prints a line for the caller. One that has stopped reading (`| head`) is no reason to fail.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+pub(crate) use say;
+
 /// Says why a command failed.
 pub fn failure(failure: &Failure, json: bool) {
     if json {
@@ -16,7 +25,7 @@ pub fn failure(failure: &Failure, json: bool) {
             Failure::Refused(error) => serde_json::json!({ "error": error }),
             other => serde_json::json!({ "error": { "code": "INTERNAL", "message": other.to_string() } }),
         };
-        println!("{envelope}");
+        say!("{envelope}");
         return;
     }
     match failure {

@@ -27,6 +27,24 @@ impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
                 format!("the body is larger than {limit} bytes"),
             ))
         };
+        // A page of another site can send text to a loopback server without asking, JSON it cannot.
+        let media = request
+            .headers()
+            .get("content-type")
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default();
+        if !media
+            .split(';')
+            .next()
+            .is_some_and(|media| media.trim().eq_ignore_ascii_case("application/json"))
+        {
+            let error = Error::new(Code::MalformedBody, "the body must come as application/json");
+            return Err(Refused(
+                error
+                    .field("Content-Type")
+                    .advice("send `Content-Type: application/json`"),
+            ));
+        }
         let announced = request
             .headers()
             .get("content-length")

@@ -19,6 +19,8 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+/// How often figures are folded together: without it they pile up where nobody scrapes.
+const UPKEEP: Duration = Duration::from_secs(5);
 /// How long open connections get to end once the server stops; streams of events do not end by themselves.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -107,6 +109,15 @@ impl Server {
 
     /// Serves until `shutdown`, then lets open requests end for a moment.
     pub async fn serve(self, engine: Engine, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
+        let upkeep = recorder().map(|metrics| {
+            tokio::spawn(async move {
+                let mut due = tokio::time::interval(UPKEEP);
+                loop {
+                    due.tick().await;
+                    metrics.run_upkeep();
+                }
+            })
+        });
         let (stop, mut stopped) = watch::channel(());
         let served =
             axum::serve(self.listener, router(engine, self.config)).with_graceful_shutdown(async move {
@@ -119,6 +130,9 @@ impl Server {
             () = shutdown => {}
         }
         let _ = stop.send(());
+        if let Some(upkeep) = upkeep {
+            upkeep.abort();
+        }
         if tokio::time::timeout(GRACE, &mut serving).await.is_err() {
             serving.abort();
         }

@@ -3,6 +3,7 @@
 use calotype_engine::processing::JobView;
 
 use super::Remote;
+use crate::console::say;
 use crate::exit_code::{Exit, Failure};
 
 /// Which job.
@@ -27,7 +28,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
             .reason
             .map(|reason| format!(": {reason}"))
             .unwrap_or_default();
-        println!("{} {}{reason}", view.id, view.state.name());
+        say!("{} {}{reason}", view.id, view.state.name());
     }
     Ok(Exit::Ok)
 }

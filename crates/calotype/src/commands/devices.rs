@@ -4,6 +4,7 @@ use calotype_engine::DeviceView;
 
 use super::Remote;
 use crate::console::bytes;
+use crate::console::say;
 use crate::exit_code::{Exit, Failure};
 
 /// Of which server.
@@ -26,7 +27,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
         worker,
     } in devices
     {
-        println!(
+        say!(
             "{}  {state}  {}  {} of {} free",
             device.id,
             device.name,
@@ -39,13 +40,13 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
                 .map(|can| can.engine)
                 .unwrap_or_else(|| "no runtime yet".into());
             let resident: Vec<String> = worker.resident.iter().map(ToString::to_string).collect();
-            println!(
+            say!(
                 "  worker {} ({engine}), resident: {}",
                 worker.state,
                 resident.join(", ")
             );
             if let Some(exit) = worker.last_exit {
-                println!("  last process left: {exit}");
+                say!("  last process left: {exit}");
             }
         }
     }

@@ -6,6 +6,7 @@ use calotype_engine::device::{self, HostFacts};
 use calotype_engine::model::{Catalogue, ModelKind};
 use serde::Serialize;
 
+use crate::console::say;
 use crate::exit_code::{Exit, Failure};
 use crate::{console, places};
 
@@ -65,9 +66,9 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
                 Verdict::Missing => "missing",
                 Verdict::Broken => "broken ",
             };
-            println!("{mark} {what}: {found}");
+            say!("{mark} {what}: {found}");
             if let Some(advice) = advice {
-                println!("        {advice}");
+                say!("        {advice}");
             }
         }
     }

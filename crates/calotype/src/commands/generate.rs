@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 
 use crate::client::Client;
 use crate::console::JobBar;
+use crate::console::say;
 use crate::exit_code::{Exit, Failure};
 use crate::local::{self, EngineArgs};
 
@@ -198,7 +199,7 @@ fn draw(
             .map(|result| result.engine.as_str())
             .unwrap_or_default();
         for (path, image) in files.iter().zip(images) {
-            println!(
+            say!(
                 "{} (seed {}, {:.2} s, {engine})",
                 path.display(),
                 image.seed,

@@ -3,6 +3,7 @@
 use calotype_engine::JobPage;
 
 use super::Remote;
+use crate::console::say;
 use crate::exit_code::{Exit, Failure};
 
 /// Which jobs.
@@ -36,7 +37,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
             .or(job.reason)
             .unwrap_or_default();
         let prompt: String = job.plan.prompt.chars().take(40).collect();
-        println!("{}  {:<10} {prompt:<40} {why}", job.id, job.state.name());
+        say!("{}  {:<10} {prompt:<40} {why}", job.id, job.state.name());
     }
     Ok(Exit::Ok)
 }

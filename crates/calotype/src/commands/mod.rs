@@ -11,6 +11,7 @@ pub mod watch;
 pub mod worker;
 
 use crate::client::Client;
+use crate::console::say;
 use crate::exit_code::Failure;
 
 /// Which server a command asks.
@@ -40,6 +41,6 @@ impl Remote {
 
 fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value).map_err(|error| Failure::Other(error.to_string()))?;
-    println!("{text}");
+    say!("{text}");
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use calotype_engine::model::{Catalogue, ModelRecord};
 
 use crate::client::Client;
+use crate::console::say;
 use crate::exit_code::{Exit, Failure};
 use crate::{console, places};
 
@@ -40,7 +41,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     }
     for record in records {
         let kind = format!("{:?}", record.kind).to_lowercase();
-        println!(
+        say!(
             "{:<24} {kind:<10} {:>10}  {}",
             record.id,
             console::bytes(record.weights_bytes),
@@ -48,10 +49,10 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
         );
         if !record.presets.is_empty() {
             let names: Vec<&str> = record.presets.keys().map(String::as_str).collect();
-            println!("{:<24} presets: {}", "", names.join(", "));
+            say!("{:<24} presets: {}", "", names.join(", "));
         }
         if let Some(problem) = &record.problem {
-            println!("{:<24} problem: {problem}", "");
+            say!("{:<24} problem: {problem}", "");
         }
     }
     Ok(Exit::Ok)

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use calotype_server::ServerConfig;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::console::say;
 use crate::exit_code::{Exit, Failure};
 use crate::local::{self, EngineArgs};
 use crate::places;
@@ -52,8 +53,8 @@ pub fn run(args: Args) -> Result<Exit, Failure> {
     local::runtime()?.block_on(async move {
         let signals = stop_signals()?;
         let listening = move |address| {
-            println!("listening on http://{address}, data in {shown}");
-            println!("try: curl -s http://{address}/health");
+            say!("listening on http://{address}, data in {shown}");
+            say!("try: curl -s http://{address}/health");
         };
         local::serve(config, server, listening, signals).await
     })?;

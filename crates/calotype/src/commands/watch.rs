@@ -4,6 +4,7 @@ use calotype_engine::processing::JobState;
 use calotype_protocol::JobId;
 
 use super::Remote;
+use crate::console::say;
 use crate::exit_code::{Exit, Failure};
 
 /// Which job.
@@ -21,14 +22,14 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     if args.remote.json {
         for event in client.events(&args.job)? {
             let line = serde_json::to_string(&event?).map_err(|error| Failure::Other(error.to_string()))?;
-            println!("{line}");
+            say!("{line}");
         }
         return Ok(Exit::Ok);
     }
     let view = super::generate::follow(&client, &JobId(args.job.clone()), false)?;
-    println!("{} {}", view.id, view.state.name());
+    say!("{} {}", view.id, view.state.name());
     for image in view.result.iter().flat_map(|result| &result.images) {
-        println!("{}/api/artifacts/{}", args.remote.server, image.artifact.0);
+        say!("{}/api/artifacts/{}", args.remote.server, image.artifact.0);
     }
     match (view.state, view.error) {
         (JobState::Failed, Some(error)) => Err(error.into()),

@@ -138,10 +138,10 @@ async fn one_bad_operation_does_not_spoil_its_neighbours() {
     assert_eq!(store.unfinished().await.unwrap().len(), 2);
 }
 
+type Step = fn(&rusqlite::Connection) -> Result<(), StoreError>;
+
 /// Operations that are certain to be committed together: they wait behind one that is held.
-async fn together(
-    work: Vec<fn(&rusqlite::Connection) -> Result<(), StoreError>>,
-) -> (Vec<Result<(), StoreError>>, Vec<i64>) {
+async fn together(work: Vec<Step>) -> (Vec<Result<(), StoreError>>, Vec<i64>) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.sqlite");
     let connection = rusqlite::Connection::open(&path).unwrap();

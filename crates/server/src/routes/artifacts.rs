@@ -21,7 +21,7 @@ pub(super) async fn fetch(
     let etag = format!("\"{hash}\"");
     let always = [
         (ETAG, etag.clone()),
-        (CACHE_CONTROL, "public, max-age=31536000, immutable".to_owned()),
+        (CACHE_CONTROL, "private, max-age=31536000, immutable".to_owned()),
         (ACCEPT_RANGES, "bytes".to_owned()),
         (CONTENT_TYPE, artifact.media_type.to_owned()),
     ];

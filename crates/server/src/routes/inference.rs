@@ -73,11 +73,20 @@ pub(super) async fn generate(
         class,
         priority,
     };
-    let submitted = app.engine.submit(request, options).await?;
-    let job = submitted.job.id;
-    let mut guard = CancelOnLeave {
-        engine: app.engine.clone(),
-        job: Some(job.clone()),
+    // In a task of its own: a client that leaves in the middle of it must not leave a job behind that nobody knows.
+    let engine = app.engine.clone();
+    let submitting = tokio::spawn(async move {
+        let submitted = engine.submit(request, options).await?;
+        Ok::<_, Error>(CancelOnLeave {
+            engine,
+            job: Some(submitted.job.id),
+        })
+    });
+    let mut guard = submitting
+        .await
+        .map_err(|error| Error::new(Code::Internal, error.to_string()))??;
+    let Some(job) = guard.job.clone() else {
+        return Err(Refused(Error::new(Code::Internal, "the job has no name")));
     };
     let waited = tokio::time::timeout(app.config.sync_timeout, app.engine.wait(&job)).await;
     let view = waited.map_err(|_| {

@@ -8,7 +8,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use calotype_engine::inference::GenerateRequest;
 use calotype_engine::processing::{JobState, JobView};
-use calotype_engine::{Error, JobPage, JobQuery, SubmitOptions};
+use calotype_engine::{Code, Error, JobPage, JobQuery, SubmitOptions};
 use calotype_protocol::JobId;
 use serde::Deserialize;
 
@@ -38,10 +38,16 @@ pub(super) async fn submit(
 ) -> Result<Response, Refused> {
     let Treatment { class, priority } = query(treatment)?;
     let key = key(&headers)?;
-    let submitted = app
-        .engine
-        .submit(request, SubmitOptions { key, class, priority })
-        .await?;
+    let engine = app.engine.clone();
+    // In a task of its own: see `generate`.
+    let submitting = tokio::spawn(async move {
+        engine
+            .submit(request, SubmitOptions { key, class, priority })
+            .await
+    });
+    let submitted = submitting
+        .await
+        .map_err(|error| Error::new(Code::Internal, error.to_string()))??;
     let status = if submitted.existing {
         StatusCode::OK
     } else {

@@ -204,13 +204,16 @@ impl Driver {
                     deadline_ms: None,
                     work,
                 };
-                if let Some((worker, _)) = &live.place
+                if let Some((worker, incarnation)) = &live.place
                     && let Some(post) = self.posts.get(worker)
                 {
-                    post.handle.send(Frame {
-                        message: Down::Run(Box::new(run)),
-                        blobs,
-                    });
+                    post.handle.send_to(
+                        *incarnation,
+                        Frame {
+                            message: Down::Run(Box::new(run)),
+                            blobs,
+                        },
+                    );
                 }
             }
         }
