@@ -217,6 +217,28 @@ async fn what_is_told_as_failed_is_not_on_disk_when_sqlite_gives_a_transaction_u
     assert!(numbers.is_empty(), "{numbers:?}");
 }
 
+#[test]
+fn a_dropped_writer_has_written_what_was_queued() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.sqlite");
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    connection
+        .execute_batch("CREATE TABLE numbers (number INTEGER)")
+        .unwrap();
+    let writer = Writer::start(connection).unwrap();
+    for _ in 0..2000 {
+        drop(writer.submit(Durable::No, |connection| {
+            add(connection, "INSERT INTO numbers VALUES (1)")
+        }));
+    }
+    drop(writer);
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    let count: i64 = connection
+        .query_row("SELECT count(*) FROM numbers", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(count, 2000);
+}
+
 #[tokio::test]
 async fn a_journal_of_the_first_version_is_taken_over_and_one_of_a_later_version_is_refused() {
     let dir = tempfile::tempdir().unwrap();
