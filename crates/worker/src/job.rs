@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use calotype_protocol::noise;
-use calotype_protocol::{Adapter, Attempt, Failure, Generate, JobId, Mode, ModelId, Phase, Run, Work};
+use calotype_protocol::{Attempt, Failure, Generate, JobId, Mode, ModelId, Phase, Run, Work};
 
 use crate::failure::{invalid, unsupported};
 use crate::model::text::Embedding;
-use crate::model::{Bound, Model, adapter_key};
+use crate::model::{Bound, Model};
 use crate::pixels::{Image, Mask, numbers_of};
 use crate::runtime::Engine;
 use crate::sampler::SamplerRun;
@@ -183,7 +183,7 @@ impl Sampling {
         let shape = Shape {
             model: work.model.clone(),
             latent,
-            adapters: adapter_key(&work.adapters),
+            adapters: bound.adapters.clone(),
             context,
         };
         Ok(Self {
@@ -351,16 +351,15 @@ fn checked(work: &Generate, model: &Model) -> Result<[usize; 3], Failure> {
 type Conditioning = (Rc<Embedding>, Option<Rc<Embedding>>);
 
 fn conditioning(work: &Generate, model: &mut Model, bound: &Bound) -> Result<Conditioning, Failure> {
-    let adapters: &[Adapter] = &work.adapters;
-    let cond = model.encode_text(bound, adapters, &work.prompt, work.clip_skip)?;
+    let cond = model.encode_text(bound, &work.prompt, work.clip_skip)?;
     if work.guidance <= 1.0 {
         return Ok((cond, None));
     }
-    let uncond = model.encode_text(bound, adapters, &work.negative_prompt, work.clip_skip)?;
+    let uncond = model.encode_text(bound, &work.negative_prompt, work.clip_skip)?;
     if cond.chunks == uncond.chunks {
         return Ok((cond, Some(uncond)));
     }
-    let empty = model.encode_text(bound, adapters, &[], work.clip_skip)?;
+    let empty = model.encode_text(bound, &[], work.clip_skip)?;
     let chunks = cond.chunks.max(uncond.chunks);
     Ok((cond.padded(chunks, &empty), Some(uncond.padded(chunks, &empty))))
 }

@@ -131,6 +131,7 @@ impl Model {
             tokenizer,
             origin: parts.origin,
             base: Rc::new(Bound {
+                adapters: String::new(),
                 text: Rc::from(parts.text),
                 unet: Rc::from(parts.unet),
             }),

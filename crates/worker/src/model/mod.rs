@@ -44,6 +44,8 @@ type LateGraph = Box<dyn Fn(&dyn Engine) -> Result<Box<dyn Graph>, Failure>>;
 
 /// The graphs that LoRAs change, bound.
 pub struct Bound {
+    /// The set of LoRAs that is summed in, by [`adapter_key`].
+    pub(crate) adapters: String,
     text: Rc<dyn Graph>,
     unet: Rc<dyn Graph>,
 }
@@ -62,11 +64,20 @@ pub struct UnetInput {
     pub context: [usize; 2],
 }
 
-/// The name of a set of LoRAs with their weights; empty for none.
-pub(crate) fn adapter_key(adapters: &[Adapter]) -> String {
+/// The name of a set of LoRAs with their weights; empty for none. A file that was replaced gives another name.
+fn adapter_key(adapters: &[Adapter]) -> String {
     adapters
         .iter()
-        .map(|adapter| format!("{}\u{0}{}\u{0}", adapter.path, adapter.weight.to_bits()))
+        .map(|adapter| {
+            // A file that cannot be looked at cannot be bound either: that error is the better one.
+            let file = std::fs::metadata(&adapter.path).ok();
+            let stamp = file.map(|file| (file.len(), file.modified().ok()));
+            format!(
+                "{}\u{0}{}\u{0}{stamp:?}\u{0}",
+                adapter.path,
+                adapter.weight.to_bits()
+            )
+        })
         .collect()
 }
 
@@ -90,7 +101,7 @@ pub struct Model {
     tokenizer: tokenizer::Tokenizer,
     origin: Origin,
     base: Rc<Bound>,
-    sets: VecDeque<(String, Rc<Bound>)>,
+    sets: VecDeque<Rc<Bound>>,
     texts: VecDeque<(String, Rc<Embedding>)>,
     vae_decoder: Box<dyn Graph>,
     vae_encoder: OnceCell<Box<dyn Graph>>,
@@ -115,11 +126,10 @@ impl Model {
             return Ok(self.base.clone());
         }
         let key = adapter_key(adapters);
-        if let Some(index) = self.sets.iter().position(|(set, _)| *set == key)
-            && let Some(entry) = self.sets.remove(index)
+        if let Some(index) = self.sets.iter().position(|set| set.adapters == key)
+            && let Some(bound) = self.sets.remove(index)
         {
-            let bound = entry.1.clone();
-            self.sets.push_back(entry);
+            self.sets.push_back(bound.clone());
             return Ok(bound);
         }
         let Origin::Safetensors {
@@ -148,6 +158,7 @@ impl Model {
                 .map_err(|error| ran(error, "binding the LoRAs"))
         };
         let bound = Rc::new(Bound {
+            adapters: key,
             text: if changes.touch(Part::Text) {
                 rebind(Part::Text, text, text_layout)?
             } else {
@@ -159,7 +170,7 @@ impl Model {
                 self.base.unet.clone()
             },
         });
-        self.sets.push_back((key, bound.clone()));
+        self.sets.push_back(bound.clone());
         while self.sets.len() > KEPT_SETS {
             self.sets.pop_front();
         }
@@ -176,11 +187,10 @@ impl Model {
     pub fn encode_text(
         &mut self,
         bound: &Bound,
-        adapters: &[Adapter],
         spans: &[Span],
         clip_skip: u32,
     ) -> Result<Rc<Embedding>, Failure> {
-        let mut key = format!("{}\u{1}{clip_skip}", adapter_key(adapters));
+        let mut key = format!("{}\u{1}{clip_skip}", bound.adapters);
         for span in spans {
             key.push_str(&format!("\u{1}{}\u{0}{}", span.weight.to_bits(), span.text));
         }
