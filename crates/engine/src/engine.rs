@@ -22,7 +22,7 @@ use crate::subscription::Subscription;
 use crate::view::{
     Artifact, DeviceView, Health, JobPage, JobQuery, MemoryView, SubmitOptions, Submitted, Validation,
 };
-use crate::worker::{Timing, WorkerConfig, WorkerName};
+use crate::worker::{WorkerConfig, WorkerName};
 
 /// Event numbers taken from the journal at each start: more than one run can use, and 2^53 holds millions of starts.
 const EVENT_BLOCK: u64 = 1 << 30;
@@ -63,10 +63,7 @@ impl Engine {
         })?;
         let store = Store::open(&config.data_dir)?;
         let artifacts = Artifacts::open(&config.data_dir.join("artifacts"))?;
-        let swept = artifacts
-            .sweep(&store.referenced_artifacts().await?, SWEEP_AGE)
-            .await?;
-        tracing::debug!("Swept the artifacts: {swept:?}");
+        tokio::spawn(sweep(store.clone(), artifacts.clone()));
         let dirs = config.model_dirs.clone();
         let catalogue = tokio::task::spawn_blocking(move || Catalogue::scan(&dirs))
             .await
@@ -266,7 +263,7 @@ impl Engine {
                 }
                 Ok(Some(self.inner.artifacts.put(bytes).await?))
             }
-            Some(InputImage::Artifact(hash)) => match self.inner.artifacts.read(&hash).await? {
+            Some(InputImage::Artifact(hash)) => match self.inner.artifacts.renew(&hash).await? {
                 Some(bytes) => {
                     inference::check_image(&bytes, field)?;
                     Ok(Some(hash))
@@ -511,6 +508,21 @@ impl Engine {
     }
 }
 
+/// Beside the start, which does not wait for it: it reads every job there ever was.
+async fn sweep(store: Store, artifacts: Artifacts) {
+    let swept = async {
+        artifacts
+            .sweep(&store.referenced_artifacts().await?, SWEEP_AGE)
+            .await
+    };
+    match swept.await {
+        Ok(swept) => tracing::debug!("Swept the artifacts: {swept:?}"),
+        Err(error) => {
+            tracing::warn!("Failed to sweep the artifacts, loose ones stay until the next start: {error}")
+        }
+    }
+}
+
 fn going_down() -> Error {
     Error::new(Code::ShuttingDown, "the server is going down")
         .advice("the job is kept; ask again after the restart")
@@ -534,6 +546,6 @@ fn worker_config(config: &Config, device: &Device) -> WorkerConfig {
         },
         scratch,
         threads: config.threads,
-        timing: Timing::default(),
+        timing: config.timing,
     }
 }

@@ -109,6 +109,21 @@ impl Artifacts {
         Ok(hash)
     }
 
+    /// The bytes of an artifact that is about to be referred to: young again for a sweep that does not know that yet.
+    pub async fn renew(&self, hash: &ArtifactHash) -> Result<Option<Vec<u8>>, StoreError> {
+        let (artifacts, path) = (self.clone(), self.path(hash));
+        blocking(move || {
+            let _no_sweep = artifacts.sweeping.read().unwrap_or_else(PoisonError::into_inner);
+            match File::options().write(true).open(&path) {
+                Ok(file) => file.set_modified(SystemTime::now())?,
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(error.into()),
+            }
+            Ok(Some(fs::read(path)?))
+        })
+        .await
+    }
+
     /// The bytes of an artifact.
     pub async fn read(&self, hash: &ArtifactHash) -> Result<Option<Vec<u8>>, StoreError> {
         let path = self.path(hash);

@@ -79,6 +79,15 @@ pub enum Finished {
     Already,
 }
 
+/// Whether a job that waits again is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    /// It may be claimed.
+    No,
+    /// Not before it is let go.
+    Yes,
+}
+
 /// Which jobs to list.
 #[derive(Debug, Clone, Default)]
 pub struct JobFilter {
@@ -93,12 +102,13 @@ pub struct JobFilter {
 /// The journal. Cheap to clone; closes with its last clone.
 #[derive(Clone)]
 pub struct Store {
-    held: Arc<Held>,
+    owned: Arc<Owned>,
     reader: Arc<Mutex<Connection>>,
+    path: Arc<Path>,
 }
 
 /// In this order: the folder is given back only after the last write.
-struct Held {
+struct Owned {
     writer: Writer,
     _lock: Lock,
 }
@@ -110,23 +120,28 @@ impl Store {
         let lock = lock::take(dir)?;
         let path = dir.join("journal.sqlite");
         let connection = Connection::open(&path)?;
-        connection.pragma_update(None, "journal_mode", "WAL")?;
+        let mode: String =
+            connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
+        if mode != "wal" {
+            return Err(StoreError::NoWal { mode });
+        }
         migrate(&connection)?;
         recover(&connection)?;
-        let reader = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-        let held = Held {
+        let reader = open_to_read(&path)?;
+        let owned = Owned {
             writer: Writer::start(connection)?,
             _lock: lock,
         };
         Ok(Self {
-            held: Arc::new(held),
+            owned: Arc::new(owned),
             reader: Arc::new(Mutex::new(reader)),
+            path: path.into(),
         })
     }
 
     /// Writes a job down, once for each key.
     pub async fn insert(&self, job: NewJob) -> Result<Inserted, StoreError> {
-        self.held
+        self.owned
             .writer
             .submit(Durable::Yes, move |connection| {
                 if let Some(key) = &job.key {
@@ -183,13 +198,17 @@ impl Store {
         .await
     }
 
-    /// The job waits again.
-    pub async fn requeue(&self, job: &JobId, crashes: u32) -> Result<(), StoreError> {
+    /// The job waits again, or is held out of the queue: one write, so that no crash can tell the two apart.
+    pub async fn requeue(&self, job: &JobId, crashes: u32, held: Held) -> Result<(), StoreError> {
         let job = job.clone();
+        let (state, durable) = match held {
+            Held::No => (JobState::Queued, Durable::No),
+            Held::Yes => (JobState::Paused, Durable::Yes),
+        };
         self.change(
-            Durable::No,
+            durable,
             "UPDATE jobs SET state = ?2, crashes = ?3, worker = NULL WHERE id = ?1 AND finished_at_ms IS NULL",
-            move || Ok(params_of![job.0, text(&JobState::Queued)?, crashes]),
+            move || Ok(params_of![job.0, text(&state)?, crashes]),
         )
         .await
     }
@@ -220,7 +239,7 @@ impl Store {
             return Err(StoreError::NotFinal(finish.state));
         }
         let job = job.clone();
-        self.held
+        self.owned
             .writer
             .submit(Durable::Yes, move |connection| {
                 let mut update = connection.prepare_cached(
@@ -317,9 +336,11 @@ impl Store {
         .await
     }
 
-    /// Every artifact that a job refers to.
+    /// Every artifact that a job refers to. Reads every job, by a connection of its own: no client waits behind it.
     pub async fn referenced_artifacts(&self) -> Result<HashSet<ArtifactHash>, StoreError> {
-        self.read(|connection| {
+        let path = Arc::clone(&self.path);
+        tokio::task::spawn_blocking(move || {
+            let connection = open_to_read(&path)?;
             let mut query = connection.prepare(&format!("SELECT {COLUMNS} FROM jobs"))?;
             let mut rows = query.query([])?;
             let mut kept = HashSet::new();
@@ -338,6 +359,7 @@ impl Store {
             Ok(kept)
         })
         .await
+        .map_err(|_| StoreError::Closed)?
     }
 
     /// Keeps the highest working set of a shape.
@@ -369,7 +391,7 @@ impl Store {
 
     /// The first of `count` event numbers that nobody had before.
     pub async fn reserve_event_ids(&self, count: u64) -> Result<u64, StoreError> {
-        self.held
+        self.owned
             .writer
             .submit(Durable::Yes, move |connection| {
                 let next: i64 = connection
@@ -393,7 +415,7 @@ impl Store {
         sql: &'static str,
         values: impl FnOnce() -> Result<Vec<Box<dyn rusqlite::ToSql>>, StoreError> + Send + 'static,
     ) -> Result<(), StoreError> {
-        self.held
+        self.owned
             .writer
             .submit(durable, move |connection| {
                 connection
@@ -413,6 +435,13 @@ impl Store {
             .await
             .map_err(|_| StoreError::Closed)?
     }
+}
+
+fn open_to_read(path: &Path) -> Result<Connection, StoreError> {
+    Ok(Connection::open_with_flags(
+        path,
+        OpenFlags::SQLITE_OPEN_READ_ONLY,
+    )?)
 }
 
 /// What was claimed by an engine that is no more waits again.

@@ -9,7 +9,7 @@ mod tests;
 mod writer;
 
 pub use artifacts::{ArtifactHash, Artifacts, Swept, media_type};
-pub use journal::{Finish, Finished, Inserted, JobFilter, NewJob, Store};
+pub use journal::{Finish, Finished, Held, Inserted, JobFilter, NewJob, Store};
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,6 +31,12 @@ pub enum StoreError {
     /// The database says no.
     #[error("the journal failed: {0}")]
     Database(#[from] rusqlite::Error),
+    /// The folder's file system cannot hold such a journal.
+    #[error("the journal cannot be kept as a write-ahead log here (SQLite chose `{mode}`)")]
+    NoWal {
+        /// What SQLite chose instead.
+        mode: String,
+    },
     /// The database took none of the operations that were to be committed together.
     #[error("the journal failed to commit: {0}")]
     NotCommitted(Arc<rusqlite::Error>),
@@ -60,6 +66,7 @@ impl From<StoreError> for Error {
     fn from(error: StoreError) -> Self {
         let advice = match &error {
             StoreError::InUse { .. } => Some("stop the other server, or choose another --data-dir"),
+            StoreError::NoWal { .. } => Some("choose a --data-dir on a local disk"),
             StoreError::TooNew { .. } => Some("use the newer program, or choose another --data-dir"),
             StoreError::Disk(_) | StoreError::Database(_) | StoreError::NotCommitted(_) => {
                 Some("look at the disk's space and rights")

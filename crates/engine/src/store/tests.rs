@@ -118,7 +118,7 @@ async fn the_first_end_stays() {
         ..cancelled()
     };
     assert_eq!(store.finish(&id, again).await.unwrap(), Finished::Already);
-    store.requeue(&id, 1).await.unwrap();
+    store.requeue(&id, 1, Held::No).await.unwrap();
     assert_eq!(store.job(&id).await.unwrap().unwrap().state, JobState::Cancelled);
     assert!(store.unfinished().await.unwrap().is_empty());
     store.delete(&id).await.unwrap();
@@ -543,4 +543,41 @@ async fn how_fast_jobs_are_accepted() {
         drop(Store::open(&folder).unwrap());
         println!("  reopened in {:?}", start.elapsed());
     }
+}
+
+#[tokio::test]
+async fn a_job_put_back_into_the_queue_and_held_is_held_by_one_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let id = JobId::from("job_1");
+    {
+        let store = Store::open(dir.path()).unwrap();
+        store.insert(new("job_1", None, "d")).await.unwrap();
+        store.claim(&id, 1, "cpu0", 1).await.unwrap();
+        store.requeue(&id, 1, Held::Yes).await.unwrap();
+    }
+    let store = Store::open(dir.path()).unwrap();
+    let [job] = &store.unfinished().await.unwrap()[..] else {
+        panic!("one job")
+    };
+    assert_eq!((job.state, job.crashes), (JobState::Paused, 1));
+}
+
+#[tokio::test]
+async fn an_artifact_that_is_about_to_be_referred_to_outlives_a_sweep() {
+    let dir = tempfile::tempdir().unwrap();
+    let artifacts = Artifacts::open(dir.path()).unwrap();
+    let hour = std::time::Duration::from_secs(3600);
+    let hash = artifacts.put(b"a picture".to_vec()).await.unwrap();
+    let old = std::time::SystemTime::now() - 2 * hour;
+    let file = std::fs::File::options()
+        .write(true)
+        .open(artifacts.path(&hash))
+        .unwrap();
+    file.set_modified(old).unwrap();
+    assert_eq!(artifacts.renew(&hash).await.unwrap().unwrap(), b"a picture");
+    let nothing = std::collections::HashSet::new();
+    assert_eq!(artifacts.sweep(&nothing, hour).await.unwrap().removed, 0);
+    file.set_modified(old).unwrap();
+    assert_eq!(artifacts.sweep(&nothing, hour).await.unwrap().removed, 1);
+    assert_eq!(artifacts.renew(&hash).await.unwrap(), None);
 }

@@ -10,6 +10,7 @@ use crate::inference;
 use crate::memory::Owner;
 use crate::processing::JobState;
 use crate::processing::policy::{self, Decision, Resident, Slot, Waiting};
+use crate::store::Held;
 
 /// Waiting jobs that one decision looks at; those behind them wait for the next.
 const LOOKED_AT: usize = 64;
@@ -237,11 +238,8 @@ impl Driver {
         let (store, job, crashes) = (self.store.clone(), job.clone(), live.record.crashes);
         self.tell(&job);
         tokio::spawn(async move {
-            let kept = async {
-                store.requeue(&job, crashes).await?;
-                if paused { store.pause(&job).await } else { Ok(()) }
-            };
-            if let Err(error) = kept.await {
+            let held = if paused { Held::Yes } else { Held::No };
+            if let Err(error) = store.requeue(&job, crashes, held).await {
                 tracing::error!(job.id = %job, "Failed to journal that a job waits again: {error}");
             }
         });
