@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::worker::Timing;
+
 /// Settings of one engine.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -23,6 +25,8 @@ pub struct Config {
     pub memory_share: f64,
     /// CPU threads of a worker; 0 for its choice.
     pub threads: u32,
+    /// Every patience with a worker.
+    pub timing: Timing,
 }
 
 impl Config {
@@ -38,6 +42,7 @@ impl Config {
             max_concurrency: 0,
             memory_share: 0.8,
             threads: 0,
+            timing: Timing::default(),
         }
     }
 }

@@ -554,6 +554,7 @@ async fn killed_mid_step_again_and_again_with_growing_waits() {
 #[tokio::test]
 async fn never_finishes() {
     let timing = Timing {
+        step_first: Duration::from_millis(150),
         step_least: Duration::from_millis(150),
         ..brisk()
     };
@@ -569,6 +570,7 @@ async fn never_finishes() {
 #[tokio::test]
 async fn a_job_that_stalls_is_cancelled_and_the_worker_stays() {
     let timing = Timing {
+        step_first: Duration::from_millis(150),
         step_least: Duration::from_millis(150),
         ..brisk()
     };
@@ -583,6 +585,7 @@ async fn a_job_that_stalls_is_cancelled_and_the_worker_stays() {
 #[tokio::test]
 async fn ignores_cancel() {
     let timing = Timing {
+        step_first: Duration::from_millis(150),
         step_least: Duration::from_millis(150),
         ..brisk()
     };

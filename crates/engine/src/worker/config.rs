@@ -48,7 +48,9 @@ pub struct Timing {
     pub heartbeat_every: Duration,
     /// Longest time without any line from a ready worker.
     pub silence: Duration,
-    /// Least time given to a step.
+    /// Least time given to the first step of a phase, which nothing before it tells the length of.
+    pub step_first: Duration,
+    /// Least time given to a further step.
     pub step_least: Duration,
     /// A step may take this many times the recent one.
     pub step_factor: u32,
@@ -73,6 +75,7 @@ impl Default for Timing {
             ready: Duration::from_secs(120),
             heartbeat_every: Duration::from_secs(1),
             silence: Duration::from_secs(5),
+            step_first: Duration::from_secs(120),
             step_least: Duration::from_secs(10),
             step_factor: 5,
             load_least: Duration::from_secs(30),

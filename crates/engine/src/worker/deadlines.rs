@@ -51,6 +51,17 @@ struct JobClock {
     due: Option<Instant>,
     recent_step: Option<Duration>,
     last: Option<(Phase, u32)>,
+    piece: Piece,
+}
+
+/// What a job does next, as far as it tells how long that may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Piece {
+    /// The first of a phase: nothing that was measured says how long it takes. A step at a large size is not like the
+    /// text encoding before it, and decoding is not like a step.
+    First,
+    /// One like the last.
+    Further,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,7 +93,7 @@ impl Deadlines {
     pub(super) fn sent(&mut self, message: &Down, now: Instant) {
         match message {
             Down::Run(run) => {
-                let due = Some(now + self.step_allowance(None));
+                let due = Some(now + self.step_allowance(None, Piece::First));
                 let clock = JobClock {
                     attempt: run.attempt,
                     stage: Stage::Running,
@@ -90,13 +101,15 @@ impl Deadlines {
                     due,
                     recent_step: None,
                     last: None,
+                    piece: Piece::First,
                 };
                 self.jobs.insert(run.job.clone(), clock);
             }
             Down::Resume { job, attempt } => self.runs_again(job, *attempt, now),
             Down::Cancel { job, attempt } => {
-                let allowance =
-                    self.step_allowance(self.job(job, *attempt).and_then(|clock| clock.recent_step));
+                let recent = self.job(job, *attempt).and_then(|clock| clock.recent_step);
+                // Not the patience of a first piece: a new process is back sooner than that.
+                let allowance = self.step_allowance(recent, Piece::Further);
                 if let Some(clock) = self.job_mut(job, *attempt)
                     && clock.stage != Stage::Cancelling
                 {
@@ -228,7 +241,7 @@ impl Deadlines {
             attempt,
             phase,
             done,
-            total: _,
+            total,
             step_ms,
         } = progress;
         let Some(clock) = self.job_mut(job, *attempt) else {
@@ -248,9 +261,15 @@ impl Deadlines {
             .unwrap_or_default()
             .min(longest);
         clock.recent_step = Some(step);
+        clock.piece = if done < total {
+            Piece::Further
+        } else {
+            Piece::First
+        };
+        let piece = clock.piece;
         self.recent_step = Some(step);
-        let allowance = self.step_allowance(Some(step));
-        let waiting = self.step_allowance(None);
+        let allowance = self.step_allowance(Some(step), piece);
+        let waiting = self.step_allowance(None, Piece::First);
         for (other, clock) in &mut self.jobs {
             if clock.stage != Stage::Running {
                 continue;
@@ -265,7 +284,10 @@ impl Deadlines {
     }
 
     fn runs_again(&mut self, job: &JobId, attempt: Attempt, now: Instant) {
-        let allowance = self.step_allowance(self.job(job, attempt).and_then(|clock| clock.recent_step));
+        let (recent, piece) = self
+            .job(job, attempt)
+            .map_or((None, Piece::First), |clock| (clock.recent_step, clock.piece));
+        let allowance = self.step_allowance(recent, piece);
         if let Some(clock) = self.job_mut(job, attempt)
             && clock.stage != Stage::Cancelling
         {
@@ -288,10 +310,13 @@ impl Deadlines {
         self.jobs.get_mut(job).filter(|clock| clock.attempt == attempt)
     }
 
-    fn step_allowance(&self, recent: Option<Duration>) -> Duration {
+    fn step_allowance(&self, recent: Option<Duration>, piece: Piece) -> Duration {
         let step = recent.or(self.recent_step).unwrap_or_default();
-        step.saturating_mul(self.timing.step_factor)
-            .max(self.timing.step_least)
+        let least = match piece {
+            Piece::First => self.timing.step_first,
+            Piece::Further => self.timing.step_least,
+        };
+        step.saturating_mul(self.timing.step_factor).max(least)
     }
 
     fn load_allowance(&self, bytes: u64) -> Duration {

@@ -53,15 +53,42 @@ fn a_job_without_progress_is_cancelled_and_then_condemned() {
     let mut deadlines = Deadlines::new(Timing::default());
     let start = Instant::now();
     deadlines.sent(&run("a", 1), start);
+    deadlines.heard(&progress("a", 1, 1, 10.0), start);
     assert_eq!(deadlines.next(), Some(start + s(10)));
     assert_eq!(deadlines.overdue(start + s(9)), []);
     assert_eq!(deadlines.overdue(start + s(10)), [step_of("a")]);
     assert_eq!(deadlines.next(), Some(start + s(12)));
-    deadlines.heard(&progress("a", 1, 1, 10.0), start + s(11));
+    deadlines.heard(&progress("a", 1, 2, 10.0), start + s(11));
     assert_eq!(
         deadlines.overdue(start + s(12)),
         [Overdue::Cancel { job: "a".into() }]
     );
+}
+
+#[test]
+fn the_first_step_of_a_phase_has_the_time_that_nothing_before_it_can_tell() {
+    let mut deadlines = Deadlines::new(Timing::default());
+    let start = Instant::now();
+    deadlines.sent(&run("a", 1), start);
+    assert_eq!(deadlines.next(), Some(start + s(120)));
+    // The last of its phase: what comes now is of another kind.
+    deadlines.heard(&progress("a", 1, 100, 1.0), start + s(1));
+    assert_eq!(deadlines.next(), Some(start + s(121)));
+    let decode = |done, at| {
+        let progress = Progress {
+            job: "a".into(),
+            attempt: Attempt(1),
+            phase: Phase::Decode,
+            done,
+            total: 2,
+            step_ms: 1.0,
+        };
+        (Up::Progress(progress), start + s(at))
+    };
+    let (first, at) = decode(1, 60);
+    deadlines.heard(&first, at);
+    assert_eq!(deadlines.next(), Some(start + s(70)));
+    assert_eq!(deadlines.overdue(start + s(70)), [step_of("a")]);
 }
 
 #[test]
@@ -127,7 +154,7 @@ fn a_paused_job_has_no_deadline_until_it_is_resumed() {
         },
         start + s(100),
     );
-    assert_eq!(deadlines.next(), Some(start + s(110)));
+    assert_eq!(deadlines.next(), Some(start + s(220)));
 }
 
 #[test]
@@ -151,11 +178,15 @@ fn a_job_that_waits_for_its_first_turn_lives_by_the_progress_of_others() {
     let start = Instant::now();
     deadlines.sent(&run("a", 1), start);
     deadlines.sent(&run("b", 1), start);
-    deadlines.heard(&progress("a", 1, 1, 1.0), start + s(9));
-    assert_eq!(deadlines.next(), Some(start + s(19)));
-    deadlines.heard(&progress("b", 1, 1, 1.0), start + s(10));
-    deadlines.heard(&progress("a", 1, 2, 1.0), start + s(15));
-    assert_eq!(deadlines.overdue(start + s(20)), [step_of("b")]);
+    for done in 1..=30 {
+        deadlines.heard(&progress("a", 1, done, 1.0), start + s(9 * u64::from(done)));
+        assert_eq!(deadlines.overdue(start + s(9 * u64::from(done))), []);
+    }
+    let now = start + s(270);
+    assert_eq!(deadlines.next(), Some(now + s(10)));
+    deadlines.heard(&progress("b", 1, 1, 1.0), now);
+    deadlines.heard(&progress("a", 1, 31, 1.0), now + s(5));
+    assert_eq!(deadlines.overdue(now + s(10)), [step_of("b")]);
 }
 
 #[test]
