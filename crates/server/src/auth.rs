@@ -9,8 +9,31 @@ use calotype_engine::{Code, Error};
 use crate::App;
 use crate::error::Refused;
 
+/// A secret that every client must send. It is never shown.
+#[derive(Clone)]
+pub struct ApiKey(String);
+
+impl From<String> for ApiKey {
+    fn from(key: String) -> Self {
+        Self(key)
+    }
+}
+
+impl ApiKey {
+    /// Whether it would keep nobody out.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl std::fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ApiKey(…)")
+    }
+}
+
 pub(crate) async fn check(State(app): State<App>, request: Request, next: Next) -> Response {
-    let Some(key) = &app.config.api_key else {
+    let Some(ApiKey(key)) = &app.config.api_key else {
         return next.run(request).await;
     };
     if request.uri().path() == "/health" {
@@ -42,7 +65,12 @@ fn same(given: &[u8], key: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::same;
+    use super::{ApiKey, same};
+
+    #[test]
+    fn a_key_is_not_shown() {
+        assert!(!format!("{:?}", ApiKey::from("secret".to_owned())).contains("secret"));
+    }
 
     #[test]
     fn only_the_whole_key_opens() {

@@ -70,14 +70,14 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
     let value: T = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
         let inner = error.into_inner();
-        let unknown = inner.to_string();
-        let field = match unknown
-            .strip_prefix("unknown field `")
-            .and_then(|rest| rest.split('`').next())
-        {
-            // The path already ends in it.
-            Some(name) if path == "." || path == "?" => Some(name.to_owned()),
-            _ => (path != "." && path != "?").then_some(path),
+        let words = inner.to_string();
+        let at_top = path == "." || path == "?";
+        let named = |prefix| words.strip_prefix(prefix).and_then(|rest| rest.split('`').next());
+        let field = match (named("unknown field `"), named("missing field `")) {
+            // The path already ends in an unknown field, and only leads to where one is missing.
+            (Some(name), _) | (_, Some(name)) if at_top => Some(name.to_owned()),
+            (_, Some(name)) => Some(format!("{path}.{name}")),
+            _ => (!at_top).then_some(path),
         };
         // A field of the wrong kind is the request's fault, not the syntax's.
         let code = if inner.is_data() && field.is_some() {
@@ -124,6 +124,15 @@ mod tests {
         );
         assert_eq!(
             refused(r#"{"prompt":"a","loras":[{"name":1}]}"#),
+            (Code::InvalidInput, Some("loras[0].name".into()))
+        );
+    }
+
+    #[test]
+    fn a_missing_field_is_named() {
+        assert_eq!(refused("{}"), (Code::InvalidInput, Some("prompt".into())));
+        assert_eq!(
+            refused(r#"{"prompt":"a","loras":[{}]}"#),
             (Code::InvalidInput, Some("loras[0].name".into()))
         );
     }

@@ -1,5 +1,6 @@
 //! The HTTP door: checks, converts, calls the engine, converts back. It holds no state of a job.
 
+mod accept;
 mod auth;
 mod body;
 mod error;
@@ -7,11 +8,13 @@ mod openapi;
 mod range;
 mod request_id;
 mod routes;
+mod segment;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+pub use auth::ApiKey;
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
 use calotype_engine::{Code, Engine, Error};
@@ -21,8 +24,12 @@ use tokio::sync::watch;
 
 /// How often figures are folded together: without it they pile up where nobody scrapes.
 const UPKEEP: Duration = Duration::from_secs(5);
-/// How long open connections get to end once the server stops; streams of events do not end by themselves.
+/// How long open connections get to end once the server stops. Streams of events end at once, by themselves.
 const GRACE: Duration = Duration::from_secs(2);
+/// Upper bounds of the histograms' buckets: from a control call to a job of minutes.
+const BUCKETS_S: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
+];
 
 /// Settings of the door.
 #[derive(Debug, Clone)]
@@ -30,7 +37,7 @@ pub struct ServerConfig {
     /// Where to listen. Anything but loopback needs an API key.
     pub listen: SocketAddr,
     /// Asked of every client, where set.
-    pub api_key: Option<String>,
+    pub api_key: Option<ApiKey>,
     /// Largest body of a request.
     pub max_body_bytes: usize,
     /// How long a client may wait for its picture in one request.
@@ -73,6 +80,8 @@ pub(crate) struct App {
     pub(crate) engine: Engine,
     pub(crate) config: Arc<ServerConfig>,
     pub(crate) metrics: Option<PrometheusHandle>,
+    /// Changes, or loses its sender, when the server stops.
+    pub(crate) stopping: watch::Receiver<()>,
 }
 
 /// A listener that does not serve yet.
@@ -85,7 +94,7 @@ pub struct Server {
 
 /// Takes the address.
 pub async fn bind(config: ServerConfig) -> Result<Server, ServeError> {
-    if !config.listen.ip().is_loopback() && config.api_key.as_ref().is_none_or(String::is_empty) {
+    if !config.listen.ip().is_loopback() && config.api_key.as_ref().is_none_or(ApiKey::is_empty) {
         return Err(ServeError::Open(config.listen));
     }
     let failed = |reason| ServeError::Listen {
@@ -119,8 +128,8 @@ impl Server {
             })
         });
         let (stop, mut stopped) = watch::channel(());
-        let served =
-            axum::serve(self.listener, router(engine, self.config)).with_graceful_shutdown(async move {
+        let served = axum::serve(self.listener, router(engine, self.config, stopped.clone()))
+            .with_graceful_shutdown(async move {
                 // Also when the sender is gone.
                 let _ = stopped.changed().await;
             });
@@ -141,11 +150,12 @@ impl Server {
 }
 
 /// Every route, behind the key and with a request id.
-pub fn router(engine: Engine, config: ServerConfig) -> Router {
+fn router(engine: Engine, config: ServerConfig, stopping: watch::Receiver<()>) -> Router {
     let app = App {
         engine,
         config: Arc::new(config),
         metrics: recorder(),
+        stopping,
     };
     let mut router: Router<App> = Router::new();
     for route in routes::TABLE {
@@ -170,7 +180,10 @@ fn no_route() -> Error {
 fn recorder() -> Option<PrometheusHandle> {
     static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
     HANDLE
-        .get_or_init(|| PrometheusBuilder::new().install_recorder().ok())
+        .get_or_init(|| {
+            let builder = PrometheusBuilder::new().set_buckets(BUCKETS_S).ok()?;
+            builder.install_recorder().ok()
+        })
         .clone()
 }
 
@@ -186,12 +199,12 @@ mod tests {
         };
         assert!(matches!(bind(open.clone()).await, Err(ServeError::Open(_))));
         let empty = ServerConfig {
-            api_key: Some(String::new()),
+            api_key: Some(ApiKey::from(String::new())),
             ..open.clone()
         };
         assert!(matches!(bind(empty).await, Err(ServeError::Open(_))));
         bind(ServerConfig {
-            api_key: Some("key".into()),
+            api_key: Some(ApiKey::from("key".to_owned())),
             ..open
         })
         .await

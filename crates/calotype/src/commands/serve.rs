@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use calotype_server::ServerConfig;
+use calotype_server::{ApiKey, ServerConfig};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::console::say;
@@ -46,7 +46,7 @@ pub fn run(args: Args) -> Result<Exit, Failure> {
     config.memory_share = args.memory_share;
     let server = ServerConfig {
         listen: args.listen,
-        api_key: args.api_key,
+        api_key: args.api_key.map(ApiKey::from),
         ..ServerConfig::default()
     };
     let shown = data_dir.display().to_string();

@@ -1,6 +1,6 @@
 //! `/api/artifacts`: content never changes under its address.
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::header::{
     ACCEPT_RANGES, CACHE_CONTROL, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, RANGE,
 };
@@ -10,10 +10,11 @@ use axum::response::{IntoResponse, Response};
 use crate::App;
 use crate::error::Refused;
 use crate::range::{Asked, asked};
+use crate::segment::Segment;
 
 pub(super) async fn fetch(
     State(app): State<App>,
-    Path(hash): Path<String>,
+    Segment(hash): Segment,
     headers: HeaderMap,
 ) -> Result<Response, Refused> {
     let artifact = app.engine.artifact(&hash).await?;

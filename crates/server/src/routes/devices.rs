@@ -1,20 +1,18 @@
 //! `/api/devices`.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use calotype_engine::{Code, DeviceView, Error};
 
 use crate::App;
 use crate::error::Refused;
+use crate::segment::Segment;
 
 pub(super) async fn list(State(app): State<App>) -> Json<Vec<DeviceView>> {
     Json(app.engine.devices().await)
 }
 
-pub(super) async fn show(
-    State(app): State<App>,
-    Path(id): Path<String>,
-) -> Result<Json<DeviceView>, Refused> {
+pub(super) async fn show(State(app): State<App>, Segment(id): Segment) -> Result<Json<DeviceView>, Refused> {
     let found = app
         .engine
         .devices()

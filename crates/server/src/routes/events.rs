@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Query, State};
 use axum::http::HeaderMap;
 use axum::response::sse::{Event as Line, KeepAlive, Sse};
 use calotype_engine::{Error, Subscription};
@@ -11,10 +11,12 @@ use calotype_protocol::JobId;
 use futures_util::Stream;
 use futures_util::stream::unfold;
 use serde::Deserialize;
+use tokio::sync::watch;
 
 use super::inference::query;
 use crate::App;
 use crate::error::Refused;
+use crate::segment::Segment;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -30,14 +32,14 @@ type Lines = Sse<
 
 pub(super) async fn of_job(
     State(app): State<App>,
-    Path(id): Path<String>,
+    Segment(id): Segment,
     from: Result<Query<From>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Lines, Refused> {
     let job = JobId(id);
     app.engine.job(&job).await?;
     let after = after(query(from)?, &headers)?;
-    Ok(lines(app.engine.events(Some(job), after)))
+    Ok(lines(app.engine.events(Some(job), after), app.stopping))
 }
 
 pub(super) async fn of_all(
@@ -46,7 +48,7 @@ pub(super) async fn of_all(
     headers: HeaderMap,
 ) -> Result<Lines, Refused> {
     let after = after(query(from)?, &headers)?;
-    Ok(lines(app.engine.events(None, after)))
+    Ok(lines(app.engine.events(None, after), app.stopping))
 }
 
 fn after(from: From, headers: &HeaderMap) -> Result<Option<u64>, Refused> {
@@ -62,16 +64,23 @@ fn after(from: From, headers: &HeaderMap) -> Result<Option<u64>, Refused> {
     }
 }
 
-fn lines(subscription: Subscription) -> Lines {
-    let stream = unfold(subscription, async |mut subscription| {
-        let event = subscription.next().await?;
-        let data = serde_json::to_string(&event).unwrap_or_default();
-        let line = Line::default()
-            .id(event.id.to_string())
-            .event(event.kind.name())
-            .data(data);
-        Some((Ok(line), subscription))
-    });
+/// The stream ends with its subscription, or with the server: a client goes on by `Last-Event-ID` once there is one again.
+fn lines(subscription: Subscription, stopping: watch::Receiver<()>) -> Lines {
+    let stream = unfold(
+        (subscription, stopping),
+        async |(mut subscription, mut stopping)| {
+            let event = tokio::select! {
+                event = subscription.next() => event?,
+                _ = stopping.changed() => return None,
+            };
+            let data = serde_json::to_string(&event).unwrap_or_default();
+            let line = Line::default()
+                .id(event.id.to_string())
+                .event(event.kind.name())
+                .data(data);
+            Some((Ok(line), (subscription, stopping)))
+        },
+    );
     let boxed: std::pin::Pin<Box<dyn Stream<Item = Result<Line, Infallible>> + Send>> = Box::pin(stream);
     Sse::new(boxed).keep_alive(KeepAlive::default())
 }

@@ -7,13 +7,15 @@ use axum::http::{HeaderMap, HeaderName};
 use axum::response::{IntoResponse, Response};
 use calotype_engine::inference::GenerateRequest;
 use calotype_engine::processing::{Class, JobState, JobView};
-use calotype_engine::{Code, Engine, Error, SubmitOptions, Validation};
+use calotype_engine::{Code, Engine, Error, SubmitOptions, Submitted, Validation};
 use calotype_protocol::JobId;
 use serde::Deserialize;
 
-use crate::App;
+use super::jobs::key;
+use crate::accept::{Wanted, wanted};
 use crate::body::Json;
 use crate::error::Refused;
+use crate::{App, GRACE};
 
 /// How a job is to be treated, in the query of both ways to submit one.
 #[derive(Debug, Default, Deserialize)]
@@ -61,46 +63,40 @@ pub(super) async fn generate(
     State(app): State<App>,
     treatment: Result<Query<Treatment>, axum::extract::rejection::QueryRejection>,
     headers: HeaderMap,
-    Json(request): Json<GenerateRequest>,
+    Json(mut request): Json<GenerateRequest>,
 ) -> Result<Response, Refused> {
     let Treatment { class, priority } = query(treatment)?;
-    let wants_bytes = headers
-        .get(ACCEPT)
-        .and_then(|accept| accept.to_str().ok())
-        .is_some_and(|accept| accept.trim_start().starts_with("image/"));
-    let options = SubmitOptions {
-        key: None,
-        class,
-        priority,
-    };
+    let key = key(&headers)?;
+    let wanted = wanted(headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()));
+    match wanted {
+        Wanted::Job | Wanted::Picture => {}
+        Wanted::PictureAs(format) => request.format = request.format.or(Some(format)),
+        Wanted::Nothing => {
+            let error = Error::new(Code::NotSupported, "no answer can be made in the types accepted");
+            return Err(Refused(error.field("Accept").advice(
+                "accept application/json, image/png, image/jpeg, image/webp or image/*",
+            )));
+        }
+    }
+    let options = SubmitOptions { key, class, priority };
     // In a task of its own: a client that leaves in the middle of it must not leave a job behind that nobody knows.
     let engine = app.engine.clone();
     let submitting = tokio::spawn(async move {
-        let submitted = engine.submit(request, options).await?;
-        Ok::<_, Error>(CancelOnLeave {
+        let Submitted { job, existing, .. } = engine.submit(request, options).await?;
+        // A job that was there before is not this client's to cancel.
+        let guard = CancelOnLeave {
             engine,
-            job: Some(submitted.job.id),
-        })
+            job: (!existing).then(|| job.id.clone()),
+        };
+        Ok::<_, Error>((job.id, guard))
     });
-    let mut guard = submitting
+    let (job, mut guard) = submitting
         .await
         .map_err(|error| Error::new(Code::Internal, error.to_string()))??;
-    let Some(job) = guard.job.clone() else {
-        return Err(Refused(Error::new(Code::Internal, "the job has no name")));
-    };
-    let waited = tokio::time::timeout(app.config.sync_timeout, app.engine.wait(&job)).await;
-    let view = waited.map_err(|_| {
-        let seconds = app.config.sync_timeout.as_secs();
-        Error::new(
-            Code::DeadlineMissed,
-            format!("the job took longer than {seconds} s and was cancelled"),
-        )
-        .advice("submit long work with POST /api/jobs")
-        .job(job.clone())
-    })??;
+    let view = wait(&app, &job).await?;
     guard.job = None;
     let view = succeeded(view)?;
-    if !wants_bytes {
+    if wanted == Wanted::Job {
         return Ok(JsonAnswer(view).into_response());
     }
     let first = view.result.as_ref().and_then(|result| result.images.first());
@@ -112,6 +108,32 @@ pub(super) async fn generate(
         (HeaderName::from_static("x-calotype-seed"), image.seed.to_string()),
     ];
     Ok((headers, artifact.bytes).into_response())
+}
+
+/// Waits for the end of a job: as long as one may, or until the server has stopped for a moment.
+async fn wait(app: &App, job: &JobId) -> Result<JobView, Refused> {
+    let mut stopping = app.stopping.clone();
+    let stopped = async {
+        let _ = stopping.changed().await;
+        // Nearly there, it still comes; the connection is cut a little later.
+        tokio::time::sleep(GRACE / 2).await;
+    };
+    tokio::select! {
+        waited = tokio::time::timeout(app.config.sync_timeout, app.engine.wait(job)) => match waited {
+            Ok(view) => Ok(view?),
+            Err(_) => {
+                let seconds = app.config.sync_timeout.as_secs();
+                let error = Error::new(Code::DeadlineMissed, format!("the job took longer than {seconds} s"));
+                let advice = "it was cancelled, unless it was there before; submit long work with POST /api/jobs";
+                Err(Refused(error.advice(advice).job(job.clone())))
+            }
+        },
+        () = stopped => Err(Refused(
+            Error::new(Code::ShuttingDown, "the server is going down")
+                .advice("send it again once the server is back; work of POST /api/jobs survives a restart")
+                .job(job.clone()),
+        )),
+    }
 }
 
 /// A job with its pictures, or why it has none.

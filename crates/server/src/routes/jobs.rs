@@ -2,7 +2,7 @@
 
 use axum::Json as JsonAnswer;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Query, State};
 use axum::http::header::LOCATION;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -16,6 +16,7 @@ use super::inference::{Treatment, query};
 use crate::App;
 use crate::body::Json;
 use crate::error::Refused;
+use crate::segment::Segment;
 
 /// Longest idempotency key.
 const LONGEST_KEY: usize = 255;
@@ -57,7 +58,7 @@ pub(super) async fn submit(
     Ok((status, [(LOCATION, location)], JsonAnswer(submitted)).into_response())
 }
 
-fn key(headers: &HeaderMap) -> Result<Option<String>, Refused> {
+pub(super) fn key(headers: &HeaderMap) -> Result<Option<String>, Refused> {
     let Some(value) = headers.get("idempotency-key") else {
         return Ok(None);
     };
@@ -92,23 +93,23 @@ pub(super) async fn list(
     ))
 }
 
-pub(super) async fn show(State(app): State<App>, Path(id): Path<String>) -> Job {
+pub(super) async fn show(State(app): State<App>, Segment(id): Segment) -> Job {
     Ok(JsonAnswer(app.engine.job(&JobId(id)).await?))
 }
 
-pub(super) async fn forget(State(app): State<App>, Path(id): Path<String>) -> Result<StatusCode, Refused> {
+pub(super) async fn forget(State(app): State<App>, Segment(id): Segment) -> Result<StatusCode, Refused> {
     app.engine.delete(&JobId(id)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-pub(super) async fn cancel(State(app): State<App>, Path(id): Path<String>) -> Job {
+pub(super) async fn cancel(State(app): State<App>, Segment(id): Segment) -> Job {
     Ok(JsonAnswer(app.engine.cancel(&JobId(id)).await?))
 }
 
-pub(super) async fn pause(State(app): State<App>, Path(id): Path<String>) -> Job {
+pub(super) async fn pause(State(app): State<App>, Segment(id): Segment) -> Job {
     Ok(JsonAnswer(app.engine.pause(&JobId(id)).await?))
 }
 
-pub(super) async fn resume(State(app): State<App>, Path(id): Path<String>) -> Job {
+pub(super) async fn resume(State(app): State<App>, Segment(id): Segment) -> Job {
     Ok(JsonAnswer(app.engine.resume(&JobId(id)).await?))
 }

@@ -40,6 +40,11 @@ fn schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
 
 const JSON: &str = "application/json";
 const CLASS: (&str, &str, &str) = ("query", "class", "critical, interactive, batch or background");
+const KEY: (&str, &str, &str) = (
+    "header",
+    "Idempotency-Key",
+    "the same key and request give the same job",
+);
 const PRIORITY: (&str, &str, &str) = ("query", "priority", "larger goes first within the class");
 
 const fn shown(
@@ -74,10 +79,11 @@ pub(crate) const TABLE: &[Route] = &[
         parameters: &[
             CLASS,
             PRIORITY,
+            KEY,
             (
                 "header",
                 "Accept",
-                "image/* for the bytes of the first picture, else the job as JSON",
+                "image/png, image/jpeg, image/webp or image/* for the bytes of the first picture, else the job as JSON",
             ),
         ],
         ..deed(
@@ -99,15 +105,7 @@ pub(crate) const TABLE: &[Route] = &[
         request: Some(schema::<GenerateRequest>),
         response: Some(schema::<Submitted>),
         status: "202",
-        parameters: &[
-            CLASS,
-            PRIORITY,
-            (
-                "header",
-                "Idempotency-Key",
-                "the same key and request give the same job",
-            ),
-        ],
+        parameters: &[CLASS, PRIORITY, KEY],
         ..deed("/api/jobs", "submit a durable job", || post(jobs::submit))
     },
     Route {
