@@ -45,14 +45,6 @@ const ONLY_IN: &[(&str, &[&str], &str)] = &[
 
 /// Longest source file, its tests left out.
 const MOST_LINES: usize = 600;
-/// Files that are longer, and what is to be done.
-const STILL_LONG: &[&str] = &[
-    // To be split by phase: encode, denoise, decode.
-    "crates/worker/src/tick.rs",
-    // One mode a fault, for tests only; to be split by kind of fault.
-    "crates/engine/src/bin/fake_worker.rs",
-];
-
 pub(crate) fn run(_: &[String]) -> Done {
     let root = root();
     let mut sources = Vec::new();
@@ -100,7 +92,7 @@ fn look(name: &str, text: &str, wrong: &mut Vec<String>) {
         }
     }
     let lines = text.lines().take_while(|line| *line != "#[cfg(test)]").count();
-    if !is_test && lines > MOST_LINES && !STILL_LONG.contains(&name) {
+    if !is_test && lines > MOST_LINES {
         wrong.push(format!(
             "{name}: {lines} lines; a file that needs chapters is two files"
         ));
