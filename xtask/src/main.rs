@@ -1,5 +1,6 @@
 //! The chores of this repository: `cargo xtask` lists them.
 
+mod bench;
 mod check;
 mod schema;
 mod test;
@@ -21,6 +22,11 @@ const CHORES: &[Chore] = &[
         check::run,
     ),
     ("test", "build what the tests need, and run them all", test::run),
+    (
+        "bench",
+        "measure, print the table and keep it in docs/benchmarks.md (--print: only print)",
+        bench::run,
+    ),
     ("tidy", "the invariants of the architecture", tidy::run),
     (
         "schema",

@@ -1,4 +1,4 @@
-//! A real server process for whole-program tests.
+//! A real server process, for whole-program tests and for the benchmark.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -11,21 +11,21 @@ use serde_json::Value;
 pub struct Server {
     pub child: Child,
     pub url: String,
+    agent: ureq::Agent,
 }
 
 impl Server {
     /// Starts one on a data directory, and waits until it listens.
     pub fn start(data_dir: &Path) -> Self {
+        Self::start_with(data_dir, &["--runtime", "rten"])
+    }
+
+    /// The same with other options.
+    pub fn start_with(data_dir: &Path, options: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_calotype"))
-            .args([
-                "serve",
-                "--listen",
-                "127.0.0.1:0",
-                "--runtime",
-                "rten",
-                "--data-dir",
-            ])
+            .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
             .arg(data_dir)
+            .args(options)
             .env("RUST_LOG", "warn")
             .stdout(Stdio::piped())
             .spawn()
@@ -41,6 +41,7 @@ impl Server {
         Self {
             url: url.trim_end_matches(',').to_owned(),
             child,
+            agent: agent(),
         }
     }
 
@@ -52,7 +53,14 @@ impl Server {
 
     /// Status and JSON of a POST.
     pub fn post(&self, path: &str, headers: &[(&str, &str)], body: &str) -> (u16, Value) {
-        let mut request = agent()
+        let (status, bytes) = self.post_for_bytes(path, headers, body);
+        (status, serde_json::from_slice(&bytes).unwrap())
+    }
+
+    /// Status and bytes of a POST.
+    pub fn post_for_bytes(&self, path: &str, headers: &[(&str, &str)], body: &str) -> (u16, Vec<u8>) {
+        let mut request = self
+            .agent
             .post(format!("{}{path}", self.url))
             .header("Content-Type", "application/json");
         for (name, value) in headers {
@@ -61,13 +69,13 @@ impl Server {
         let mut response = request.send(body).unwrap();
         (
             response.status().as_u16(),
-            response.body_mut().read_json().unwrap(),
+            response.body_mut().read_to_vec().unwrap(),
         )
     }
 
     /// Status and bytes of a GET.
     pub fn bytes(&self, path: &str, headers: &[(&str, &str)]) -> (u16, Vec<u8>) {
-        let mut request = agent().get(format!("{}{path}", self.url));
+        let mut request = self.agent.get(format!("{}{path}", self.url));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -92,7 +100,8 @@ impl Server {
 
     /// Reads a job's events until `enough`, and gives the last one that was read.
     pub fn follow(&self, job: &str, mut enough: impl FnMut(&Value) -> bool) -> Value {
-        let response = agent()
+        let response = self
+            .agent
             .get(format!("{}/api/jobs/{job}/events", self.url))
             .call()
             .unwrap();
@@ -151,6 +160,7 @@ fn agent() -> ureq::Agent {
     // The deadline of every wait in these tests.
     ureq::Agent::config_builder()
         .http_status_as_error(false)
+        .max_idle_connections_per_host(64)
         .timeout_global(Some(Duration::from_secs(120)))
         .build()
         .into()

@@ -62,9 +62,12 @@ pub struct Artifacts {
 }
 
 impl Artifacts {
-    /// Opens or makes the folder.
+    /// Opens or makes the folder, with a folder in it for each first byte: made durable once, not at each put.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
-        fs::create_dir_all(dir)?;
+        for first_byte in 0..=u8::MAX {
+            fs::create_dir_all(dir.join(format!("{first_byte:02x}")))?;
+        }
+        File::open(dir)?.sync_all()?;
         Ok(Self {
             dir: Arc::new(dir.to_owned()),
             sweeping: Arc::default(),
@@ -85,7 +88,8 @@ impl Artifacts {
         blocking(move || artifacts.put_now(&bytes)).await
     }
 
-    fn put_now(&self, bytes: &[u8]) -> Result<ArtifactHash, StoreError> {
+    /// [`put`](Self::put) for a thread that may wait for the disk.
+    pub fn put_now(&self, bytes: &[u8]) -> Result<ArtifactHash, StoreError> {
         let hash = ArtifactHash::of(bytes);
         let path = self.path(&hash);
         let folder = path.parent().unwrap_or(&self.dir);
@@ -93,7 +97,6 @@ impl Artifacts {
         match File::options().write(true).open(&path) {
             Ok(file) => file.set_modified(SystemTime::now())?,
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                fs::create_dir_all(folder)?;
                 let torn = folder.join(format!("{}.{}.tmp", hash.0, uuid::Uuid::new_v4().simple()));
                 if let Err(error) = write_then_rename(&torn, bytes, &path) {
                     let _ = fs::remove_file(&torn);
@@ -102,10 +105,8 @@ impl Artifacts {
             }
             Err(error) => return Err(error.into()),
         }
-        // The name is in the folder, and the folder's own name in its parent. Also for a file that was there: whoever
-        // renamed it may not have come this far.
+        // The name, too, must be on disk. Also for a file that was there: whoever renamed it may not have come this far.
         File::open(folder)?.sync_all()?;
-        File::open(&*self.dir)?.sync_all()?;
         Ok(hash)
     }
 

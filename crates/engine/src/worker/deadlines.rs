@@ -269,17 +269,14 @@ impl Deadlines {
         let piece = clock.piece;
         self.recent_step = Some(step);
         let allowance = self.step_allowance(Some(step), piece);
-        let waiting = self.step_allowance(None, Piece::First);
         for (other, clock) in &mut self.jobs {
             if clock.stage != Stage::Running {
                 continue;
             }
-            if other == job {
-                clock.due = Some(now + allowance);
-            } else if clock.last.is_none() {
-                // It may wait for its first turn behind this one.
-                clock.due = Some(now + waiting);
-            }
+            let due = Some(now + allowance);
+            // The others may wait for their turn behind this one: who runs is the worker's choice. Only when none of
+            // them moves on, something hangs.
+            clock.due = if other == job { due } else { clock.due.max(due) };
         }
     }
 

@@ -176,6 +176,9 @@ impl Engine for OnnxRuntime {
             .with_optimization_level(GraphOptimizationLevel::All)
             .map_err(failed)?
             .with_intra_threads(self.threads)
+            .map_err(failed)?
+            // Threads that spin between two runs take the cores from the orchestrator and from who encodes the picture.
+            .with_intra_op_spinning(false)
             .map_err(failed)?;
         let session = match source {
             Source::Bound { graph, weights } => {

@@ -8,8 +8,10 @@ use super::{Loop, MAX_BATCH, ms};
 use crate::job::{Shape, Stage};
 use crate::model::UnetInput;
 
-/// Most samples in one run of the UNet, unless one job alone brings more.
-const MOST_SAMPLES: usize = 16;
+/// Most samples in one run of the UNet, unless one job alone brings more. On a processor a batch saves little from the
+/// second sample on, and nothing from the fourth (`docs/benchmarks.md`): beyond it, later jobs wait, and earlier ones are
+/// done sooner.
+const MOST_SAMPLES: usize = 4;
 
 impl Loop {
     /// The first job, and after it those that fit to it, as many as go together.

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use calotype_protocol::{
-    Attempt, BlobRef, Capabilities, DeviceFacts, Dtype, Frame, Hello, InstanceId, Mode, PROTOCOL, Phase,
-    Ready, RunResult, Sampler, Schedule, Up, Version,
+    Attempt, BlobRef, Capabilities, DeviceFacts, Dtype, Frame, Generate, Hello, InstanceId, Mode, PROTOCOL,
+    Phase, Ready, RunResult, Sampler, Schedule, Up, Version,
 };
 
 use crate::fault::Fault;
@@ -12,12 +12,7 @@ use crate::work::Job;
 
 pub(crate) fn result(job: &Job, attempt: Attempt, step_ms: f64) -> Frame<Up> {
     let (width, height) = (job.work.width as usize, job.work.height as usize);
-    let blobs: Vec<Vec<u8>> = job
-        .work
-        .seeds
-        .iter()
-        .map(|seed| pixels(*seed, width * height * 3))
-        .collect();
+    let blobs = job.pictures.clone();
     let images = (0..blobs.len())
         .map(|blob| BlobRef {
             blob,
@@ -36,6 +31,12 @@ pub(crate) fn result(job: &Job, attempt: Attempt, step_ms: f64) -> Frame<Up> {
         engine: "fake".to_owned(),
     }));
     Frame { message, blobs }
+}
+
+/// The pictures of a job, made when it comes: between its last step and its result nothing is left to do.
+pub(crate) fn pictures(work: &Generate) -> Vec<Vec<u8>> {
+    let count = work.width as usize * work.height as usize * 3;
+    work.seeds.iter().map(|seed| pixels(*seed, count)).collect()
 }
 
 pub(crate) fn preview(job: &Job) -> Frame<Up> {

@@ -15,13 +15,14 @@ use calotype_protocol::{
 
 use crate::fault::Fault;
 use crate::pipe::{Pipe, Shared};
-use crate::says::{preview, result};
+use crate::says::{pictures, preview, result};
 use crate::sleep_for_ever;
 
 pub(crate) struct Job {
     pub(crate) job: JobId,
     pub(crate) attempt: Attempt,
     pub(crate) work: Generate,
+    pub(crate) pictures: Vec<Vec<u8>>,
     pub(crate) done: u32,
     pub(crate) batch_sizes: Vec<u32>,
     turn: Turn,
@@ -245,6 +246,7 @@ impl Worker {
             self.jobs.push(Job {
                 job,
                 attempt,
+                pictures: pictures(&work),
                 work,
                 done: 0,
                 batch_sizes: Vec::new(),

@@ -213,14 +213,15 @@ async fn store_images(
             .to_vec();
         let (plan, model_name, engine) = (plan.clone(), model_name.clone(), result.engine.clone());
         let (seed, width, height) = (plan.seeds[index], plan.width, plan.height);
-        let bytes = tokio::task::spawn_blocking(move || {
-            postprocessing::finish(&plan, &model_name, &engine, index, &pixels)
-        })
-        .await
-        .map_err(|error| Error::new(Code::Internal, error.to_string()))??;
-        let size_bytes = bytes.len() as u64;
-        let media_type = crate::store::media_type(&bytes).to_owned();
-        let artifact = artifacts.put(bytes).await?;
+        let artifacts = artifacts.clone();
+        let stored = tokio::task::spawn_blocking(move || {
+            let bytes = postprocessing::finish(&plan, &model_name, &engine, index, &pixels)?;
+            let media_type = crate::store::media_type(&bytes).to_owned();
+            Ok::<_, Error>((artifacts.put_now(&bytes)?, bytes.len() as u64, media_type))
+        });
+        let (artifact, size_bytes, media_type) = stored
+            .await
+            .map_err(|error| Error::new(Code::Internal, error.to_string()))??;
         views.push(ImageView {
             artifact,
             media_type,
