@@ -15,6 +15,8 @@ pub struct Config {
     pub worker_program: PathBuf,
     /// Arguments of the worker program.
     pub worker_args: Vec<String>,
+    /// Environment of the worker program on top of our own.
+    pub worker_env: Vec<(String, String)>,
     /// Most jobs that wait; more are refused.
     pub queue_max_jobs: usize,
     /// Most bytes that the waiting requests hold.
@@ -37,6 +39,7 @@ impl Config {
             model_dirs: Vec::new(),
             worker_program,
             worker_args: vec!["worker".into()],
+            worker_env: Vec::new(),
             queue_max_jobs: 10_000,
             queue_max_bytes: 1 << 30,
             max_concurrency: 0,

@@ -538,7 +538,7 @@ fn worker_config(config: &Config, device: &Device) -> WorkerConfig {
         name: WorkerName(device.id.clone()),
         program: config.worker_program.clone(),
         args: config.worker_args.clone(),
-        env: Vec::new(),
+        env: config.worker_env.clone(),
         device: WorkerDevice {
             kind: device.kind.clone(),
             index: 0,

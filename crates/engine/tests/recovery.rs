@@ -1,0 +1,261 @@
+//! The engine against workers that fail: each fault of `fake_worker` ends in the right outcome for the job, with the
+//! cause told, and the worker kept or replaced.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use calotype_engine::inference::GenerateRequest;
+use calotype_engine::processing::{JobState, JobView};
+use calotype_engine::worker::Timing;
+use calotype_engine::{Code, Config, Engine, Event, EventKind, SubmitOptions, Subscription, WorkerView};
+use calotype_protocol::JobId;
+
+/// Far more than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct Bench {
+    engine: Engine,
+    dir: tempfile::TempDir,
+}
+
+fn config(dir: &Path, fault: &str) -> Config {
+    let mut config = Config::new(dir.join("data"), PathBuf::from(env!("CARGO_BIN_EXE_fake_worker")));
+    config.model_dirs = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models")];
+    config.worker_args = vec![fault.to_owned()];
+    config.worker_env = vec![
+        ("FAKE_MARKER".to_owned(), dir.join("marker").display().to_string()),
+        ("FAKE_STEP_MS".to_owned(), "5".to_owned()),
+    ];
+    config.timing = Timing {
+        heartbeat_every: Duration::from_millis(20),
+        silence: Duration::from_millis(400),
+        step_first: Duration::from_millis(400),
+        step_least: Duration::from_millis(400),
+        term_grace: Duration::from_millis(200),
+        backoff_first: Duration::from_millis(10),
+        backoff_most: Duration::from_millis(80),
+        ..Timing::default()
+    };
+    config
+}
+
+impl Bench {
+    async fn start(fault: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Engine::start(config(dir.path(), fault)).await.unwrap();
+        Self { engine, dir }
+    }
+
+    async fn submit(&self, steps: u32) -> JobId {
+        let request = GenerateRequest {
+            prompt: "a".into(),
+            preset: Some("quality".into()),
+            seed: Some(7),
+            width: Some(64),
+            height: Some(64),
+            steps: Some(steps),
+            ..GenerateRequest::default()
+        };
+        let submitted = self.engine.submit(request, SubmitOptions::default()).await;
+        submitted.unwrap().job.id
+    }
+
+    async fn ended(&self, job: &JobId) -> JobView {
+        in_time(self.engine.wait(job)).await.unwrap()
+    }
+
+    /// Submits a job, and waits for its end.
+    async fn ends(&self) -> JobView {
+        let job = self.submit(4).await;
+        self.ended(&job).await
+    }
+
+    async fn worker(&self) -> WorkerView {
+        let mut devices = self.engine.devices().await;
+        devices.remove(0).worker.unwrap()
+    }
+}
+
+async fn in_time<T>(wait: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, wait).await.unwrap()
+}
+
+/// The first event that is meant.
+async fn event<T>(events: &mut Subscription, meant: impl Fn(&Event) -> Option<T>) -> T {
+    loop {
+        let event = in_time(events.next()).await.unwrap();
+        if let Some(found) = meant(&event) {
+            return found;
+        }
+    }
+}
+
+fn why_gone(event: &Event) -> Option<String> {
+    match &event.kind {
+        EventKind::Worker { state, reason, .. } if state == "gone" => reason.clone(),
+        _ => None,
+    }
+}
+
+fn failed_with(view: &JobView) -> (Code, String) {
+    assert_eq!(view.state, JobState::Failed);
+    let error = view.error.clone().unwrap();
+    (error.code, error.message)
+}
+
+#[tokio::test]
+async fn a_job_without_memory_is_tried_once_more_and_alone() {
+    let bench = Bench::start("out_of_memory_once").await;
+    let view = bench.ends().await;
+    assert_eq!((view.state, view.attempts), (JobState::Succeeded, 2));
+    assert_eq!(bench.worker().await.incarnation, 1, "the worker is kept");
+}
+
+#[tokio::test]
+async fn a_job_that_never_has_memory_fails_with_the_numbers_and_the_worker_stays() {
+    let bench = Bench::start("out_of_memory").await;
+    let view = bench.ends().await;
+    let (code, message) = failed_with(&view);
+    assert_eq!((code, view.attempts), (Code::OutOfMemory, 2));
+    assert!(message.contains("4000 bytes asked for, 1000 free"), "{message}");
+    assert_eq!(bench.worker().await.incarnation, 1);
+}
+
+#[tokio::test]
+async fn a_job_that_fails_is_tried_once_more_and_the_worker_stays() {
+    let bench = Bench::start("fails").await;
+    let view = bench.ends().await;
+    assert_eq!((failed_with(&view).0, view.attempts), (Code::WorkerFailed, 2));
+    assert_eq!(bench.worker().await.incarnation, 1);
+}
+
+#[tokio::test]
+async fn a_model_that_cannot_be_loaded_is_marked_with_file_and_tensor() {
+    let bench = Bench::start("model_load").await;
+    for _ in 0..2 {
+        let view = bench.ends().await;
+        let (code, message) = failed_with(&view);
+        assert_eq!((code, view.attempts), (Code::ModelUnusable, 0));
+        assert!(message.contains("unet.safetensors: conv_in.weight"), "{message}");
+    }
+    assert_eq!(bench.worker().await.incarnation, 1);
+}
+
+#[tokio::test]
+async fn a_job_whose_worker_was_killed_is_done_by_the_next_one() {
+    let bench = Bench::start("killed_once").await;
+    let mut events = bench.engine.events(None, None);
+    let view = bench.ends().await;
+    assert_eq!((view.state, view.attempts), (JobState::Succeeded, 2));
+    assert!(event(&mut events, why_gone).await.contains("signal: 9"));
+    assert!(bench.dir.path().join("marker").exists());
+    assert_eq!(bench.worker().await.incarnation, 2);
+}
+
+#[tokio::test]
+async fn a_job_that_kills_two_workers_is_quarantined_with_the_cause() {
+    for (fault, cause) in [
+        ("killed_mid_step", "Killed { signal: 9 }"),
+        ("loses_its_device", "an illegal address was accessed"),
+        ("never_finishes", "StepDeadline"),
+    ] {
+        let bench = Bench::start(fault).await;
+        let view = bench.ends().await;
+        let (code, message) = failed_with(&view);
+        assert_eq!((code, view.attempts), (Code::Quarantined, 2), "{fault}");
+        assert!(message.contains(cause), "{fault}: {message}");
+    }
+}
+
+#[tokio::test]
+async fn a_job_that_stalls_fails_at_its_deadline_and_the_worker_stays() {
+    let bench = Bench::start("stalls").await;
+    assert_eq!(failed_with(&bench.ends().await).0, Code::DeadlineMissed);
+    assert_eq!(bench.worker().await.incarnation, 1);
+}
+
+#[tokio::test]
+async fn a_cancel_that_is_ignored_is_true_once_the_process_is_dead() {
+    let bench = Bench::start("ignores_cancel").await;
+    let mut events = bench.engine.events(None, None);
+    // 150 steps of 5 ms: longer than the worker gets to heed the cancel.
+    let job = bench.submit(150).await;
+    event(&mut events, |event| {
+        matches!(event.kind, EventKind::Progress { .. }).then_some(())
+    })
+    .await;
+    let asked = bench.engine.cancel(&job).await.unwrap();
+    assert_eq!(asked.state, JobState::Running, "not said before it is true");
+    assert_eq!(bench.ended(&job).await.state, JobState::Cancelled);
+    let gone = event(&mut events, why_gone).await;
+    assert!(gone.contains("StepDeadline"), "{gone}");
+}
+
+#[tokio::test]
+async fn while_no_worker_gets_ready_a_job_waits_and_says_why() {
+    for (fault, cause) in [
+        ("exits_before_ready", "ExitedBeforeReady (exit status 3)"),
+        ("dies_at_import", "ExitedBeforeReady (exit status 1)"),
+        ("wrong_major", "WrongVersion"),
+    ] {
+        let bench = Bench::start(fault).await;
+        let mut events = bench.engine.events(None, None);
+        let job = bench.submit(4).await;
+        let gone = event(&mut events, why_gone).await;
+        assert!(gone.contains(cause), "{fault}: {gone}");
+        // The next one dies as well: by then the dispatcher has looked at the job again.
+        event(&mut events, why_gone).await;
+        let view = bench.engine.job(&job).await.unwrap();
+        assert_eq!((view.state, view.attempts), (JobState::Queued, 0), "{fault}");
+        let reason = view.reason.unwrap();
+        assert!(reason.contains(cause), "{fault}: {reason}");
+        let health = bench.engine.health().await;
+        assert_ne!(health.status, "ok", "{fault}");
+        // What waits can be taken back at once.
+        bench.engine.cancel(&job).await.unwrap();
+        assert_eq!(bench.ended(&job).await.state, JobState::Cancelled, "{fault}");
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_breaks_the_protocol_is_replaced_with_the_cause_told() {
+    for (fault, cause) in [
+        ("prints_to_stdout", "Loading weights"),
+        ("half_a_line", "inside a frame"),
+        ("oversize_frame", "a blob of 314572800 bytes announced"),
+        ("silent", "Silent"),
+        ("leaves_a_grandchild", "Exited (exit status 0)"),
+    ] {
+        let bench = Bench::start(fault).await;
+        let mut events = bench.engine.events(None, None);
+        for _ in 0..2 {
+            let gone = event(&mut events, why_gone).await;
+            assert!(gone.contains(cause), "{fault}: {gone}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn logs_and_lines_of_an_old_attempt_change_nothing() {
+    for fault in ["flood_of_logs", "stale_attempt", "good"] {
+        let bench = Bench::start(fault).await;
+        let view = bench.ends().await;
+        assert_eq!((view.state, view.attempts), (JobState::Succeeded, 1), "{fault}");
+        assert_eq!(bench.worker().await.incarnation, 1, "{fault}");
+    }
+}
+
+#[tokio::test]
+async fn memory_is_leased_while_it_is_held_and_not_longer() {
+    let bench = Bench::start("killed_mid_step").await;
+    bench.ends().await;
+    // Reaped twice: what the job and its model held is given back, and no lease is older than its process.
+    let memory = bench.engine.memory().await.remove(0);
+    assert!(
+        memory.leases.iter().all(|lease| lease.kind == "weights"),
+        "{memory:?}"
+    );
+    assert!(memory.high_water_bytes > 0);
+    bench.engine.shutdown().await;
+}
