@@ -32,7 +32,7 @@ def make_noise_fixtures(models: Path, out: Path) -> None:
             case = {"seed": str(seed), "offset": offset, "g0": words[0].tolist(), "g1": words[1].tolist()}
             cases.append(json.dumps({**case, "normal_bits": bits.tolist()}))
     body = ",\n".join(cases)
-    (out / "noise.json").write_text(f'{{"format": 1,\n"cases": [\n{body}\n]}}\n')
+    (Path(__file__).parent.parent / "schema/golden/noise.json").write_text(f'{{"format": 1,\n"cases": [\n{body}\n]}}\n')
     print(f"noise: {len(cases)} cases")
 
 

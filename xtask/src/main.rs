@@ -2,6 +2,7 @@
 
 mod bench;
 mod check;
+mod fuzz;
 mod schema;
 mod test;
 mod tidy;
@@ -26,6 +27,11 @@ const CHORES: &[Chore] = &[
         "bench",
         "measure, print the table and keep it in docs/benchmarks.md (--print: only print)",
         bench::run,
+    ),
+    (
+        "fuzz",
+        "the framing against arbitrary bytes: [SECONDS], 60 by default",
+        fuzz::run,
     ),
     ("tidy", "the invariants of the architecture", tidy::run),
     (

@@ -4,7 +4,7 @@ use calotype_protocol::noise::{normal, philox4x32};
 
 #[test]
 fn noise_equals_numpy_bit_for_bit() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../worker/tests/fixtures/noise.json");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../schema/golden/noise.json");
     let golden: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let cases = golden["cases"].as_array().unwrap();
     assert!(cases.len() >= 15);
