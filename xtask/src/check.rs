@@ -1,8 +1,9 @@
 //! Everything that can be said without running the product.
 
-use std::process::{Command, Stdio};
+use crate::{Done, schema, sh, tidy, tools};
 
-use crate::{Done, schema, sh, tidy};
+/// Folders with Python code; each has its own settings.
+const PYTHON: &[&str] = &["training"];
 
 pub(crate) fn run(_: &[String]) -> Done {
     sh("cargo", &["fmt", "--all", "--check"], &[])?;
@@ -32,16 +33,18 @@ pub(crate) fn run(_: &[String]) -> Done {
         ],
         &[("RUSTDOCFLAGS", "-D warnings")],
     )?;
-    let ruff = Command::new("ruff")
-        .arg("--version")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
-    if ruff.is_ok_and(|status| status.success()) {
-        sh("ruff", &["check", "training"], &[])?;
-        sh("ruff", &["format", "--check", "training"], &[])?;
-    } else {
-        eprintln!("skipped: ruff is not installed, training/ is not linted (pip install ruff)");
+    match tools::ruff()? {
+        Some(ruff) => {
+            let ruff = ruff.display().to_string();
+            for folder in PYTHON {
+                sh(&ruff, &["check", "--quiet", folder], &[])?;
+                sh(&ruff, &["format", "--quiet", "--check", folder], &[])?;
+            }
+        }
+        None => eprintln!(
+            "skipped: there is no python3 to install ruff with; {} not linted",
+            PYTHON.join(", ")
+        ),
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ mod fuzz;
 mod schema;
 mod test;
 mod tidy;
+mod tools;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
