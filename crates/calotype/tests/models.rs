@@ -1,6 +1,7 @@
 //! Other layouts of a model, through the whole program: what draws the same picture must not depend on the layout.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[expect(dead_code, reason = "the other tests use the rest")]
 mod support;
 
 use std::fs;

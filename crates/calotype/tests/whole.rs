@@ -1,6 +1,7 @@
 //! The whole program: real processes, the real native worker, the embedded model.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[expect(dead_code, reason = "the other tests use the rest")]
 mod support;
 
 use base64::Engine as _;

@@ -22,11 +22,17 @@ impl Server {
 
     /// The same with other options.
     pub fn start_with(data_dir: &Path, options: &[&str]) -> Self {
+        Self::start_in(data_dir, options, &[])
+    }
+
+    /// The same in another environment.
+    pub fn start_in(data_dir: &Path, options: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_calotype"))
             .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
             .arg(data_dir)
             .args(options)
             .env("RUST_LOG", "warn")
+            .envs(environment.iter().copied())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -51,6 +57,13 @@ impl Server {
         self.child.wait().unwrap();
     }
 
+    /// Stops it as a service manager would, and waits until it is gone.
+    pub fn terminate(&mut self) {
+        let pid = rustix::process::Pid::from_raw(self.child.id() as i32).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        assert!(self.child.wait().unwrap().success());
+    }
+
     /// Status and JSON of a POST.
     pub fn post(&self, path: &str, headers: &[(&str, &str)], body: &str) -> (u16, Value) {
         let (status, bytes) = self.post_for_bytes(path, headers, body);
@@ -71,6 +84,14 @@ impl Server {
             response.status().as_u16(),
             response.body_mut().read_to_vec().unwrap(),
         )
+    }
+
+    /// Status, headers and JSON of a POST.
+    pub fn post_for_headers(&self, path: &str, body: &str) -> (u16, ureq::http::HeaderMap, Value) {
+        let request = self.agent.post(format!("{}{path}", self.url));
+        let response = request.header("Content-Type", "application/json").send(body);
+        let (head, mut body) = response.unwrap().into_parts();
+        (head.status.as_u16(), head.headers, body.read_json().unwrap())
     }
 
     /// Status and bytes of a GET.
@@ -100,25 +121,44 @@ impl Server {
 
     /// Reads a job's events until `enough`, and gives the last one that was read.
     pub fn follow(&self, job: &str, mut enough: impl FnMut(&Value) -> bool) -> Value {
-        let response = self
-            .agent
-            .get(format!("{}/api/jobs/{job}/events", self.url))
-            .call()
-            .unwrap();
-        let reader: Box<dyn Read> =
-            Box::new(response.into_body().into_with_config().limit(u64::MAX).reader());
         let mut last = Value::Null;
-        for line in BufReader::new(reader).lines() {
-            let line = line.unwrap();
-            let Some(data) = line.strip_prefix("data: ") else {
-                continue;
-            };
-            last = serde_json::from_str(data).unwrap();
+        for (_, event) in self.stream(&format!("/api/jobs/{job}/events"), &[]) {
+            last = event;
             if enough(&last) {
                 break;
             }
         }
         last
+    }
+
+    /// The first event of any job that is meant.
+    pub fn first_event(&self, meant: impl Fn(&Value) -> bool) -> Value {
+        let mut events = self.stream("/api/events", &[]);
+        events.find(|(_, event)| meant(event)).unwrap().1
+    }
+
+    /// All events of a job that has ended, with their numbers.
+    pub fn events(&self, job: &str, headers: &[(&str, &str)]) -> Vec<(u64, Value)> {
+        self.stream(&format!("/api/jobs/{job}/events"), headers).collect()
+    }
+
+    fn stream(&self, path: &str, headers: &[(&str, &str)]) -> impl Iterator<Item = (u64, Value)> + use<> {
+        let mut request = self.agent.get(format!("{}{path}", self.url));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let response = request.call().unwrap();
+        let reader: Box<dyn Read> =
+            Box::new(response.into_body().into_with_config().limit(u64::MAX).reader());
+        let mut id = 0;
+        BufReader::new(reader).lines().filter_map(move |line| {
+            let line = line.unwrap();
+            if let Some(number) = line.strip_prefix("id: ") {
+                id = number.parse().unwrap();
+            }
+            let data = line.strip_prefix("data: ")?;
+            Some((id, serde_json::from_str(data).unwrap()))
+        })
     }
 
     /// The job as it ended.

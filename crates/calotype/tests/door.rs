@@ -1,0 +1,200 @@
+//! The HTTP door with real processes: what a client may rely on around its pictures. The worker is `fake_worker`.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[expect(dead_code, reason = "the other tests use the rest")]
+mod support;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use support::Server;
+
+/// A server whose worker takes `step_ms` a step.
+fn serve(dir: &Path, step_ms: u32, options: &[&str]) -> Server {
+    let fake_worker = Path::new(env!("CARGO_BIN_EXE_calotype")).with_file_name("fake_worker");
+    assert!(fake_worker.is_file(), "`cargo xtask test` builds it");
+    let fake_worker = fake_worker.display().to_string();
+    let mut all = vec!["--worker-program", &fake_worker, "--worker-arg", "good"];
+    all.extend(options);
+    Server::start_in(dir, &all, &[("FAKE_STEP_MS", &step_ms.to_string())])
+}
+
+fn request(steps: u32) -> Value {
+    json!({ "prompt": "a", "preset": "quality", "seed": 1, "width": 64, "height": 64, "steps": steps })
+}
+
+#[test]
+fn the_format_is_what_the_client_accepts() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path(), 0, &[]);
+    let body = request(1).to_string();
+    for (accept, begins) in [
+        ("image/png", &b"\x89PNG"[..]),
+        ("image/jpeg", b"\xFF\xD8\xFF"),
+        ("image/avif, image/webp", b"RIFF"),
+        ("image/*", b"\x89PNG"),
+        ("*/*", b"{"),
+    ] {
+        let (status, bytes) = server.post_for_bytes("/api/inference/generate", &[("Accept", accept)], &body);
+        assert!(status == 200 && bytes.starts_with(begins), "{accept}: {status}");
+    }
+    let (status, refused) = server.post("/api/inference/generate", &[("Accept", "text/html")], &body);
+    assert_eq!((status, &refused["error"]["field"]), (422, &json!("Accept")));
+}
+
+#[test]
+fn a_client_that_leaves_cancels_its_job() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path(), 20, &[]);
+    let address = server.url.strip_prefix("http://").unwrap();
+    let body = request(150).to_string();
+    let mut client = TcpStream::connect(address).unwrap();
+    write!(
+        client,
+        "POST /api/inference/generate HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+    let job = server.first_event(|event| event["event"] == "progress")["job"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    drop(client);
+    assert_eq!(server.ended(&job)["state"], "cancelled");
+}
+
+#[test]
+fn the_same_key_gives_the_same_job_on_both_ways_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path(), 0, &[]);
+    let key = [("Idempotency-Key", "k")];
+    let body = request(2).to_string();
+    let (status, first) = server.post("/api/inference/generate", &key, &body);
+    assert_eq!(status, 200);
+    let (_, again) = server.post("/api/inference/generate", &key, &body);
+    assert_eq!(again["id"], first["id"]);
+    let (status, listed) = server.post("/api/jobs", &key, &body);
+    assert_eq!((status, &listed["job"]["id"]), (200, &first["id"]));
+    let (status, other) = server.post("/api/inference/generate", &key, &request(3).to_string());
+    assert_eq!(
+        (status, &other["error"]["code"]),
+        (409, &json!("IDEMPOTENCY_KEY_REUSED"))
+    );
+}
+
+#[test]
+fn a_full_queue_says_when_to_come_back_and_keeps_what_it_took() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path(), 20, &["--queue", "2"]);
+    let jobs: Vec<String> = (0..2).map(|_| server.submit(&request(100))).collect();
+    let (status, headers, refused) = server.post_for_headers("/api/jobs", &request(1).to_string());
+    assert_eq!(
+        (status, &refused["error"]["code"]),
+        (429, &json!("QUEUE_FULL")),
+        "{refused}"
+    );
+    assert!(refused["error"]["retryable"].as_bool().unwrap());
+    let after_s: u64 = headers
+        .get("retry-after")
+        .unwrap()
+        .to_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!(after_s >= 1);
+    for job in &jobs {
+        server.post(&format!("/api/jobs/{job}/cancel"), &[], "");
+        assert_eq!(server.ended(job)["state"], "cancelled");
+    }
+    // There is room again.
+    server.picture(&server.submit(&request(1)));
+}
+
+#[test]
+fn events_go_on_behind_the_last_one_seen() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path(), 1, &[]);
+    let job = server.submit(&request(20));
+    server.ended(&job);
+    let all = server.events(&job, &[("Last-Event-ID", "0")]);
+    let ids: Vec<u64> = all.iter().map(|(id, _)| *id).collect();
+    assert!(
+        ids.len() > 5 && ids.windows(2).all(|pair| pair[0] < pair[1]),
+        "{ids:?}"
+    );
+    let middle = ids[ids.len() / 2];
+    let rest = server.events(&job, &[("Last-Event-ID", &middle.to_string())]);
+    assert_eq!(rest, all[ids.len() / 2 + 1..], "nothing twice, nothing lost");
+    assert_eq!(all.last().unwrap().1["state"], "succeeded");
+    let (status, _) = server.bytes(&format!("/api/jobs/{job}/events"), &[("Last-Event-ID", "x")]);
+    assert_eq!(status, 422);
+}
+
+#[test]
+fn a_server_that_stops_ends_its_streams_and_keeps_its_jobs() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = serve(dir.path(), 20, &[]);
+    let job = server.submit(&request(100));
+    server.follow(&job, |event| event["event"] == "progress");
+    let url = format!("{}/api/jobs/{job}/events", server.url);
+    let stream = std::thread::spawn(move || {
+        let response = ureq::get(&url).call().unwrap();
+        let mut text = String::new();
+        // An end, not a cut: reading comes to it without an error.
+        response
+            .into_body()
+            .into_reader()
+            .read_to_string(&mut text)
+            .map(|_| text)
+    });
+    // It listens before the server is told to stop.
+    server.first_event(|event| event["event"] == "progress");
+    server.terminate();
+    assert!(stream.join().unwrap().unwrap().contains("progress"));
+    let server = serve(dir.path(), 0, &[]);
+    server.picture(&job);
+}
+
+#[test]
+fn strange_paths_and_bodies_get_the_envelope() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path(), 0, &[]);
+    for path in [
+        "/api/jobs/%ff%fe",
+        "/api/models/%ff",
+        "/api/artifacts/..%2f..%2fetc",
+        "/api/jobs/%00",
+    ] {
+        let (status, bytes) = server.bytes(path, &[]);
+        let answer: Value = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!(
+            (status, &answer["error"]["code"]),
+            (404, &json!("NOT_FOUND")),
+            "{path}"
+        );
+    }
+    let (status, answer) = server.post("/api/jobs", &[], "{}");
+    assert_eq!((status, &answer["error"]["field"]), (422, &json!("prompt")));
+    let (status, answer) = server.post("/api/jobs?priority=high", &[], &request(1).to_string());
+    assert_eq!((status, &answer["error"]["code"]), (422, &json!("INVALID_INPUT")));
+}
+
+#[test]
+fn figures_for_prometheus_are_histograms() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path(), 0, &[]);
+    server.picture(&server.submit(&request(1)));
+    let (status, bytes) = server.bytes("/metrics", &[]);
+    let text = String::from_utf8(bytes).unwrap();
+    assert_eq!(status, 200);
+    for line in [
+        "calotype_jobs_accepted_total 1",
+        "calotype_jobs_ended_total{state=\"succeeded\"} 1",
+        "# TYPE calotype_job_seconds histogram",
+        "calotype_job_seconds_bucket{le=\"+Inf\"} 1",
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+}
