@@ -1,8 +1,8 @@
 """Solvers that remember earlier evaluations: DPM-Solver++ 2M and its SDE, UniPC, LMS, PNDM.
 
-Lu et al., "DPM-Solver++", 2022; Zhao et al.,
-"UniPC", 2023 (second order, variant B2); Katherine Crowson's k-diffusion (LMS); Liu et al., "Pseudo Numerical Methods for
-Diffusion Models on Manifolds", 2022, in its linear multistep form.
+Lu et al., "DPM-Solver++", 2022; Zhao et al., "UniPC", 2023 (second order, variant B2); Katherine Crowson's
+k-diffusion (LMS); Liu et al., "Pseudo Numerical Methods for Diffusion Models on Manifolds", 2022, in its linear
+multistep form.
 """
 
 import math
