@@ -63,6 +63,7 @@ pub(crate) fn run(_: &[String]) -> Done {
     if engine.contains("axum") {
         wrong.push("crates/engine/Cargo.toml: the engine knows no HTTP".to_owned());
     }
+    unused(&root, &mut wrong)?;
     map(&root, &mut wrong)?;
     if wrong.is_empty() {
         Ok(())
@@ -76,7 +77,10 @@ pub(crate) fn run(_: &[String]) -> Done {
 }
 
 fn look(name: &str, text: &str, wrong: &mut Vec<String>) {
-    let is_test = name.contains("/tests/") || name.ends_with("/tests.rs");
+    let is_test = ["/tests/", "/benches/"]
+        .iter()
+        .any(|folder| name.contains(folder))
+        || name.ends_with("/tests.rs");
     for (what, places, why) in ONLY_IN {
         let here = places.iter().any(|place| name.contains(place));
         if !here && !is_test && name != "xtask/src/tidy.rs" && text.contains(what) {
@@ -97,6 +101,42 @@ fn look(name: &str, text: &str, wrong: &mut Vec<String>) {
             "{name}: {lines} lines; a file that needs chapters is two files"
         ));
     }
+}
+
+/// Dependencies that no source of their package names.
+fn unused(root: &Path, wrong: &mut Vec<String>) -> Done {
+    let mut packages: Vec<_> = folders(&root.join("crates"))?
+        .into_iter()
+        .map(|name| root.join("crates").join(name))
+        .collect();
+    packages.push(root.join("xtask"));
+    for package in packages {
+        let manifest = package.join("Cargo.toml");
+        let text = fs::read_to_string(&manifest)
+            .map_err(|error| format!("failed to read {}: {error}", manifest.display()))?;
+        let mut sources = Vec::new();
+        collect(&package, &mut sources)?;
+        let sources: String = sources
+            .iter()
+            .filter_map(|path| fs::read_to_string(path).ok())
+            .collect();
+        let mut in_dependencies = false;
+        for line in text.lines() {
+            if line.starts_with('[') {
+                in_dependencies = line.ends_with("dependencies]");
+            } else if in_dependencies
+                && let Some(name) = line.split(['.', ' ', '=']).next().filter(|name| !name.is_empty())
+                && !name.starts_with('#')
+                && !sources.contains(&name.replace('-', "_"))
+            {
+                wrong.push(format!(
+                    "{}: nothing names the dependency `{name}`",
+                    manifest.display()
+                ));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The code map of ARCHITECTURE.md against the folders on disk.

@@ -67,9 +67,9 @@ pub async fn serve(
         .map_err(|error| Failure::Other(error.to_string()))?;
     let engine = Engine::start(config).await?;
     listening(server.local_addr());
-    let served = server.serve(engine.clone(), shutdown).await;
+    server.serve(engine.clone(), shutdown).await;
     engine.shutdown().await;
-    served.map_err(|error| Failure::Other(error.to_string()))
+    Ok(())
 }
 
 /// A runtime for it.

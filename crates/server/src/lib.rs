@@ -4,6 +4,7 @@ mod accept;
 mod auth;
 mod body;
 mod error;
+mod listen;
 mod openapi;
 mod range;
 mod request_id;
@@ -69,9 +70,6 @@ pub enum ServeError {
         /// What the system said.
         reason: std::io::Error,
     },
-    /// The listener broke.
-    #[error("failed to serve: {0}")]
-    Serve(std::io::Error),
 }
 
 /// What every handler can reach.
@@ -117,7 +115,7 @@ impl Server {
     }
 
     /// Serves until `shutdown`, then lets open requests end for a moment.
-    pub async fn serve(self, engine: Engine, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
+    pub async fn serve(self, engine: Engine, shutdown: impl Future<Output = ()>) {
         let upkeep = recorder().map(|metrics| {
             tokio::spawn(async move {
                 let mut due = tokio::time::interval(UPKEEP);
@@ -127,17 +125,10 @@ impl Server {
                 }
             })
         });
-        let (stop, mut stopped) = watch::channel(());
-        let served = axum::serve(self.listener, router(engine, self.config, stopped.clone()))
-            .with_graceful_shutdown(async move {
-                // Also when the sender is gone.
-                let _ = stopped.changed().await;
-            });
-        let mut serving = tokio::spawn(async move { served.await });
-        tokio::select! {
-            ended = &mut serving => return ended.unwrap_or_else(|error| Err(error.into())).map_err(ServeError::Serve),
-            () = shutdown => {}
-        }
+        let (stop, stopped) = watch::channel(());
+        let router = router(engine, self.config, stopped.clone());
+        let mut serving = tokio::spawn(listen::serve(self.listener, router, stopped));
+        shutdown.await;
         let _ = stop.send(());
         if let Some(upkeep) = upkeep {
             upkeep.abort();
@@ -145,7 +136,6 @@ impl Server {
         if tokio::time::timeout(GRACE, &mut serving).await.is_err() {
             serving.abort();
         }
-        Ok(())
     }
 }
 
