@@ -1,42 +1,65 @@
-//! The Python tools that `check` needs, at versions of ours: found where they were installed before, else installed into
-//! `target/`, so that a machine with Rust and Python alone can run every check.
+//! What the chores take from PyPI, at versions of ours, installed into `target/` where it is missing: so that a machine
+//! with Rust and Python alone runs every check and every test. Without Python the caller says what it skips.
 
+use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use crate::{Done, root, sh};
+use crate::{root, sh};
 
-/// As pip wants it.
 const RUFF: &str = "ruff==0.17.6";
+const ONNXRUNTIME: &str = "onnxruntime==1.32.0";
 
-/// Where `ruff` is. `None` where there is no Python to install it with: the caller says that it was skipped.
+/// The linter of Python code.
 pub(crate) fn ruff() -> Result<Option<PathBuf>, String> {
+    Ok(installed(RUFF)?.map(|environment| environment.join("bin/ruff")))
+}
+
+/// The library of ONNX Runtime.
+pub(crate) fn onnxruntime() -> Result<Option<PathBuf>, String> {
+    let Some(environment) = installed(ONNXRUNTIME)? else {
+        return Ok(None);
+    };
+    let lib = environment.join("lib");
+    let pythons = fs::read_dir(&lib).map_err(|error| format!("{}: {error}", lib.display()))?;
+    let libraries = pythons
+        .flatten()
+        .filter_map(|python| fs::read_dir(python.path().join("site-packages/onnxruntime/capi")).ok())
+        .flat_map(|files| files.flatten());
+    let found = libraries.map(|file| file.path()).find(|path| {
+        path.file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with("libonnxruntime.so"))
+    });
+    found
+        .map(Some)
+        .ok_or_else(|| format!("{ONNXRUNTIME} has no library in {}", lib.display()))
+}
+
+/// The environment with `package` in it. A file beside it tells what was installed before, by version.
+fn installed(package: &str) -> Result<Option<PathBuf>, String> {
     let environment = root().join("target/python-tools");
-    let ruff = environment.join("bin/ruff");
-    if !works(&ruff.display().to_string()) {
-        if !works("python3") {
-            return Ok(None);
-        }
-        install(&environment.display().to_string())?;
+    let mark = environment.join(package);
+    if mark.is_file() {
+        return Ok(Some(environment));
     }
-    Ok(Some(ruff))
-}
-
-fn install(environment: &str) -> Done {
-    sh("python3", &["-m", "venv", environment], &[])?;
-    let pip = format!("{environment}/bin/pip");
-    sh(
-        &pip,
-        &["install", "--quiet", "--disable-pip-version-check", RUFF],
-        &[],
-    )
-}
-
-fn works(program: &str) -> bool {
-    Command::new(program)
+    let python = Command::new("python3")
         .arg("--version")
         .stdout(Stdio::null())
         .stderr(Stdio::null())
-        .status()
-        .is_ok_and(|status| status.success())
+        .status();
+    if !python.is_ok_and(|status| status.success()) {
+        return Ok(None);
+    }
+    let shown = environment.display().to_string();
+    if !environment.join("bin/pip").is_file() {
+        sh("python3", &["-m", "venv", &shown], &[])?;
+    }
+    let pip = format!("{shown}/bin/pip");
+    sh(
+        &pip,
+        &["install", "--quiet", "--disable-pip-version-check", package],
+        &[],
+    )?;
+    fs::write(&mark, "").map_err(|error| format!("failed to write {}: {error}", mark.display()))?;
+    Ok(Some(environment))
 }

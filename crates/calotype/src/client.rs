@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::time::Duration;
 
 use calotype_engine::{Error, Event, Submitted};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use ureq::http::Response;
@@ -63,16 +64,27 @@ impl Client {
         self.answer(self.with_key(self.agent.post(self.url(path))).send_empty())
     }
 
-    /// Submits a job.
-    pub fn submit(&self, request: &impl serde::Serialize) -> Result<Submitted, Failure> {
-        self.post("/api/jobs", request)
+    /// Submits a job; class and priority are the server's defaults where they are left out.
+    pub fn submit(
+        &self,
+        request: &impl serde::Serialize,
+        class: Option<&str>,
+        priority: Option<i32>,
+    ) -> Result<Submitted, Failure> {
+        let class = class.map(|class| format!("class={}", escaped(class)));
+        let priority = priority.map(|priority| format!("priority={priority}"));
+        let query: Vec<String> = class.into_iter().chain(priority).collect();
+        self.post(&format!("/api/jobs?{}", query.join("&")), request)
     }
 
     /// The bytes of an artifact.
     pub fn artifact(&self, hash: &str) -> Result<Vec<u8>, Failure> {
         let mut response = self.checked(
-            self.with_key(self.agent.get(self.url(&format!("/api/artifacts/{hash}"))))
-                .call(),
+            self.with_key(
+                self.agent
+                    .get(self.url(&format!("/api/artifacts/{}", escaped(hash)))),
+            )
+            .call(),
         )?;
         response
             .body_mut()
@@ -85,8 +97,11 @@ impl Client {
     /// The events of a job until it ends.
     pub fn events(&self, job: &str) -> Result<Events, Failure> {
         let response = self.checked(
-            self.with_key(self.agent.get(self.url(&format!("/api/jobs/{job}/events"))))
-                .call(),
+            self.with_key(
+                self.agent
+                    .get(self.url(&format!("/api/jobs/{}/events", escaped(job)))),
+            )
+            .call(),
         )?;
         let reader = response.into_body().into_with_config().limit(u64::MAX).reader();
         Ok(Events {
@@ -181,6 +196,11 @@ impl Iterator for Events {
             }
         }
     }
+}
+
+/// Text as one part of a path or of a query: what a person types must not become another route.
+pub fn escaped(text: &str) -> String {
+    utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
 }
 
 #[cfg(test)]

@@ -82,10 +82,13 @@ impl JobBar {
     pub fn show(&mut self, event: &EventKind) {
         match event {
             EventKind::Progress { progress, .. } => {
+                // Both at once: between them the bar would show more done than there is.
+                self.bar.update(|state| {
+                    state.set_len(u64::from(progress.total));
+                    state.set_pos(u64::from(progress.done));
+                });
                 self.bar
                     .set_message(format!("{:?}", progress.phase).to_lowercase());
-                self.bar.set_length(u64::from(progress.total));
-                self.bar.set_position(u64::from(progress.done));
                 if self.plain && (self.phase != Some(progress.phase) || progress.phase == Phase::Denoise) {
                     let phase = format!("{:?}", progress.phase).to_lowercase();
                     eprintln!(

@@ -10,6 +10,7 @@ mod places;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use commands::control::{self, Deed};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -37,7 +38,11 @@ enum Command {
     /// List the jobs of a server.
     Jobs(commands::jobs::Args),
     /// Cancel a job.
-    Cancel(commands::cancel::Args),
+    Cancel(control::Args),
+    /// Hold a job at its next step.
+    Pause(control::Args),
+    /// Let a paused job go on.
+    Resume(control::Args),
     /// Follow a job until it ends.
     Watch(commands::watch::Args),
     /// Show the devices of a server and their workers.
@@ -58,7 +63,9 @@ fn main() -> ExitCode {
         Command::Serve(args) => (false, commands::serve::run(args)),
         Command::Generate(args) => (args.json, commands::generate::run(&args)),
         Command::Jobs(args) => (args.remote.json, commands::jobs::run(&args)),
-        Command::Cancel(args) => (args.remote.json, commands::cancel::run(&args)),
+        Command::Cancel(args) => (args.remote.json, control::run(&args, Deed::Cancel)),
+        Command::Pause(args) => (args.remote.json, control::run(&args, Deed::Pause)),
+        Command::Resume(args) => (args.remote.json, control::run(&args, Deed::Resume)),
         Command::Watch(args) => (args.remote.json, commands::watch::run(&args)),
         Command::Devices(args) => (args.remote.json, commands::devices::run(&args)),
         Command::Models(args) => (args.json, commands::models::run(&args)),

@@ -4,6 +4,8 @@
 #[expect(dead_code, reason = "the other tests use the rest")]
 mod support;
 
+use std::io::{BufRead, BufReader};
+
 use base64::Engine as _;
 use calotype_imaging::{DecodeLimits, decode_rgb, distance, perceptual_hash, psnr, read_metadata};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
@@ -278,4 +280,40 @@ fn the_command_line_makes_a_picture_with_nothing_running() {
         .unwrap();
     assert_eq!(refused.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("help:"));
+}
+
+#[test]
+fn the_first_interrupt_cancels_the_job_and_the_exit_code_says_so() {
+    let dir = folder();
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_calotype"))
+        .args([
+            "generate",
+            "an owl",
+            "--runtime",
+            "rten",
+            "--preset",
+            "quality",
+            "--steps",
+            "150",
+        ])
+        .env_remove("CALOTYPE_SERVER")
+        .current_dir(dir.path())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(
+        lines
+            .by_ref()
+            .any(|line| line.unwrap().starts_with("denoise 1/150"))
+    );
+    kill_process(Pid::from_raw(child.id() as i32).unwrap(), Signal::INT).unwrap();
+    let rest: Vec<String> = lines.map(Result::unwrap).collect();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{rest:?}");
+    assert!(rest.iter().any(|line| line == "cancelled"), "{rest:?}");
+    assert_eq!(
+        std::fs::read_dir(dir.path()).unwrap().count(),
+        0,
+        "no picture, and nothing else"
+    );
 }

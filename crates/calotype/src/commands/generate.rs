@@ -11,7 +11,7 @@ use calotype_protocol::JobId;
 use calotype_server::ServerConfig;
 use tokio::sync::oneshot;
 
-use crate::client::Client;
+use crate::client::{Client, escaped};
 use crate::console::JobBar;
 use crate::console::say;
 use crate::exit_code::{Exit, Failure};
@@ -80,6 +80,12 @@ pub struct Args {
     /// Quality of JPEG, 1 to 100.
     #[arg(long)]
     quality: Option<u8>,
+    /// Who goes first on a server: critical, interactive, batch or background.
+    #[arg(long, value_name = "CLASS")]
+    class: Option<String>,
+    /// Larger goes first within the class.
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    priority: Option<i32>,
     /// Use this server instead of starting one.
     #[arg(long, value_name = "URL", env = "CALOTYPE_SERVER")]
     server: Option<String>,
@@ -143,7 +149,7 @@ fn draw(
     client: &Client,
     runtime: &tokio::runtime::Handle,
 ) -> Result<Exit, Failure> {
-    let submitted = client.submit(request)?;
+    let submitted = client.submit(request, args.class.as_deref(), args.priority)?;
     for warning in &submitted.warnings {
         eprintln!("warning: {} (field `{}`)", warning.message, warning.field);
     }
@@ -224,7 +230,7 @@ pub fn follow(client: &Client, job: &JobId, quiet: bool) -> Result<JobView, Fail
     bar.finish();
     match last {
         Some(view) if view.state.is_final() => Ok(view),
-        Some(_) | None => client.get(&format!("/api/jobs/{job}")),
+        Some(_) | None => client.get(&format!("/api/jobs/{}", escaped(job.as_str()))),
     }
 }
 

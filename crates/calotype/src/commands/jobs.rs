@@ -3,6 +3,7 @@
 use calotype_engine::JobPage;
 
 use super::Remote;
+use crate::client::escaped;
 use crate::console::say;
 use crate::exit_code::{Exit, Failure};
 
@@ -23,7 +24,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<Exit, Failure> {
     let mut path = format!("/api/jobs?limit={}", args.limit);
     if let Some(state) = &args.state {
-        path.push_str(&format!("&state={state}"));
+        path.push_str(&format!("&state={}", escaped(state)));
     }
     let page: JobPage = args.remote.client()?.get(&path)?;
     if args.remote.json {

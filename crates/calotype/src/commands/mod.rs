@@ -1,6 +1,6 @@
 //! One file a command.
 
-pub mod cancel;
+pub mod control;
 pub mod devices;
 pub mod doctor;
 pub mod generate;
