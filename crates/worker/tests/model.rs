@@ -642,29 +642,3 @@ fn a_model_without_its_weights_names_the_file() {
             .contains("tensor `conv_in.bias` is missing")
     );
 }
-
-#[test]
-#[ignore = "a measurement: run it alone, optimised"]
-fn measure_the_fast_preset() {
-    let started = Instant::now();
-    let mut bench = Bench::new();
-    println!("{}: loaded in {:?}", engine().name(), started.elapsed());
-    for frame in bench.said.borrow().iter() {
-        if let Up::Loaded(loaded) = &frame.message {
-            println!("{:?}, {} bytes", loaded.phases_ms, loaded.resident_bytes);
-        }
-    }
-    for seed in 1..6 {
-        let (mut work, blobs) = generate("a red apple on the beach, 3d", Sampler::Lcm, 4, 1.0, seed, 256);
-        work.adapters.push(lora("lcm", 1.0));
-        let job = format!("fast{seed}");
-        let started = Instant::now();
-        bench.run(&job, Work::Generate(work), blobs);
-        bench.finish();
-        println!(
-            "{job}: {:?} {:?}",
-            started.elapsed(),
-            bench.result(&job).0.timings_ms
-        );
-    }
-}
