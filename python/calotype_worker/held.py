@@ -52,6 +52,13 @@ class Held:
         """A job that has just come."""
         return Held(run.job, run.attempt, run.priority, arrival, run.work.model, Waiting(run.work, blobs))
 
+    def uses(self, model: str) -> bool:
+        """Whether it needs this model, refiner or ControlNet."""
+        if not isinstance(self.stage, Sampling):
+            return self.model == model
+        others = [leg.model for leg in self.stage.legs] + [unit.net.id for unit in self.stage.units]
+        return model in (self.model, *others)
+
     @property
     def steps_done(self) -> int:
         """Whole steps done."""

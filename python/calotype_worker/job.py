@@ -1,16 +1,16 @@
 """One generation under way: its latents and conditioning, and how far it is. Knows no other job and no pipe."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from calotype_worker import noise as noises
+from calotype_worker.conditions import FindControl, FindModel, Leg, Unit, legs_of, units_of
 from calotype_worker.errors import InvalidInput
 from calotype_worker.offload import moved
 from calotype_worker.pipelines.adapted import AdapterSet
-from calotype_worker.pipelines.family import Conditioning, Family
+from calotype_worker.pipelines.family import Family
 from calotype_worker.pixels import Blobs, Mask, from_numbers, image_of, numbers_of, to_numbers
 from calotype_worker.samplers.run import SamplerRun
 from calotype_worker.wire.words import Phase
@@ -30,7 +30,7 @@ class Shape:
     latent: tuple[int, ...]
     adapters: str
     context: tuple[int, ...]
-    added: tuple[str, ...] = ()
+    control: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Share:
     timesteps: torch.Tensor
     states: torch.Tensor
     added: dict[str, torch.Tensor]
+    units: list[Unit]
 
 
 @dataclass(frozen=True)
@@ -80,19 +81,26 @@ class Tally:
 class Sampling:
     """A job in the tick loop."""
 
-    def __init__(self, work: Generate, blobs: Blobs, model: Family, bound: AdapterSet) -> None:
+    def __init__(
+        self,
+        work: Generate,
+        blobs: Blobs,
+        model: Family,
+        bound: AdapterSet,
+        find_model: FindModel,
+        find_control: FindControl,
+    ) -> None:
+        """Encode what a job brings. Other models that it names, a refiner and ControlNets, are found by functions."""
         latent = checked(work, model)
-        device, images = model.device, len(work.seeds)
+        images = len(work.seeds)
         self.seeds = work.seeds
         self.guidance = work.guidance
         self.preview_every = work.preview_every
-        self.bound = bound
         self.latent = latent
         self.run: SamplerRun = model.sampler(work.sampler, work.schedule, work.steps, latent)
         if work.initial_noise.shape != [images, *latent]:
             raise InvalidInput(f"the initial noise has the shape {work.initial_noise.shape}, not {[images, *latent]}")
-        noise = numbers_of("the initial noise", work.initial_noise, blobs).to(device)
-        conditioned = model.encode(bound, work.prompt, work.negative_prompt, work.guidance, work.clip_skip)
+        noise = numbers_of("the initial noise", work.initial_noise, blobs).to(model.device)
         self.start = 0
         self.kept: Kept | None = None
         self.latents = noise * self.run.init_noise_sigma
@@ -100,12 +108,10 @@ class Sampling:
             self._begin_from_image(work, blobs, model, noise)
         self.run.begin_at(self.start)
         self.at = self.start
-        self.times = torch.tensor([self.run.timestep(i) for i in range(self.run.evaluations)], device=device)
-        sides = [conditioned.cond] if conditioned.uncond is None else [conditioned.uncond, conditioned.cond]
-        self.sides = len(sides)
-        self.states = _rows([side.states for side in sides], images)
-        self.added = _added(model, sides, latent, images)
-        self.shape = Shape(work.model, latent, bound.key, tuple(conditioned.cond.states.shape), tuple(self.added))
+        times = [self.run.timestep(i) for i in range(self.run.evaluations)]
+        self.times = torch.tensor(times, dtype=torch.float32, device=model.device)
+        self.units = units_of(work, blobs, model, find_control)
+        self.legs = legs_of(work, model, bound, find_model, latent, self.total)
 
     def _begin_from_image(self, work: Generate, blobs: Blobs, model: Family, noise: torch.Tensor) -> None:
         if work.init_image is None:
@@ -142,19 +148,39 @@ class Sampling:
         return self.total if self.is_done else self.run.step_of(self.at)
 
     @property
+    def leg(self) -> Leg:
+        """The part of its steps that it is in."""
+        step = self.run.step_of(self.at)
+        return next(leg for leg in reversed(self.legs) if leg.begins <= step)
+
+    @property
     def samples(self) -> int:
         """Samples that it brings to a run of the denoiser."""
-        return len(self.seeds) * self.sides
+        return len(self.seeds) * self.leg.sides
+
+    def working_units(self) -> list[Unit]:
+        """The control units that add to the next step."""
+        step, total = self.run.step_of(self.at), max(self.total, 1)
+        return [unit for unit in self.units if unit.works_at(step, total)] if self.leg is self.legs[0] else []
+
+    @property
+    def shape(self) -> Shape:
+        """With what it can share the next run of the denoiser."""
+        leg = self.leg
+        control = tuple(unit.net.id for unit in self.working_units())
+        return Shape(leg.model, self.latent, leg.bound.key, tuple(leg.states.shape[1:]), control)
 
     def share(self) -> Share:
         """What it brings to the next run of the denoiser."""
+        leg = self.leg
         scaled = self.run.scale_input(self.at, self.latents)
-        sample = scaled if self.sides == 1 else torch.cat([scaled, scaled])
-        return Share(sample, self.times[self.at].expand(self.samples), self.states, self.added)
+        sample = scaled if leg.sides == 1 else torch.cat([scaled, scaled])
+        times = self.times[self.at].expand(len(sample))
+        return Share(sample, times, leg.states, leg.added, self.working_units())
 
     def take(self, output: torch.Tensor) -> StepDone | None:
         """Take its part of the denoiser's output, f32. Gives the step, if one has ended by it."""
-        if self.sides == 2:
+        if self.leg.sides == 2:
             without, prompted = output.chunk(2)
             output = torch.add(without, prompted - without, alpha=self.guidance)
         step = self.run.step_of(self.at)
@@ -180,20 +206,7 @@ class Sampling:
     def move(self, device: torch.device) -> None:
         """Move everything that it holds to a device."""
         for name, value in list(vars(self).items()):
-            if name != "bound":  # Merged weights stay with the model.
-                setattr(self, name, moved(value, device))
-
-
-def _rows(sides: Sequence[torch.Tensor], images: int) -> torch.Tensor:
-    """Each side's value, repeated for each image."""
-    return torch.cat([side.expand(images, *side.shape) for side in sides])
-
-
-def _added(
-    model: Family, sides: Sequence[Conditioning], latent: tuple[int, ...], images: int
-) -> dict[str, torch.Tensor]:
-    added = [model.added(side, latent) for side in sides]
-    return {name: _rows([side[name] for side in added], images) for name in added[0]}
+            setattr(self, name, moved(value, device))
 
 
 def checked(work: Generate, model: Family) -> tuple[int, ...]:

@@ -6,9 +6,16 @@ from typing import Any
 
 import torch
 
+from calotype_worker.pipelines.adapted import AdapterSet
+
 
 def moved(value: Any, device: torch.device) -> Any:
-    """`value` with every tensor in it on `device`; objects that only hold tensors are changed in place."""
+    """`value` with every tensor in it on `device`; objects that only hold tensors are changed in place.
+
+    Merged weights stay: they are the model's.
+    """
+    if isinstance(value, AdapterSet):
+        return value
     if isinstance(value, torch.Tensor):
         return value.to(device)
     if isinstance(value, dict):

@@ -50,17 +50,13 @@ def prepare(loop: Loop, held: Held) -> None:
 
 
 def _start(loop: Loop, held: Held, work: Generate, blobs: Blobs) -> None:
-    model = loop.model_of(held)
-    if work.control:
-        raise NotSupported("this worker has no ControlNet yet")
-    if work.refiner is not None:
-        raise NotSupported("this worker has no refiner switch yet")
+    model = loop.family(held.model)
     started = time.perf_counter()
     bound = model.bind(work.adapters)
     if work.adapters:
         _spent(loop, held, "bind", started)
     started = time.perf_counter()
-    held.stage = Sampling(work, blobs, model, bound)
+    held.stage = Sampling(work, blobs, model, bound, loop.family, loop.control_net)
     loop.device.fence().wait()
     _spent(loop, held, "encode", started)
 
@@ -72,7 +68,7 @@ def _spent(loop: Loop, held: Held, phase: Phase, started: float) -> None:
 
 
 def _encode_alone(loop: Loop, held: Held, work: Encode, blobs: Blobs) -> None:
-    model = loop.model_of(held)
+    model = loop.family(held.model)
     started = time.perf_counter()
     image = image_of("the image", work.image, blobs)
     for edge in image.shape[:2]:
@@ -85,7 +81,7 @@ def _encode_alone(loop: Loop, held: Held, work: Encode, blobs: Blobs) -> None:
 
 
 def _decode_alone(loop: Loop, held: Held, work: Decode, blobs: Blobs) -> None:
-    model = loop.model_of(held)
+    model = loop.family(held.model)
     shape = work.latents.shape
     if len(shape) != 4:
         raise InvalidInput("the latents are not [images, channels, height, width]")
@@ -122,7 +118,7 @@ def decode(loop: Loop, held: Held) -> None:
     started = time.perf_counter()
     problem: WorkerError
     try:
-        model = loop.model_of(held)
+        model = loop.family(held.model)
 
         def pictures() -> list[torch.Tensor]:
             return [sampling.picture(model, latents) for latents in sampling.latents]

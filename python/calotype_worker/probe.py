@@ -44,7 +44,8 @@ def _measured(loop: Loop) -> dict[str, float]:
     matmul_s = _seconds(loop, lambda: matrix @ matrix)
     found = {"copy_bytes_per_s": COPY_BYTES / copy_s, "matmul_flops_per_s": 2 * MATMUL_EDGE**3 / matmul_s}
     for model in loop.models.values():
-        found[f"step_256_ms.{model.id}"] = _seconds(loop, _step(model)) * 1e3
+        if isinstance(model, Family):
+            found[f"step_256_ms.{model.id}"] = _seconds(loop, _step(model)) * 1e3
     return found
 
 

@@ -15,7 +15,7 @@ from calotype_worker.device import Device, Fence
 from calotype_worker.errors import OutOfMemory, WorkerError, told
 from calotype_worker.held import Held
 from calotype_worker.job import Sampling, Shape, Share, StepDone
-from calotype_worker.pipelines.family import DenoiseInput, Family
+from calotype_worker.pipelines.family import ControlInput, DenoiseInput, Family
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,8 @@ class Stepper:
         return problem
 
     def _denoise(self, group: Sequence[Sampling], model: Family) -> torch.Tensor:
-        model.adapted.activate(group[0].bound)
-        shares = [sampling.share() for sampling in group]
-        return model.denoise(_joined(shares, model.dtype))
+        model.adapted.activate(group[0].leg.bound)
+        return model.denoise(_joined([sampling.share() for sampling in group]))
 
     def land(self, most_in_flight: int) -> list[Landed]:
         """Wait until no more than so many are in flight; gives those that are over, in order."""
@@ -119,13 +118,27 @@ class Stepper:
         return landed
 
 
-def _joined(shares: Sequence[Share], dtype: torch.dtype) -> DenoiseInput:
+def _joined(shares: Sequence[Share]) -> DenoiseInput:
     if len(shares) == 1:
         share = shares[0]
-        return DenoiseInput(share.sample, share.timesteps, share.states.to(dtype), share.added)
+        return DenoiseInput(share.sample, share.timesteps, share.states, share.added, _control(shares))
     return DenoiseInput(
         torch.cat([share.sample for share in shares]),
         torch.cat([share.timesteps for share in shares]),
-        torch.cat([share.states for share in shares]).to(dtype),
+        torch.cat([share.states for share in shares]),
         {name: torch.cat([share.added[name] for share in shares]) for name in shares[0].added},
+        _control(shares),
     )
+
+
+def _control(shares: Sequence[Share]) -> list[ControlInput]:
+    """The units of all jobs, each net once: jobs of one shape have the same nets in the same order."""
+    inputs = []
+    for number, unit in enumerate(shares[0].units):
+        images, weights = [], []
+        for share in shares:
+            own, samples = share.units[number], len(share.sample)
+            images.append(own.image.expand(samples, -1, -1, -1))
+            weights.append(torch.full((samples,), own.weight, device=own.image.device))
+        inputs.append(ControlInput(unit.net, torch.cat(images), torch.cat(weights)))
+    return inputs

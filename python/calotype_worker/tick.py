@@ -18,10 +18,11 @@ import torch
 from calotype_worker import phases, probe
 from calotype_worker.channel import Buffer, Frame
 from calotype_worker.device import Device
-from calotype_worker.errors import DeviceLost, WorkerError, told
+from calotype_worker.errors import DeviceLost, InvalidInput, WorkerError, told
 from calotype_worker.held import Delivering, Held, Waiting
 from calotype_worker.job import Sampling
 from calotype_worker.pipelines import registry
+from calotype_worker.pipelines.control import ControlNet
 from calotype_worker.pipelines.family import Family
 from calotype_worker.pixels import bytes_from, halved, image_ref
 from calotype_worker.pulse import Pulse
@@ -38,7 +39,7 @@ class Loop:
     def __init__(self, device: Device, pulse: Pulse, say: Say) -> None:
         self.device = device
         self.stepper = Stepper(device)
-        self.models: dict[str, Family] = {}
+        self.models: dict[str, registry.Resident] = {}
         self.jobs: list[Held] = []
         self._pulse = pulse
         self._say = say
@@ -162,7 +163,7 @@ class Loop:
     def _unload(self, unload: down.Unload) -> None:
         self._report(self.stepper.land(0))
         leaving = [id for id in self.models if unload.model in (None, id)]
-        for held in [held for held in self.jobs if unload.model in (None, held.model)]:
+        for held in [held for held in self.jobs if unload.model is None or held.uses(unload.model)]:
             self.fail(held, WorkerError("the job's model was unloaded"))
         before = self.device.used_bytes()
         for id in leaving:
@@ -214,10 +215,12 @@ class Loop:
 
     def _step(self, order: list[Held]) -> None:
         chosen = self.stepper.companions(order)
-        model = self.models.get(chosen[0][0].model)
-        problem: WorkerError | None = WorkerError("the job's model is not resident")
-        if model is not None:
+        problem: WorkerError | None
+        try:
+            model = self.family(chosen[0][1].leg.model)
             problem = self.stepper.launch(chosen, model)
+        except WorkerError as error:
+            problem = error
         if problem is not None:
             self.fail_all([held for held, _ in chosen], problem)
         self._report(self.stepper.land(self.device.run_ahead))
@@ -235,7 +238,7 @@ class Loop:
     def _preview(self, ended: Ended) -> None:
         every, step = ended.sampling.preview_every, ended.step
         model = self.models.get(ended.held.model)
-        if not every or step.done % every or step.done == step.total or model is None:
+        if not every or step.done % every or step.done == step.total or not isinstance(model, Family):
             return
         try:
             small = halved(ended.sampling.picture(model, ended.latents[0]).cpu())
@@ -274,11 +277,24 @@ class Loop:
         if problem.outcome == "out_of_memory":
             self.device.trim()
 
-    def model_of(self, held: Held) -> Family:
-        """The job's model."""
-        model = self.models.get(held.model)
+    def family(self, id: str) -> Family:
+        """A resident model."""
+        model = self._resident(id)
+        if not isinstance(model, Family):
+            raise InvalidInput(f"`{id}` is a ControlNet, not a model")
+        return model
+
+    def control_net(self, id: str) -> ControlNet:
+        """A resident ControlNet."""
+        model = self._resident(id)
+        if not isinstance(model, ControlNet):
+            raise InvalidInput(f"`{id}` is a model, not a ControlNet")
+        return model
+
+    def _resident(self, id: str) -> registry.Resident:
+        model = self.models.get(id)
         if model is None:
-            raise WorkerError(f"the model `{held.model}` is not resident")
+            raise WorkerError(f"the model `{id}` is not resident")
         return model
 
     def _show(self) -> None:

@@ -18,6 +18,9 @@ PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 USUAL_NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 _FLOATS = ("F32", "F16", "BF16")
 
+PIECE_BYTES = 64 << 20
+"""Progress is told so often."""
+
 Put = Callable[[torch.Tensor], torch.Tensor]
 """Takes a tensor of the host to the device, in the type to compute with."""
 
@@ -160,14 +163,14 @@ class Binding:
         return sum(parameter.numel() for _, parameter, _, _ in self.found)
 
     def fill(self, put: Put, progress: Callable[[int], None]) -> nn.Module:
-        """Read the weights; `progress` hears of the elements of each piece. Gives the module, ready to compute."""
+        """Read the weights; `progress` hears of the bytes of each piece. Gives the module, ready to compute."""
         pending = 0
         for name, parameter, file, spelling in self.found:
             tensor = put(file.read(spelling).reshape(parameter.shape))
             owner, _, leaf = name.rpartition(".")
             setattr(self.module.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
-            pending += parameter.numel()
-            if pending >= 1 << 24:
+            pending += tensor.nbytes
+            if pending >= PIECE_BYTES:
                 progress(pending)
                 pending = 0
         progress(pending)

@@ -114,7 +114,7 @@ def test_the_larger_priority_goes_first_when_not_all_can_tick(desk: Desk) -> Non
 def test_a_group_that_does_not_fit_is_halved_and_a_single_job_that_does_not_fails_with_numbers(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = desk.loop.models["calotype-tiny"]
+    model = desk.loop.family("calotype-tiny")
     denoise = model.denoise
 
     def scarce(input: Any) -> torch.Tensor:
@@ -135,7 +135,7 @@ def test_a_group_that_does_not_fit_is_halved_and_a_single_job_that_does_not_fail
 
 
 def test_a_vae_that_runs_out_of_memory_goes_on_in_tiles(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = desk.loop.models["calotype-tiny"]
+    model = desk.loop.family("calotype-tiny")
     decode, failed = model.decode, []
 
     def scarce(latents: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from torch import nn
 
 from calotype_worker.errors import NotSupported
 from calotype_worker.pipelines.adapted import Adapted, AdapterSet
+from calotype_worker.pipelines.control import ControlNet
 from calotype_worker.samplers.run import SamplerRun
 from calotype_worker.wire.words import Sampler, Schedule
 from calotype_worker.wire.work import Adapter, Span
@@ -25,6 +26,8 @@ class Conditioning:
 
     states: torch.Tensor
     pooled: torch.Tensor | None = None
+    negative: bool = False
+    """Whether it is to be avoided."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,15 @@ class Conditioned:
 
     cond: Conditioning
     uncond: Conditioning | None
+
+
+@dataclass(frozen=True)
+class ControlInput:
+    """One ControlNet for all samples of a run: its pictures `[n, 3, height, width]`, 0 to 1, and factors `[n]`."""
+
+    net: ControlNet
+    image: torch.Tensor
+    weight: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,7 @@ class DenoiseInput:
     timesteps: torch.Tensor
     states: torch.Tensor
     added: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    control: Sequence[ControlInput] = ()
 
 
 class Family(ABC):
@@ -78,6 +91,10 @@ class Family(ABC):
     @abstractmethod
     def encode_chunks(self, prompts: Sequence[Sequence[Span]], clip_skip: int) -> list[Conditioning]:
         """Encode prompts so that they have the same number of tokens."""
+
+    def takes_control(self) -> bool:
+        """Whether the denoiser takes the residuals of ControlNets."""
+        return False
 
     @abstractmethod
     def added(self, conditioning: Conditioning, latent: Sequence[int]) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from torch import nn
 from calotype_worker.device import TORCH_DTYPES, Device
 from calotype_worker.errors import InvalidInput, ModelLoad, NotSupported, OutOfMemory
 from calotype_worker.pipelines.family import Progress
-from calotype_worker.weights import Binding, Weights, without_weights
+from calotype_worker.weights import Binding, Put, Weights, without_weights
 from calotype_worker.wire.down import Load, ModelSpec
 
 Config = Mapping[str, Any]
@@ -81,21 +81,30 @@ class Loader:
         self.progress = progress
         self.started = time.perf_counter()
         self.bindings: dict[str, Binding] = {}
+        self.dtypes: dict[str, torch.dtype] = {}
         if load.dtype == "u8":
             raise InvalidInput("a model cannot compute in u8")
         self.dtype = TORCH_DTYPES[load.dtype]
         if device.torch.type == "cpu" and self.dtype == torch.float16:
             raise NotSupported("f16 does not compute on this CPU; f32 and bf16 do")
 
-    def bind(self, role: str, module: nn.Module, weights: Weights) -> None:
-        """Check a module against its weights; what is wrong anywhere is said before anything is converted."""
+    def bind(self, role: str, module: nn.Module, weights: Weights, dtype: torch.dtype | None = None) -> None:
+        """Check a module against its weights; what is wrong anywhere is said before anything is converted.
+
+        `dtype` is for a part that computes in another type than the model.
+        """
         self.bindings[role] = Binding(module, weights)
+        self.dtypes[role] = dtype or self.dtype
+
+    def vae_dtype(self, config: Config) -> torch.dtype:
+        """The type of a VAE: some overflow in f16, and say so."""
+        return torch.float32 if config.get("force_upcast") and self.dtype == torch.float16 else self.dtype
 
     def fill(self) -> dict[str, nn.Module]:
         """Read all weights; gives the modules by role."""
         read_ms = (time.perf_counter() - self.started) * 1e3
-        width = torch.finfo(self.dtype).bits // 8
-        total = sum(binding.elements() for binding in self.bindings.values()) * width
+        widths = {role: torch.finfo(dtype).bits // 8 for role, dtype in self.dtypes.items()}
+        total = sum(binding.elements() * widths[role] for role, binding in self.bindings.items())
         self.total_bytes = total
         budget = self.load.budget_bytes
         if budget and total > budget:
@@ -105,12 +114,14 @@ class Loader:
             )
         started, done = time.perf_counter(), 0
 
-        def progress(elements: int) -> None:
+        def progress(bytes: int) -> None:
             nonlocal done
-            done += elements * width
+            done += bytes
             self.progress(done, total)
 
-        modules = {role: binding.fill(self._put, progress) for role, binding in self.bindings.items()}
+        modules = {
+            role: binding.fill(self._put_as(self.dtypes[role]), progress) for role, binding in self.bindings.items()
+        }
         for module in modules.values():
             for name, buffer in module.named_buffers():
                 owner, _, leaf = name.rpartition(".")
@@ -123,5 +134,5 @@ class Loader:
         self.phases_ms = {"read": read_ms, phase: upload_ms}
         return modules
 
-    def _put(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(device=self.device.torch, dtype=self.dtype)
+    def _put_as(self, dtype: torch.dtype) -> Put:
+        return lambda tensor: tensor.to(device=self.device.torch, dtype=dtype)

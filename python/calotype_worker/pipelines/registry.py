@@ -4,16 +4,25 @@ from collections.abc import Callable
 
 from calotype_worker.device import Device
 from calotype_worker.errors import NotSupported
-from calotype_worker.pipelines import sd
+from calotype_worker.pipelines import control, sd, sdxl
+from calotype_worker.pipelines.control import ControlNet
 from calotype_worker.pipelines.family import Family, Progress
 from calotype_worker.wire.down import Load
 
-LOADERS: dict[str, Callable[[Load, Device, Progress], Family]] = {"sd": sd.load}
+Resident = Family | ControlNet
+"""What a `load` can make resident."""
+
+LOADERS: dict[str, Callable[[Load, Device, Progress], Resident]] = {
+    "sd": sd.load,
+    "sdxl": sdxl.load,
+    "sdxl_refiner": sdxl.load,
+    "controlnet": control.load,
+}
 FORMATS = ("diffusers",)
-ADAPTERS = ("lora", "embedding")
+ADAPTERS = ("lora", "embedding", "controlnet", "refiner")
 
 
-def load(asked: Load, device: Device, progress: Progress) -> Family:
+def load(asked: Load, device: Device, progress: Progress) -> Resident:
     """Make a model resident."""
     family, format = asked.model.family, asked.model.format
     if family not in LOADERS:

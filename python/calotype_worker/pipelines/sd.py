@@ -1,6 +1,7 @@
 """Stable Diffusion 1.x and 2.x: one CLIP text encoder, a UNet, a VAE."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -8,6 +9,7 @@ from torch import nn
 from calotype_worker.device import Device
 from calotype_worker.lora import Spellings
 from calotype_worker.pipelines.adapted import Adapted
+from calotype_worker.pipelines.control import residuals
 from calotype_worker.pipelines.family import Conditioning, DenoiseInput, Family, Progress
 from calotype_worker.pipelines.parts import Loader, config_of, diffusers_module, place, transformers_module
 from calotype_worker.prompt import TextEncoder, Tokenizer, padded
@@ -63,13 +65,27 @@ class StableDiffusion(Family):
 
     def denoise(self, input: DenoiseInput) -> torch.Tensor:
         """One run of the UNet."""
-        output: torch.Tensor = self.denoiser(
-            input.sample.to(self.dtype),
-            input.timesteps,
-            encoder_hidden_states=input.states,
-            return_dict=False,
-        )[0]
-        return output.float()
+        return run_unet(self.denoiser, self.dtype, input)
+
+    def takes_control(self) -> bool:
+        """UNets do."""
+        return True
+
+
+def run_unet(unet: Any, dtype: torch.dtype, input: DenoiseInput) -> torch.Tensor:
+    """One run of a UNet, with its ControlNets before it: `[n, channels, height, width]` of f32."""
+    sample = input.sample.to(dtype)
+    down, middle = residuals(input.control, sample, input.timesteps, input.states, input.added)
+    output: torch.Tensor = unet(
+        sample,
+        input.timesteps,
+        encoder_hidden_states=input.states,
+        added_cond_kwargs=dict(input.added) or None,
+        down_block_additional_residuals=down,
+        mid_block_additional_residual=middle,
+        return_dict=False,
+    )[0]
+    return output.float()
 
 
 def load(load: Load, device: Device, progress: Progress) -> Family:
