@@ -157,6 +157,7 @@ impl Engine {
             key: options.key.clone(),
             key_digest,
             plan: plan.clone(),
+            promise: options.promise,
             created_at_ms,
         };
         match self.inner.store.insert(job).await? {

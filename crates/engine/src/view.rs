@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Domain;
 use crate::inference::{Plan, Warning};
-use crate::processing::{Class, JobState, JobView};
+use crate::processing::{Class, JobState, JobView, Promise};
 
 /// How a job is to be treated, apart from what it draws.
 #[derive(Debug, Clone, Default)]
@@ -19,6 +19,8 @@ pub struct SubmitOptions {
     pub class: Class,
     /// Larger goes first within the class.
     pub priority: i32,
+    /// What is promised by the acceptance alone.
+    pub promise: Promise,
 }
 
 /// A job that is on disk.

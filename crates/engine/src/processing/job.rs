@@ -73,6 +73,17 @@ pub enum Class {
     Background,
 }
 
+/// What a client is promised when its job is accepted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Promise {
+    /// That it is done, whatever happens: the job is synced to disk before it is accepted.
+    #[default]
+    Kept,
+    /// Nothing before its end, which the client waits for: the job is written down, and synced with its end. A crash of
+    /// the process loses nothing; a power failure takes the waiting client with it.
+    AtItsEnd,
+}
+
 /// One picture of a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ImageView {

@@ -8,4 +8,4 @@ mod policy;
 
 pub(crate) use admission::{Gate, Ticket};
 pub(crate) use driver::{Action, Command, Driver, Parts, Snapshot, now_ms, view_of_record};
-pub use job::{Class, ImageView, JobProgress, JobRecord, JobResult, JobState, JobView};
+pub use job::{Class, ImageView, JobProgress, JobRecord, JobResult, JobState, JobView, Promise};

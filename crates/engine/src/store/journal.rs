@@ -14,7 +14,7 @@ use super::writer::{Durable, Writer};
 use super::{ArtifactHash, StoreError};
 use crate::error::Error;
 use crate::inference::Plan;
-use crate::processing::{Class, JobRecord, JobResult, JobState};
+use crate::processing::{Class, JobRecord, JobResult, JobState, Promise};
 
 /// Each once, in order; the file's `user_version` counts those that were done.
 const MIGRATIONS: &[&str] = &[include_str!("migrations/1.sql"), include_str!("migrations/2.sql")];
@@ -39,6 +39,8 @@ pub struct NewJob {
     pub key_digest: String,
     /// What to do.
     pub plan: Plan,
+    /// Whether it must be on disk before anybody is told.
+    pub promise: Promise,
     /// Milliseconds since 1970.
     pub created_at_ms: u64,
 }
@@ -141,9 +143,13 @@ impl Store {
 
     /// Writes a job down, once for each key.
     pub async fn insert(&self, job: NewJob) -> Result<Inserted, StoreError> {
+        let durable = match job.promise {
+            Promise::Kept => Durable::Yes,
+            Promise::AtItsEnd => Durable::No,
+        };
         self.owned
             .writer
-            .submit(Durable::Yes, move |connection| {
+            .submit(durable, move |connection| {
                 if let Some(key) = &job.key {
                     let sql = format!("SELECT {COLUMNS}, key_digest FROM jobs WHERE key = ?1");
                     let mut query = connection.prepare_cached(&sql)?;

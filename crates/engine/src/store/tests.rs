@@ -4,7 +4,7 @@ use calotype_protocol::{JobId, Mode, Sampler, Schedule};
 
 use super::*;
 use crate::inference::{OutputFormat, Plan};
-use crate::processing::{Class, ImageView, JobResult, JobState};
+use crate::processing::{Class, ImageView, JobResult, JobState, Promise};
 use crate::store::writer::{Durable, Writer};
 
 fn plan() -> Plan {
@@ -42,6 +42,7 @@ fn new(id: &str, key: Option<&str>, digest: &str) -> NewJob {
         key: key.map(str::to_owned),
         key_digest: digest.into(),
         plan: plan(),
+        promise: Promise::Kept,
         created_at_ms: 7,
     }
 }

@@ -6,7 +6,7 @@ use axum::http::header::{ACCEPT, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderName};
 use axum::response::{IntoResponse, Response};
 use calotype_engine::inference::GenerateRequest;
-use calotype_engine::processing::{Class, JobState, JobView};
+use calotype_engine::processing::{Class, JobState, JobView, Promise};
 use calotype_engine::{Code, Engine, Error, SubmitOptions, Submitted, Validation};
 use calotype_protocol::JobId;
 use serde::Deserialize;
@@ -78,7 +78,18 @@ pub(super) async fn generate(
             )));
         }
     }
-    let options = SubmitOptions { key, class, priority };
+    // A key is a promise: the client may ask again.
+    let promise = if key.is_some() {
+        Promise::Kept
+    } else {
+        Promise::AtItsEnd
+    };
+    let options = SubmitOptions {
+        key,
+        class,
+        priority,
+        promise,
+    };
     // In a task of its own: a client that leaves in the middle of it must not leave a job behind that nobody knows.
     let engine = app.engine.clone();
     let submitting = tokio::spawn(async move {

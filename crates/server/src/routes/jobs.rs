@@ -7,7 +7,7 @@ use axum::http::header::LOCATION;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use calotype_engine::inference::GenerateRequest;
-use calotype_engine::processing::{JobState, JobView};
+use calotype_engine::processing::{JobState, JobView, Promise};
 use calotype_engine::{Code, Error, JobPage, JobQuery, SubmitOptions};
 use calotype_protocol::JobId;
 use serde::Deserialize;
@@ -43,7 +43,15 @@ pub(super) async fn submit(
     // In a task of its own: see `generate`.
     let submitting = tokio::spawn(async move {
         engine
-            .submit(request, SubmitOptions { key, class, priority })
+            .submit(
+                request,
+                SubmitOptions {
+                    key,
+                    class,
+                    priority,
+                    promise: Promise::Kept,
+                },
+            )
             .await
     });
     let submitted = submitting
