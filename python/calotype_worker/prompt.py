@@ -27,14 +27,16 @@ Embeddings = Mapping[str, torch.Tensor]
 class Tokenizer:
     """CLIP's byte-pair encoding with the ids that frame a chunk."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, pad: int | None = None) -> None:
+        """`pad` is the id that fills a chunk up, where the folder's own is not the one."""
         from transformers import CLIPTokenizer
 
         try:
             self._inner: Any = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
             self.begin = int(self._inner.bos_token_id)
             self.end = int(self._inner.eos_token_id)
-            self.pad = int(self._inner.pad_token_id if self._inner.pad_token_id is not None else self.end)
+            own = self._inner.pad_token_id
+            self.pad = pad if pad is not None else self.end if own is None else int(own)
         except Exception as error:  # Whatever a library finds wrong with a file is wrong with the file.
             raise ModelLoad("the tokenizer cannot be read", f"{folder}: {error}") from None
 

@@ -5,8 +5,9 @@ Everything that is wrong with a file is a `ModelLoad` that names the file and th
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -52,6 +53,10 @@ class WeightFile:
         """The type of a tensor, from the header."""
         return str(self._file.get_slice(name).get_dtype())
 
+    def metadata(self) -> dict[str, str]:
+        """What the file says of itself."""
+        return dict(self._file.metadata() or {})
+
     def read(self, name: str) -> torch.Tensor:
         """A tensor of the host, backed by the file."""
         try:
@@ -71,6 +76,39 @@ class WeightFile:
         return ModelLoad("the weights are not usable", f"{self.path}: tensor `{name}` {why}")
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where a parameter is stored: a tensor of a file, or a third of its rows, or its transpose."""
+
+    file: WeightFile
+    name: str
+    third: int | None = None
+    transposed: bool = False
+
+    def shape(self) -> list[int]:
+        """The parameter's shape, from the header."""
+        shape = self.file.shape(self.name)
+        if self.third is not None:
+            return [shape[0] // 3, *shape[1:]]
+        return shape[::-1] if self.transposed else shape
+
+    def read(self) -> torch.Tensor:
+        """The parameter on the host."""
+        tensor = self.file.read(self.name)
+        if self.third is not None:
+            return tensor.chunk(3)[self.third]
+        return tensor.T.contiguous() if self.transposed else tensor
+
+
+class Store(Protocol):
+    """Knows where the parameters of a module are stored."""
+
+    path: Path
+
+    def find(self, name: str) -> Source | None:
+        """Where a parameter is."""
+
+
 class Weights:
     """All files of one component: one file, or the shards of a folder."""
 
@@ -87,12 +125,12 @@ class Weights:
         self.files = [WeightFile(path) for path in paths]
         self.where = {name: file for file in self.files for name in file.names}
 
-    def find(self, name: str) -> tuple[WeightFile, str] | None:
-        """The file and the name under which a tensor is stored."""
+    def find(self, name: str) -> Source | None:
+        """Where a parameter is, under any of the names that it has had."""
         for spelling in other_names(name):
             file = self.where.get(spelling)
             if file is not None:
-                return file, spelling
+                return Source(file, spelling)
         return None
 
 
@@ -138,17 +176,16 @@ def without_weights() -> Iterator[None]:
 class Binding:
     """A module without weights and the files that they are in; checked when it is made, filled when it is told."""
 
-    def __init__(self, module: nn.Module, weights: Weights) -> None:
+    def __init__(self, module: nn.Module, weights: Store) -> None:
         self.module = module
-        self.found: list[tuple[str, nn.Parameter, WeightFile, str]] = []
+        self.found: list[tuple[str, nn.Parameter, Source]] = []
         for name, parameter in module.named_parameters():
-            found = weights.find(name)
-            if found is None:
+            source = weights.find(name)
+            if source is None:
                 raise ModelLoad(
                     "the weights do not fit the model's config", f"{weights.path}: tensor `{name}` is missing"
                 )
-            file, spelling = found
-            shape = file.shape(spelling)
+            file, spelling, shape = source.file, source.name, source.shape()
             if _squeezed(shape) != _squeezed(list(parameter.shape)):
                 raise ModelLoad(
                     "the weights do not fit the model's config",
@@ -156,17 +193,17 @@ class Binding:
                 )
             if file.dtype(spelling) not in _FLOATS:
                 raise file.wrong(spelling, f"has the type {file.dtype(spelling)}; f32, f16 and bf16 are read")
-            self.found.append((name, parameter, file, spelling))
+            self.found.append((name, parameter, source))
 
     def elements(self) -> int:
         """Numbers in all."""
-        return sum(parameter.numel() for _, parameter, _, _ in self.found)
+        return sum(parameter.numel() for _, parameter, _ in self.found)
 
     def fill(self, put: Put, progress: Callable[[int], None]) -> nn.Module:
         """Read the weights; `progress` hears of the bytes of each piece. Gives the module, ready to compute."""
         pending = 0
-        for name, parameter, file, spelling in self.found:
-            tensor = put(file.read(spelling).reshape(parameter.shape))
+        for name, parameter, source in self.found:
+            tensor = put(source.read().reshape(parameter.shape))
             owner, _, leaf = name.rpartition(".")
             setattr(self.module.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
             pending += tensor.nbytes

@@ -12,7 +12,7 @@ from torch import nn
 from calotype_worker.device import TORCH_DTYPES, Device
 from calotype_worker.errors import InvalidInput, ModelLoad, NotSupported, OutOfMemory
 from calotype_worker.pipelines.family import Progress
-from calotype_worker.weights import Binding, Put, Weights, without_weights
+from calotype_worker.weights import Binding, Put, Store, without_weights
 from calotype_worker.wire.down import Load, ModelSpec
 
 Config = Mapping[str, Any]
@@ -88,7 +88,7 @@ class Loader:
         if device.torch.type == "cpu" and self.dtype == torch.float16:
             raise NotSupported("f16 does not compute on this CPU; f32 and bf16 do")
 
-    def bind(self, role: str, module: nn.Module, weights: Weights, dtype: torch.dtype | None = None) -> None:
+    def bind(self, role: str, module: nn.Module, weights: Store, dtype: torch.dtype | None = None) -> None:
         """Check a module against its weights; what is wrong anywhere is said before anything is converted.
 
         `dtype` is for a part that computes in another type than the model.

@@ -18,7 +18,7 @@ LOADERS: dict[str, Callable[[Load, Device, Progress], Resident]] = {
     "sdxl_refiner": sdxl.load,
     "controlnet": control.load,
 }
-FORMATS = ("diffusers",)
+FORMATS = ("diffusers", "checkpoint")
 ADAPTERS = ("lora", "embedding", "controlnet", "refiner")
 
 

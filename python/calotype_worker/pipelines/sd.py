@@ -6,16 +6,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from calotype_worker import ldm
 from calotype_worker.device import Device
+from calotype_worker.errors import NotSupported
 from calotype_worker.lora import Spellings
 from calotype_worker.pipelines.adapted import Adapted
 from calotype_worker.pipelines.control import residuals
 from calotype_worker.pipelines.family import Conditioning, DenoiseInput, Family, Progress
-from calotype_worker.pipelines.parts import Loader, config_of, diffusers_module, place, transformers_module
-from calotype_worker.prompt import TextEncoder, Tokenizer, padded
+from calotype_worker.pipelines.files import Files, files_of
+from calotype_worker.pipelines.parts import Config, Loader, diffusers_module, transformers_module
+from calotype_worker.prompt import TextEncoder, padded
 from calotype_worker.samplers.run import SamplerRun, planned
 from calotype_worker.samplers.schedule import NoiseSchedule
-from calotype_worker.weights import Weights
 from calotype_worker.wire.down import Load
 from calotype_worker.wire.words import Sampler, Schedule
 from calotype_worker.wire.work import Span
@@ -38,10 +40,10 @@ class StableDiffusion(Family):
         encoder: TextEncoder,
         schedule: NoiseSchedule,
         dtype: torch.dtype,
-        spellings: Spellings | None = None,
+        spellings: Spellings,
     ) -> None:
         parts = {"text_encoder": encoder.module, "unet": unet}
-        super().__init__(id, unet, vae, Adapted(parts, spellings or no_spellings, 1), dtype)
+        super().__init__(id, unet, vae, Adapted(parts, spellings, 1), dtype)
         self.encoder = encoder
         self.schedule = schedule
 
@@ -89,28 +91,44 @@ def run_unet(unet: Any, dtype: torch.dtype, input: DenoiseInput) -> torch.Tensor
 
 
 def load(load: Load, device: Device, progress: Progress) -> Family:
-    """Make a diffusers folder resident."""
-    spec = load.model
+    """Make a diffusers folder or a single file resident."""
     loader = Loader(load, device, progress)
-    schedule = NoiseSchedule.of_config(config_of(place(spec, "scheduler"), "scheduler_config.json"))
-    tokenizer = Tokenizer(place(spec, "tokenizer"))
-    places = {role: place(spec, role) for role in ("text_encoder", "unet", "vae")}
-    configs = {role: config_of(folder) for role, folder in places.items()}
-    modules = {
-        "text_encoder": transformers_module(configs["text_encoder"], CLIPS, str(places["text_encoder"])),
-        "unet": diffusers_module(configs["unet"], UNETS, str(places["unet"])),
-        "vae": diffusers_module(configs["vae"], VAES, str(places["vae"])),
-    }
-    for role, module in modules.items():
-        loader.bind(role, module, Weights(places[role]))
+    files = files_of(load.model)
+    schedule = NoiseSchedule.of_config(files.scheduler())
+    tokenizer = files.tokenizer("text_encoder")
+    config = bind_all(loader, files, ["text_encoder"])
     filled = loader.fill()
-    tokens = int(configs["text_encoder"].get("max_position_embeddings", 77))
+    tokens = int(config["text_encoder"].get("max_position_embeddings", 77))
     encoder = TextEncoder(filled["text_encoder"], tokenizer, tokens, normalises_skipped=True)
-    model = StableDiffusion(spec.id, filled["unet"], filled["vae"], encoder, schedule, loader.dtype)
+    model = StableDiffusion(
+        load.model.id, filled["unet"], filled["vae"], encoder, schedule, loader.dtype, spellings_of(config["unet"])
+    )
     model.resident_bytes, model.phases_ms = loader.total_bytes, loader.phases_ms
     return model
 
 
-def no_spellings(part: str, layer: str) -> Iterable[str]:
-    """Layers have no other names."""
-    return ()
+def bind_all(loader: Loader, files: Files, encoders: Sequence[str]) -> dict[str, Config]:
+    """Bind text encoders, UNet and VAE; gives their configs."""
+    configs = {role: files.config(role) for role in (*encoders, "unet", "vae")}
+    for role in encoders:
+        loader.bind(role, transformers_module(configs[role], CLIPS, files.where(role)), files.store(role))
+    unet, vae = configs["unet"], configs["vae"]
+    loader.bind("unet", diffusers_module(unet, UNETS, files.where("unet")), files.store("unet"))
+    loader.bind("vae", diffusers_module(vae, VAES, files.where("vae")), files.store("vae"), loader.vae_dtype(vae))
+    if unet.get("in_channels", 4) != vae.get("latent_channels", 4):
+        raise NotSupported(
+            f"a UNet with {unet.get('in_channels')} input channels (an inpainting or editing variant) is not supported",
+            files.where("unet"),
+        )
+    return configs
+
+
+def spellings_of(unet: Config) -> Spellings:
+    """The names that the original checkpoints give to a UNet's layers."""
+    plain = isinstance(unet.get("layers_per_block", 2), int)
+    config = {"layers_per_block": 2, "up_block_types": (), **unet}
+
+    def spellings(part: str, layer: str) -> Iterable[str]:
+        return (ldm.unet(layer, config),) if part == "unet" and plain else ()
+
+    return spellings

@@ -13,12 +13,12 @@ from calotype_worker.device import Device
 from calotype_worker.lora import Spellings
 from calotype_worker.pipelines.adapted import Adapted
 from calotype_worker.pipelines.family import Conditioning, DenoiseInput, Family, Progress
-from calotype_worker.pipelines.parts import Loader, config_of, diffusers_module, place, transformers_module
-from calotype_worker.pipelines.sd import CLIPS, UNETS, VAES, no_spellings, run_unet
-from calotype_worker.prompt import Encoded, TextEncoder, Tokenizer, padded
+from calotype_worker.pipelines.files import files_of
+from calotype_worker.pipelines.parts import Loader
+from calotype_worker.pipelines.sd import bind_all, run_unet, spellings_of
+from calotype_worker.prompt import Encoded, TextEncoder, padded
 from calotype_worker.samplers.run import SamplerRun, planned
 from calotype_worker.samplers.schedule import NoiseSchedule
-from calotype_worker.weights import Weights
 from calotype_worker.wire.down import Load
 from calotype_worker.wire.words import Sampler, Schedule
 from calotype_worker.wire.work import Span
@@ -41,7 +41,7 @@ class StableDiffusionXL(Family):
         encoders: dict[str, TextEncoder],
         schedule: NoiseSchedule,
         dtype: torch.dtype,
-        spellings: Spellings = no_spellings,
+        spellings: Spellings,
     ) -> None:
         """`encoders` by role, in the order in which their states stand side by side; the last gives the pooled."""
         parts = {**{role: encoder.module for role, encoder in encoders.items()}, "unet": unet}
@@ -89,30 +89,20 @@ class StableDiffusionXL(Family):
 
 
 def load(load: Load, device: Device, progress: Progress) -> Family:
-    """Make a diffusers folder resident."""
-    spec = load.model
+    """Make a diffusers folder or a single file resident."""
     loader = Loader(load, device, progress)
-    schedule = NoiseSchedule.of_config(config_of(place(spec, "scheduler"), "scheduler_config.json"))
+    files = files_of(load.model)
+    schedule = NoiseSchedule.of_config(files.scheduler())
     roles = ["text_encoder_2"] if load.model.family == "sdxl_refiner" else ["text_encoder", "text_encoder_2"]
-    tokenizers = {role: Tokenizer(place(spec, role.replace("text_encoder", "tokenizer"))) for role in roles}
-    places = {role: place(spec, role) for role in (*roles, "unet", "vae")}
-    configs = {role: config_of(folder) for role, folder in places.items()}
-    for role in roles:
-        module = transformers_module(configs[role], CLIPS, str(places[role]))
-        loader.bind(role, module, Weights(places[role]))
-    loader.bind("unet", diffusers_module(configs["unet"], UNETS, str(places["unet"])), Weights(places["unet"]))
-    vae = diffusers_module(configs["vae"], VAES, str(places["vae"]))
-    loader.bind("vae", vae, Weights(places["vae"]), loader.vae_dtype(configs["vae"]))
+    tokenizers = {role: files.tokenizer(role) for role in roles}
+    config = bind_all(loader, files, roles)
     filled = loader.fill()
-    encoders = {
-        role: TextEncoder(
-            filled[role],
-            tokenizers[role],
-            int(configs[role].get("max_position_embeddings", 77)),
-            normalises_skipped=False,
-        )
-        for role in roles
-    }
-    model = StableDiffusionXL(spec.id, filled["unet"], filled["vae"], encoders, schedule, loader.dtype)
+    encoders = {}
+    for role in roles:
+        tokens = int(config[role].get("max_position_embeddings", 77))
+        encoders[role] = TextEncoder(filled[role], tokenizers[role], tokens, normalises_skipped=False)
+    model = StableDiffusionXL(
+        load.model.id, filled["unet"], filled["vae"], encoders, schedule, loader.dtype, spellings_of(config["unet"])
+    )
     model.resident_bytes, model.phases_ms = loader.total_bytes, loader.phases_ms
     return model
