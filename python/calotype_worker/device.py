@@ -9,6 +9,8 @@ import gc
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +54,7 @@ class Device:
         self.kind = kind
         self.torch = torch_device
         self.is_cuda = torch_device.type == "cuda"
+        self._side: torch.cuda.Stream | None = None
         # One step queued behind the one that runs keeps the device busy while the host reports.
         self.run_ahead = 1 if self.is_cuda else 0
 
@@ -91,6 +94,18 @@ class Device:
             return tensor.cpu()
         # Only a page-locked copy goes on beside the host.
         return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """What is launched inside runs beside the steps that are launched after it, where the device can."""
+        if not self.is_cuda:
+            yield
+            return
+        if self._side is None:
+            self._side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._side):
+            yield
 
     def synchronize(self) -> None:
         """Wait for everything that was launched."""

@@ -28,6 +28,8 @@ class Delivering:
     started: float
     steps_done: int
     seeds: list[int]
+    source: Sampling | None
+    """Held until the pictures are there: the decoding, on a stream of its own, still reads its latents."""
 
 
 Stage = Waiting | Sampling | Delivering

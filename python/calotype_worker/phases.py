@@ -93,7 +93,7 @@ def _decode_alone(loop: Loop, held: Held, work: Decode, blobs: Blobs) -> None:
     latents = numbers_of("the latents", work.latents, blobs).to(model.device)
     started = time.perf_counter()
     pictures = decoded(loop, held, model, lambda: [from_numbers(model.decode(one)) for one in latents])
-    held.stage = Delivering([picture.cpu() for picture in pictures], loop.device.fence(), started, 0, [])
+    held.stage = Delivering([picture.cpu() for picture in pictures], loop.device.fence(), started, 0, [], None)
 
 
 def decoded(loop: Loop, held: Held, model: Family, decode: Callable[[], list[torch.Tensor]]) -> list[torch.Tensor]:
@@ -123,8 +123,10 @@ def decode(loop: Loop, held: Held) -> None:
         def pictures() -> list[torch.Tensor]:
             return [sampling.picture(model, latents) for latents in sampling.latents]
 
-        on_host = [loop.device.to_host(picture) for picture in decoded(loop, held, model, pictures)]
-        held.stage = Delivering(on_host, loop.device.fence(), started, sampling.total, sampling.seeds)
+        with loop.device.beside():
+            on_host = [loop.device.to_host(picture) for picture in decoded(loop, held, model, pictures)]
+            fence = loop.device.fence()
+        held.stage = Delivering(on_host, fence, started, sampling.total, sampling.seeds, sampling)
         return
     except Exception as error:
         problem = told(error, loop.device.numbers())

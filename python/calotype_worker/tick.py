@@ -132,7 +132,7 @@ class Loop:
         return self.say(up.Resumed(job=held.job, attempt=held.attempt, at_step=held.steps_done))
 
     def _load(self, load: down.Load) -> None:
-        self.models.pop(load.model.id, None)
+        self._drop(load.model.id)
         self._pulse.begin()
 
         def progress(done: int, total: int) -> None:
@@ -167,15 +167,21 @@ class Loop:
             self.fail(held, WorkerError("the job's model was unloaded"))
         before = self.device.used_bytes()
         for id in leaving:
-            del self.models[id]
+            self._drop(id)
         self.device.trim()
         self.say(up.Unloaded(unload=unload.unload, freed_bytes=max(before - self.device.used_bytes(), 0)))
+
+    def _drop(self, id: str) -> None:
+        model = self.models.pop(id, None)
+        if isinstance(model, Family):
+            self.stepper.graphs.forget(model)
 
     def _memory(self, ask: down.AskMemory) -> None:
         if ask.op == "trim":
             for model in self.models.values():
                 model.trim()
-            self.device.trim()
+            self._report(self.stepper.land(0))
+            self.stepper.graphs.clear()
         elif ask.op == "reset_peak":
             self.device.reset_peak()
         self.say(up.Memory(seq=ask.seq, report=self.device.report()))

@@ -12,6 +12,7 @@ from torch import nn
 from calotype_worker.device import TORCH_DTYPES, Device
 from calotype_worker.errors import InvalidInput, ModelLoad, NotSupported, OutOfMemory
 from calotype_worker.pipelines.family import Progress
+from calotype_worker.upload import Uploader
 from calotype_worker.weights import Binding, Put, Store, without_weights
 from calotype_worker.wire.down import Load, ModelSpec
 
@@ -82,6 +83,7 @@ class Loader:
         self.started = time.perf_counter()
         self.bindings: dict[str, Binding] = {}
         self.dtypes: dict[str, torch.dtype] = {}
+        self.uploader = Uploader(device)
         if load.dtype == "u8":
             raise InvalidInput("a model cannot compute in u8")
         self.dtype = TORCH_DTYPES[load.dtype]
@@ -135,4 +137,4 @@ class Loader:
         return modules
 
     def _put_as(self, dtype: torch.dtype) -> Put:
-        return lambda tensor: tensor.to(device=self.device.torch, dtype=dtype)
+        return lambda tensor: self.uploader.put(tensor, dtype)

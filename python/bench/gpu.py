@@ -1,0 +1,265 @@
+"""Measures a CUDA device: the worker's loop against plain diffusers, eager and compiled, in the same run.
+
+    python bench/gpu.py --models sd15:512 sdxl:1024 --steps 30 --json out.json --markdown out.md
+
+For each model: seconds an image alone, images a second at 1 to 16 concurrent jobs, the device's busy share, the
+latency of a cancel, the peak of memory, and what is held after an unload. Random weights, f16, Euler, guidance 5.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from bench.sizes import DEVICE, DTYPE, family, plain_pipeline
+from calotype_worker import noise
+from calotype_worker.channel import Buffer, Frame
+from calotype_worker.device import Device
+from calotype_worker.pulse import Pulse
+from calotype_worker.tick import Loop
+from calotype_worker.wire import down, up
+from calotype_worker.wire.words import BlobRef, Message
+from calotype_worker.wire.work import Generate, Span
+
+CONCURRENT = (1, 2, 4, 8, 16)
+PROMPT, GUIDANCE = "a red apple on the beach", 5.0
+
+
+class Bench:
+    """A loop with one model in it."""
+
+    def __init__(self, name: str, edge: int, steps: int) -> None:
+        self.name, self.edge, self.steps = name, edge, steps
+        self.device = Device("cuda", torch.device(DEVICE, 0))
+        self.loop = Loop(self.device, Pulse(), self._hear)
+        self.loop.models[name] = family(name)
+        self.results: list[up.Result] = []
+        self.jobs = 0
+
+    def _hear(self, message: Message, blobs: Sequence[Buffer] = ()) -> None:
+        if isinstance(message, (up.Failed, up.Fatal)):
+            raise RuntimeError(str(message))
+        if isinstance(message, up.Result):
+            self.results.append(message)
+
+    def submit(self) -> str:
+        """One more job."""
+        self.jobs += 1
+        edge = self.edge // 8
+        numbers = noise.normal(self.jobs, noise.INITIAL, (4, edge, edge))
+        work = Generate(
+            model=self.name,
+            mode="text_to_image",
+            prompt=[Span(text=PROMPT, weight=1.0)],
+            width=self.edge,
+            height=self.edge,
+            steps=self.steps,
+            guidance=GUIDANCE,
+            sampler="euler",
+            schedule="default",
+            seeds=[self.jobs],
+            noise="philox",
+            initial_noise=BlobRef(blob=0, dtype="f32", shape=[1, 4, edge, edge]),
+            strength=1.0,
+        )
+        job = f"job_{self.jobs}"
+        run = down.Run(job=job, attempt=1, step="generate", work=work)
+        self.loop.handle(Frame(run, [bytearray(numbers.tobytes())]))
+        return job
+
+    def together(self, count: int) -> float:
+        """Seconds from the first submit to the last result of `count` jobs."""
+        started = time.perf_counter()
+        for _ in range(count):
+            self.submit()
+        while self.loop.has_work():
+            self.loop.tick()
+        return time.perf_counter() - started
+
+    def cancel_ms(self) -> float:
+        """From a cancel in the middle of a run to an idle device."""
+        job = self.submit()
+        while self.loop.jobs[0].steps_done < self.steps // 2:
+            self.loop.tick()
+        started = time.perf_counter()
+        self.loop.handle(Frame(down.Cancel(job=job, attempt=1)))
+        self.device.synchronize()
+        return (time.perf_counter() - started) * 1e3
+
+
+@contextmanager
+def busy_share(samples: list[float]) -> Iterator[None]:
+    """Fills `samples` with the device's busy share, as its driver tells it, while the body runs."""
+    over = threading.Event()
+
+    def sample() -> None:
+        command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-i", "0"]
+        while not over.is_set():
+            answer = subprocess.run(command, capture_output=True, text=True, check=False)
+            if answer.returncode == 0 and answer.stdout.strip().isdigit():
+                samples.append(float(answer.stdout) / 100)
+            over.wait(0.1)
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def seconds(work: Callable[[], object], runs: int) -> float:
+    """The median of `runs`, after one that is not counted."""
+    times = []
+    for _ in range(runs + 1):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return median(times[1:])
+
+
+def plain(pipeline: Any, edge: int, steps: int, runs: int) -> float:
+    """Seconds an image of diffusers' own pipeline."""
+
+    def image() -> None:
+        pipeline(PROMPT, height=edge, width=edge, num_inference_steps=steps, guidance_scale=GUIDANCE)
+
+    return seconds(image, runs)
+
+
+def measure(name: str, edge: int, steps: int, runs: int, compiled: bool) -> dict[str, Any]:
+    """All figures of one model at one size."""
+    pipeline = plain_pipeline(name)
+    found: dict[str, Any] = {
+        "model": name,
+        "edge": edge,
+        "steps": steps,
+        "plain_eager_s": plain(pipeline, edge, steps, runs),
+    }
+    if compiled:
+        started = time.perf_counter()
+        pipeline.unet = torch.compile(pipeline.unet, mode="reduce-overhead")
+        found["plain_compiled_s"] = plain(pipeline, edge, steps, runs)
+        found["compile_warm_up_s"] = time.perf_counter() - started - (runs + 1) * found["plain_compiled_s"]
+    del pipeline
+    torch.cuda.empty_cache()
+    held_before = torch.cuda.memory_allocated()
+    bench = Bench(name, edge, steps)
+    weights = torch.cuda.memory_allocated() - held_before
+    found["concurrent"] = {}
+    for count in CONCURRENT:
+        # Twice: the second meeting of a shape captures its graph.
+        for _ in range(2):
+            bench.together(count)
+        torch.cuda.reset_peak_memory_stats()
+        busy: list[float] = []
+        with busy_share(busy):
+            times = [bench.together(count) for _ in range(runs)]
+        found["concurrent"][count] = {
+            "s": median(times),
+            "images_per_s": count / median(times),
+            "busy_share": mean(busy) if busy else None,
+            "batch_sizes": sorted(set(bench.results[-1].batch_sizes)),
+            "step_ms": bench.results[-1].timings_ms["denoise"] / steps,
+            "decode_ms": bench.results[-1].timings_ms["decode"],
+            "peak_bytes": torch.cuda.max_memory_allocated(),
+        }
+    found["graph_problem"] = bench.loop.stepper.graphs.problem
+    found["cancel_ms"] = bench.cancel_ms()
+    bench.loop.handle(Frame(down.Unload(unload="u")))
+    found["weights_bytes"] = weights
+    found["held_after_unload_bytes"] = torch.cuda.memory_allocated() - held_before
+    alone = found["concurrent"][1]["s"]
+    found["one_image_speedup"] = found["plain_eager_s"] / alone
+    found["eight_jobs_speedup"] = found["concurrent"][8]["images_per_s"] * found["plain_eager_s"]
+    return found
+
+
+def table(all_found: list[dict[str, Any]]) -> str:
+    """The figures as Markdown."""
+    heads = [
+        "model",
+        "plain eager, s",
+        "plain compiled, s",
+        "ours alone, s",
+        "alone, gain",
+        *(f"{count} jobs, images/s" for count in CONCURRENT),
+        "8 jobs, gain",
+        "busy at 8",
+        "cancel, ms",
+    ]
+    lines = [_row(heads), _row(["---"] * len(heads))]
+    for found in all_found:
+        concurrent = found["concurrent"]
+        busy = concurrent[8]["busy_share"]
+        lines.append(
+            _row(
+                [
+                    f"{found['model']} {found['edge']}², {found['steps']} steps",
+                    f"{found['plain_eager_s']:.3f}",
+                    f"{found['plain_compiled_s']:.3f}" if "plain_compiled_s" in found else "-",
+                    f"{concurrent[1]['s']:.3f}",
+                    f"{found['one_image_speedup']:.2f}",
+                    *(f"{concurrent[count]['images_per_s']:.2f}" for count in CONCURRENT),
+                    f"{found['eight_jobs_speedup']:.2f}",
+                    "-" if busy is None else f"{busy:.0%}",
+                    f"{found['cancel_ms']:.1f}",
+                ]
+            )
+        )
+    return "\n".join(lines)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> int:
+    """Parse the command line and measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["sd15:512", "sdxl:1024"], help="architecture:edge")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument(
+        "--no-compile", action="store_true", help="leave out the compiled baseline (minutes of warm-up)"
+    )
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", type=Path)
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("there is no CUDA device here: nothing was measured")
+        return 1
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {DTYPE}", flush=True)
+    all_found = []
+    for model in arguments.models:
+        name, _, edge = model.partition(":")
+        found = measure(name, int(edge), arguments.steps, arguments.runs, not arguments.no_compile)
+        print(json.dumps(found), flush=True)
+        all_found.append(found)
+        # A run that is cut off keeps what it has.
+        if arguments.json:
+            arguments.json.write_text(
+                json.dumps({"device": torch.cuda.get_device_name(), "results": all_found}, indent=1)
+            )
+        if arguments.markdown:
+            arguments.markdown.write_text(table(all_found) + "\n")
+    print(table(all_found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
