@@ -38,7 +38,7 @@ def leg_of(work: Generate, id: str, model: Family, bound: AdapterSet, begins: in
     conditioned = model.encode(bound, work.prompt, work.negative_prompt, work.guidance, work.clip_skip)
     sides = [conditioned.cond] if conditioned.uncond is None else [conditioned.uncond, conditioned.cond]
     states = _rows([side.states for side in sides], images).to(model.dtype)
-    return Leg(id, begins, bound, len(sides), states, _added(model, sides, latent, images))
+    return Leg(id, begins, bound, len(sides), states, _added(model, sides, latent, work.guidance, images))
 
 
 def legs_of(
@@ -64,9 +64,9 @@ def _rows(sides: Sequence[torch.Tensor], images: int) -> torch.Tensor:
 
 
 def _added(
-    model: Family, sides: Sequence[Conditioning], latent: tuple[int, ...], images: int
+    model: Family, sides: Sequence[Conditioning], latent: tuple[int, ...], guidance: float, images: int
 ) -> dict[str, torch.Tensor]:
-    added = [model.added(side, latent) for side in sides]
+    added = [model.added(side, latent, guidance) for side in sides]
     return {name: _rows([side[name] for side in added], images) for name in added[0]}
 
 

@@ -146,6 +146,8 @@ def other_names(name: str) -> list[str]:
     names += [bare, f"text_model.{bare}"]
     if bare == "shared.weight":  # T5 stores its embedding once, under either name.
         names.append("encoder.embed_tokens.weight")
+    if bare == "encoder.embed_tokens.weight":
+        names.append("shared.weight")
     return names
 
 

@@ -8,12 +8,29 @@ from diffusers import (
     AutoencoderKL,
     ControlNetModel,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
 
 from .desk import TINY
 
@@ -144,3 +161,94 @@ def refiner(base: Any) -> Any:
 def saved(pipeline: Any, folder: Path) -> Path:
     pipeline.save_pretrained(folder)
     return folder
+
+
+FLOW = {"num_train_timesteps": 1000, "shift": 3.0}
+DYNAMIC_FLOW = {
+    "num_train_timesteps": 1000,
+    "shift": 3.0,
+    "use_dynamic_shifting": True,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+}
+
+
+def t5() -> Any:
+    config = T5Config(
+        vocab_size=64, d_model=TEXT, d_kv=8, d_ff=37, num_layers=2, num_heads=4, pad_token_id=0, eos_token_id=1
+    )
+    return T5EncoderModel(config).eval()
+
+
+def t5_tokenizer() -> Any:
+    """A tokenizer of a few words that looks like T5's to those who use it."""
+    words = ["<pad>", "</s>", "<unk>", "a", "red", "apple", "cat", "blurry"]
+    inner = Tokenizer(WordLevel({word: id for id, word in enumerate(words)}, unk_token="<unk>"))
+    inner.pre_tokenizer = Whitespace()
+    inner.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512
+    )
+
+
+def flow_vae() -> Any:
+    return vae(use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06, scaling_factor=1.5)
+
+
+def sd3(with_t5: bool) -> Any:
+    torch.manual_seed(3)
+    transformer = SD3Transformer2DModel(
+        sample_size=32,
+        patch_size=2,
+        in_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        caption_projection_dim=32,
+        joint_attention_dim=2 * TEXT if not with_t5 else TEXT * 2,
+        pooled_projection_dim=2 * TEXT,
+        out_channels=4,
+        pos_embed_max_size=96,
+    )
+    wide = None
+    if with_t5:
+        config = T5Config(vocab_size=64, d_model=2 * TEXT, d_kv=8, d_ff=37, num_layers=2, num_heads=4)
+        wide = T5EncoderModel(config).eval()
+    return StableDiffusion3Pipeline(
+        transformer=transformer.eval(),
+        vae=flow_vae(),
+        scheduler=FlowMatchEulerDiscreteScheduler(**FLOW),
+        text_encoder=text_encoder(True).eval(),
+        text_encoder_2=text_encoder(True).eval(),
+        text_encoder_3=wide,
+        tokenizer=tokenizer(),
+        tokenizer_2=tokenizer(),
+        tokenizer_3=t5_tokenizer() if with_t5 else None,
+    )
+
+
+def flux(guided: bool) -> Any:
+    torch.manual_seed(4)
+    transformer = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=TEXT,
+        pooled_projection_dim=TEXT,
+        axes_dims_rope=(4, 4, 8),
+        guidance_embeds=guided,
+    )
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**(DYNAMIC_FLOW if guided else {"shift": 1.0})),
+        vae=flow_vae(),
+        text_encoder=text_encoder(False).eval(),
+        tokenizer=tokenizer(),
+        text_encoder_2=t5(),
+        tokenizer_2=t5_tokenizer(),
+        transformer=transformer.eval(),
+    )

@@ -97,7 +97,7 @@ class Family(ABC):
         return False
 
     @abstractmethod
-    def added(self, conditioning: Conditioning, latent: Sequence[int]) -> dict[str, torch.Tensor]:
+    def added(self, conditioning: Conditioning, latent: Sequence[int], guidance: float) -> dict[str, torch.Tensor]:
         """Further inputs of one sample, without the first extent of a batch."""
 
     @abstractmethod

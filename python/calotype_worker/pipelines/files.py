@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from calotype_worker.pipelines.checkpoint import Checkpoint
+from calotype_worker.pipelines.checkpoint import CONFIGS, Checkpoint
 from calotype_worker.pipelines.parts import Config, config_of, place
 from calotype_worker.prompt import Tokenizer
 from calotype_worker.weights import Store, Weights
@@ -29,6 +29,12 @@ class Files(Protocol):
     def where(self, role: str) -> str:
         """What to name when something is wrong with a component."""
 
+    def has(self, role: str) -> bool:
+        """Whether the model has such a component."""
+
+    def tokenizer_folder(self, role: str) -> Path:
+        """Where the tokenizer of a text encoder lies."""
+
 
 class Folder:
     """A diffusers folder; single components may lie elsewhere."""
@@ -42,7 +48,7 @@ class Folder:
 
     def tokenizer(self, role: str) -> Tokenizer:
         """From the folder that is numbered like the encoder's."""
-        return Tokenizer(place(self._spec, role.replace("text_encoder", "tokenizer")))
+        return Tokenizer(self.tokenizer_folder(role))
 
     def config(self, role: str) -> Config:
         """From `config.json`."""
@@ -55,6 +61,14 @@ class Folder:
     def where(self, role: str) -> str:
         """The component's folder."""
         return str(place(self._spec, role))
+
+    def has(self, role: str) -> bool:
+        """Whether its folder is there."""
+        return place(self._spec, role).is_dir()
+
+    def tokenizer_folder(self, role: str) -> Path:
+        """Numbered like the encoder's."""
+        return place(self._spec, role.replace("text_encoder", "tokenizer"))
 
 
 class SingleFile:
@@ -87,6 +101,14 @@ class SingleFile:
     def where(self, role: str) -> str:
         """The file, or the component in its place."""
         return str(self._swapped.get(role, self._checkpoint.file.path))
+
+    def has(self, role: str) -> bool:
+        """Whether the architecture has it."""
+        return role in self._swapped or role in self._checkpoint.configs
+
+    def tokenizer_folder(self, role: str) -> Path:
+        """CLIP's, unless another is given."""
+        return self._swapped.get(role.replace("text_encoder", "tokenizer"), CONFIGS / "clip_tokenizer")
 
 
 def files_of(spec: ModelSpec) -> Files:

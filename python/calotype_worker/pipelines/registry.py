@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from calotype_worker.device import Device
 from calotype_worker.errors import NotSupported
-from calotype_worker.pipelines import control, sd, sdxl
+from calotype_worker.pipelines import control, flux, sd, sd3, sdxl
 from calotype_worker.pipelines.control import ControlNet
 from calotype_worker.pipelines.family import Family, Progress
 from calotype_worker.wire.down import Load
@@ -16,6 +16,8 @@ LOADERS: dict[str, Callable[[Load, Device, Progress], Resident]] = {
     "sd": sd.load,
     "sdxl": sdxl.load,
     "sdxl_refiner": sdxl.load,
+    "sd3": sd3.load,
+    "flux": flux.load,
     "controlnet": control.load,
 }
 FORMATS = ("diffusers", "checkpoint")

@@ -61,7 +61,7 @@ class StableDiffusion(Family):
             encoded = [padded(one, chunks, empty) for one in encoded]
         return [Conditioning(one.states) for one in encoded]
 
-    def added(self, conditioning: Conditioning, latent: Sequence[int]) -> dict[str, torch.Tensor]:
+    def added(self, conditioning: Conditioning, latent: Sequence[int], guidance: float) -> dict[str, torch.Tensor]:
         """Nothing more."""
         return {}
 

@@ -70,7 +70,7 @@ class StableDiffusionXL(Family):
             for index, sides in enumerate(zip(*by_encoder))
         ]
 
-    def added(self, conditioning: Conditioning, latent: Sequence[int]) -> dict[str, torch.Tensor]:
+    def added(self, conditioning: Conditioning, latent: Sequence[int], guidance: float) -> dict[str, torch.Tensor]:
         """The pooled text and what the training knew of its pictures' sizes: original, crop, target or score."""
         height, width = float(latent[1] * self.scale), float(latent[2] * self.scale)
         score = NEGATIVE_AESTHETIC_SCORE if conditioning.negative else AESTHETIC_SCORE

@@ -1,0 +1,87 @@
+"""What only a CUDA device can show: captured graphs compute what eager runs compute, and memory comes back."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from calotype_worker.device import Device
+from calotype_worker.graphs import StepGraphs
+from calotype_worker.pulse import Pulse
+from calotype_worker.tick import Loop
+from calotype_worker.wire import down
+from calotype_worker.wire.work import Adapter
+
+from .conftest import MODELS
+from .desk import TINY, Desk, folder_spec, generate, psnr
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here"),
+]
+
+
+class GpuDesk(Desk):
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.loop = Loop(Device("cuda", torch.device("cuda", 0)), Pulse(), self._hear)
+
+
+def pictures(desk: Desk, seeds: list[int], **changes: Any) -> list[np.ndarray[Any, Any]]:
+    jobs = []
+    for seed in seeds:
+        work, blobs = generate([seed], edge=256, **{"steps": 8, **changes})
+        jobs.append(desk.run(work, *blobs))
+    desk.finish()
+    return [desk.picture(job) for job in jobs]
+
+
+def desk_of(dtype: str = "f32") -> GpuDesk:
+    desk = GpuDesk()
+    desk.load(folder_spec("calotype-tiny", TINY), dtype=dtype)
+    assert desk.loop.models, desk.said[-1]
+    return desk
+
+
+def test_graphs_give_the_pictures_of_the_cpu() -> None:
+    expected = pictures(Desk().tiny(), [1, 2, 3])
+    desk = desk_of()
+    for _ in range(3):
+        assert all(psnr(ours, theirs) >= 45 for ours, theirs in zip(pictures(desk, [1, 2, 3]), expected))
+    assert desk.loop.stepper.graphs.problem is None
+    assert desk.loop.stepper.graphs._graphs
+
+
+def test_a_padded_batch_and_a_lora_get_graphs_of_their_own() -> None:
+    lora = Adapter(id="pixel", path=str(MODELS / "loras" / "calotype-tiny-pixel.safetensors"), weight=1.0)
+    desk = desk_of()
+    eager = desk_of()
+    eager.loop.stepper.graphs = StepGraphs(Device("cpu", torch.device("cpu")))
+    for changes in ({}, {"adapters": [lora]}, {"guidance": 1.0}, {}):
+        for seeds in ([1], [1, 2, 3, 4, 5], [1]):
+            ours, theirs = (pictures(one, seeds, **changes) for one in (desk, eager))
+            assert all(psnr(a, b) >= 50 for a, b in zip(ours, theirs))
+
+
+def test_memory_is_back_after_an_unload() -> None:
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    desk = desk_of("f16")
+    pictures(desk, [1, 2])
+    pictures(desk, [1, 2])
+    desk.tell(down.Unload(unload="u"))
+    assert torch.cuda.memory_allocated() - before < 16 << 20
+
+
+def test_offload_moves_the_state_to_the_host_and_back() -> None:
+    desk = desk_of()
+    expected = pictures(desk, [7])[0]
+    work, blobs = generate([7], edge=256, steps=8)
+    job = desk.run(work, *blobs)
+    desk.until(lambda: desk.loop.jobs[0].steps_done == 3)
+    desk.tell(down.Pause(job=job, attempt=1, offload=True))
+    assert desk.loop.jobs[0].stage.latents.device.type == "cpu"  # type: ignore[union-attr]
+    desk.tell(down.Resume(job=job, attempt=1))
+    desk.finish()
+    assert psnr(desk.picture(job), expected) >= 50
