@@ -20,6 +20,8 @@ MAX_EDGE = 4096
 """Largest edge of an image."""
 MOST_IMAGES = 16
 """Most images of one job."""
+MOST_RESULT_BYTES = 512 << 20
+"""What a reader of frames takes at once."""
 
 
 @dataclass(frozen=True)
@@ -221,6 +223,8 @@ def checked(work: Generate, model: Family) -> tuple[int, ...]:
         raise InvalidInput("the guidance is not a number")
     if not 1 <= len(work.seeds) <= MOST_IMAGES:
         raise InvalidInput(f"{len(work.seeds)} seeds are not between 1 and {MOST_IMAGES}")
+    if work.width * work.height * 3 * len(work.seeds) > MOST_RESULT_BYTES:
+        raise InvalidInput(f"{len(work.seeds)} images of {work.width}x{work.height} do not fit one result")
     if any(not 0 <= seed < 2**64 for seed in work.seeds):
         raise InvalidInput("a seed is not between 0 and 2^64 - 1")
     return model.latent_channels, work.height // model.scale, work.width // model.scale

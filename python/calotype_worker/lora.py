@@ -57,18 +57,30 @@ class Pair:
     up: torch.Tensor | None = None
     alpha: float | None = None
 
-    def multiplied(self, shape: Sequence[int], weight: float) -> torch.Tensor:
-        """`weight * (alpha / rank) * up x down` in the shape of the layer's weight, f32; raises `ValueError`."""
+    def change_for(self, shape: Sequence[int], weight: float) -> "Change":
+        """What it does to a layer's weight of this shape; raises `ValueError` where it does not fit."""
         if self.down is None or self.up is None:
             raise ValueError("has only one of its two matrices")
         rank, outputs, inputs = self.down.shape[0], shape[0], math.prod(shape[1:])
         if rank == 0 or self.down.numel() != rank * inputs or self.up.numel() != outputs * rank:
-            raise ValueError(
-                f"has shapes {list(self.down.shape)} and {list(self.up.shape)}, the weight has {list(shape)}"
-            )
+            down, up = list(self.down.shape), list(self.up.shape)
+            raise ValueError(f"has shapes {down} and {up}, the weight has {list(shape)}")
         scale = weight * (1.0 if self.alpha is None else self.alpha / rank)
-        change = self.up.reshape(outputs, rank) @ self.down.reshape(rank, inputs)
-        return (change * scale).reshape(tuple(shape))
+        return Change(self.up.reshape(outputs, rank), self.down.reshape(rank, inputs), scale)
+
+
+@dataclass(frozen=True)
+class Change:
+    """`scale * up x down`, not multiplied out: whole changes of a large model would not fit beside it."""
+
+    up: torch.Tensor
+    down: torch.Tensor
+    scale: float
+
+    def added_to(self, values: torch.Tensor) -> None:
+        """Add it to `values`, f32, where they are."""
+        product = self.up.to(values.device) @ self.down.to(values.device)
+        values += (product * self.scale).reshape(values.shape)
 
 
 @dataclass(frozen=True)
@@ -116,13 +128,13 @@ class Layers:
 
 @dataclass
 class Changes:
-    """The summed changes of several LoRAs, by part and name of the tensor; f32 on the host."""
+    """The changes of several LoRAs, by part and name of the tensor; f32 on the host."""
 
-    by_tensor: dict[tuple[str, str], list[torch.Tensor]] = field(default_factory=dict)
+    by_tensor: dict[tuple[str, str], list[Change]] = field(default_factory=dict)
 
     @staticmethod
     def read(adapters: Sequence[Adapter], parts: Parts, spellings: Spellings) -> "Changes":
-        """Read `adapters` and multiply out what they change."""
+        """Read `adapters`, and check that they fit."""
         changes = Changes()
         layers = Layers.of(parts, spellings)
         for adapter in adapters:
@@ -131,7 +143,7 @@ class Changes:
             for (part, name), pair in _pairs(adapter, layers).items():
                 shape = parts[part].get_parameter(name).shape
                 try:
-                    change = pair.multiplied(shape, adapter.weight)
+                    change = pair.change_for(shape, adapter.weight)
                 except ValueError as why:
                     raise InvalidInput(
                         f"the LoRA `{adapter.id}` does not fit this model: `{name}` {why}", f"{adapter.path}: {name}"
@@ -144,7 +156,7 @@ class Changes:
         values = base.float()
         values = values.clone() if values is base else values
         for change in self.by_tensor[part, name]:
-            values += change.to(values.device)
+            change.added_to(values)
         return values.to(base.dtype)
 
 

@@ -78,30 +78,33 @@ class Stepper:
                 break
         return chosen
 
-    def launch(self, chosen: Sequence[tuple[Held, Sampling]], model: Family) -> WorkerError | None:
-        """Launch a step of these jobs. An error is theirs; None also where a smaller group is to be tried."""
+    def launch(self, chosen: Sequence[tuple[Held, Sampling]], model: Family) -> list[tuple[Held, WorkerError]]:
+        """Launch a step of these jobs; gives those that failed, none where a smaller group is to be tried."""
         launched = time.perf_counter()
         samples = sum(sampling.samples for _, sampling in chosen)
-        problem: WorkerError
         try:
-            output = self._denoise([sampling for _, sampling in chosen], model)
-            ended = []
-            rest = output
+            rest = self._denoise([sampling for _, sampling in chosen], model)
+        except Exception as error:
+            problem = told(error, self.device.numbers())
+        else:
+            failed, ended = [], []
             for held, sampling in chosen:
                 own, rest = rest[: sampling.samples], rest[sampling.samples :]
-                step = sampling.take(own)
+                try:
+                    step = sampling.take(own)
+                except Exception as error:
+                    failed.append((held, told(error, self.device.numbers())))
+                    continue
                 if step is not None:
                     ended.append(Ended(held, sampling, step, sampling.latents))
             self._flights.append(Flight(self.device.fence(), launched, [held for held, _ in chosen], samples, ended))
-            return None
-        except Exception as error:
-            problem = told(error, self.device.numbers())
+            return failed
         if isinstance(problem, OutOfMemory) and len(chosen) > 1:
             # The denoiser failed before any job took its part: none has changed.
             self._fits[chosen[0][1].shape] = samples // 2
             self.graphs.clear()
-            return None
-        return problem
+            return []
+        return [(held, problem) for held, _ in chosen]
 
     def _denoise(self, group: Sequence[Sampling], model: Family) -> torch.Tensor:
         bound = group[0].leg.bound

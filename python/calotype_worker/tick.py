@@ -68,7 +68,7 @@ class Loop:
                 case down.AskMemory():
                     self._memory(message)
                 case down.Probe():
-                    self.say(up.Probed(seq=message.seq, figures=probe.figures(self, message.op)))
+                    self._probe(message)
                 case down.Release():
                     self.say(up.Released(segment=message.segment))
                 case down.Ping():
@@ -132,6 +132,7 @@ class Loop:
         return self.say(up.Resumed(job=held.job, attempt=held.attempt, at_step=held.steps_done))
 
     def _load(self, load: down.Load) -> None:
+        self._report(self.stepper.land(0))
         self._drop(load.model.id)
         self._pulse.begin()
 
@@ -186,6 +187,17 @@ class Loop:
             self.device.reset_peak()
         self.say(up.Memory(seq=ask.seq, report=self.device.report()))
 
+    def _probe(self, ask: down.Probe) -> None:
+        try:
+            figures = probe.figures(self, ask.op)
+        except Exception as error:
+            problem = told(error, self.device.numbers())
+            if isinstance(problem, DeviceLost):
+                raise problem from None
+            self.log("warn", f"the device was not measured: {problem.message}")
+            figures = probe.figures(self, "device")
+        self.say(up.Probed(seq=ask.seq, figures=figures))
+
     # --- Work ---
 
     def has_work(self) -> bool:
@@ -221,14 +233,12 @@ class Loop:
 
     def _step(self, order: list[Held]) -> None:
         chosen = self.stepper.companions(order)
-        problem: WorkerError | None
         try:
-            model = self.family(chosen[0][1].leg.model)
-            problem = self.stepper.launch(chosen, model)
+            failed = self.stepper.launch(chosen, self.family(chosen[0][1].leg.model))
         except WorkerError as error:
-            problem = error
-        if problem is not None:
-            self.fail_all([held for held, _ in chosen], problem)
+            failed = [(held, error) for held, _ in chosen]
+        for held, problem in failed:
+            self.fail_all([held], problem)
         self._report(self.stepper.land(self.device.run_ahead))
 
     def _report(self, landed: list[Landed]) -> None:

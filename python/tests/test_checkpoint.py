@@ -36,8 +36,7 @@ def test_the_names_of_the_unet_are_those_that_diffusers_reads(architecture: str)
     with without_weights():
         unet = UNet2DConditionModel.from_config(config)
     stored = {f"model.diffusion_model.{ldm.unet(n, config)}": p for n, p in unet.named_parameters()}
-    full = {**UNet2DConditionModel().config, **config, "class_embed_type": None}
-    read = single_file_utils.convert_ldm_unet_checkpoint(dict(stored), full)
+    read = single_file_utils.convert_ldm_unet_checkpoint(dict(stored), dict(unet.config))
     assert len(stored) == len(dict(unet.named_parameters()))
     for name, parameter in unet.named_parameters():
         assert read[name] is parameter, name

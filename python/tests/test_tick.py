@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from calotype_worker.errors import DeviceLost
 from calotype_worker.job import Sampling
 from calotype_worker.step import Stepper
 from calotype_worker.wire import down, up
@@ -132,6 +133,31 @@ def test_a_group_that_does_not_fit_is_halved_and_a_single_job_that_does_not_fail
     assert failure.detail is not None and "bytes are free" in failure.detail
     monkeypatch.undo()
     assert (desk.picture(jobs[0]) == alone(desk, [1])).all()
+
+
+def test_a_lost_device_ends_the_loop(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(input: Any) -> torch.Tensor:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(desk.loop.family("calotype-tiny"), "denoise", lost)
+    work, blobs = generate([1])
+    desk.run(work, *blobs)
+    with pytest.raises(DeviceLost, match="illegal memory access"):
+        desk.finish()
+    desk.loop.jobs.clear()
+
+
+def test_any_other_error_fails_the_job_with_its_traceback(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(input: Any) -> torch.Tensor:
+        return torch.zeros(1) @ torch.zeros(2)
+
+    monkeypatch.setattr(desk.loop.family("calotype-tiny"), "denoise", broken)
+    work, blobs = generate([1])
+    job = desk.run(work, *blobs)
+    desk.finish()
+    failure = desk.failure(job)
+    assert failure.outcome == "failed"
+    assert "in broken" in (failure.detail or "")
 
 
 def test_a_vae_that_runs_out_of_memory_goes_on_in_tiles(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

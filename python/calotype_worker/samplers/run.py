@@ -69,7 +69,7 @@ def _by_timestep(noise: NoiseSchedule, sampler: Sampler, steps: int) -> tuple[li
     if sampler == "ddim":
         return plan.falling_back(noise, timesteps, steps, last), FirstOrder()
     if sampler == "ddpm":
-        return plan.falling_back(noise, timesteps, steps, CLEAN), Ddpm()
+        return plan.by_timestep(noise, timesteps), Ddpm()
     evaluations = plan.warmed_up(noise, timesteps, steps, last)
     back = noise.train_timesteps // steps
     second = evaluations[min(1, len(evaluations) - 1)]
