@@ -9,6 +9,7 @@ use calotype_server::ServerConfig;
 
 use crate::exit_code::Failure;
 use crate::places;
+use crate::runtimes::{self, RuntimeChoice};
 
 /// Options that a local engine needs, for `serve` and `generate` alike.
 #[derive(Debug, Clone, clap::Args)]
@@ -16,9 +17,13 @@ pub struct EngineArgs {
     /// A folder with models; may be given several times. Others are found by themselves.
     #[arg(long = "models", value_name = "DIR")]
     pub models: Vec<PathBuf>,
-    /// What computes in the native worker.
-    #[arg(long, value_enum, default_value_t = super::commands::worker::RuntimeArg::Auto)]
-    pub runtime: super::commands::worker::RuntimeArg,
+    /// What computes: by itself the native worker on the processor, and the Python worker on GPUs and for what only it
+    /// can do; `python`, `rten` or `onnxruntime` for nothing else.
+    #[arg(long, value_enum, default_value_t = RuntimeChoice::Auto)]
+    pub runtime: RuntimeChoice,
+    /// The Python that has the worker's packages; by default the one that `calotype setup python` made.
+    #[arg(long, value_name = "FILE", env = "CALOTYPE_PYTHON")]
+    pub python: Option<PathBuf>,
     /// The ONNX Runtime library, when it lies in an unusual place.
     #[arg(long, value_name = "FILE", env = "CALOTYPE_ONNXRUNTIME")]
     pub onnxruntime: Option<PathBuf>,
@@ -36,20 +41,9 @@ pub struct EngineArgs {
 impl EngineArgs {
     /// The engine's settings.
     pub fn config(&self, data_dir: &Path) -> Result<Config, Failure> {
-        let own = std::env::current_exe()
-            .map_err(|error| Failure::Other(format!("failed to find this program: {error}")))?;
-        let mut config = Config::new(data_dir.to_owned(), self.worker_program.clone().unwrap_or(own));
+        let mut config = Config::new(data_dir.to_owned(), runtimes::chosen(self, data_dir)?);
         config.model_dirs = places::model_dirs(&self.models, data_dir);
         config.threads = self.threads;
-        config.worker_args = self.worker_arg.clone();
-        if self.worker_program.is_none() {
-            config.worker_args = vec!["worker".into(), "--runtime".into(), self.runtime.name().into()];
-            if let Some(library) = &self.onnxruntime {
-                config
-                    .worker_args
-                    .extend(["--onnxruntime".into(), library.display().to_string()]);
-            }
-        }
         Ok(config)
     }
 }

@@ -6,6 +6,7 @@ mod console;
 mod exit_code;
 mod local;
 mod places;
+mod runtimes;
 
 use std::process::ExitCode;
 

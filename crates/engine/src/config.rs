@@ -11,12 +11,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Folders with models, in order; the first that has a name wins.
     pub model_dirs: Vec<PathBuf>,
-    /// The worker program and its arguments, usually this binary and `worker`.
-    pub worker_program: PathBuf,
-    /// Arguments of the worker program.
-    pub worker_args: Vec<String>,
-    /// Environment of the worker program on top of our own.
-    pub worker_env: Vec<(String, String)>,
+    /// Worker programs, the preferred one first.
+    pub runtimes: Vec<Runtime>,
     /// Most jobs that wait; more are refused.
     pub queue_max_jobs: usize,
     /// Most bytes that the waiting requests hold.
@@ -31,15 +27,39 @@ pub struct Config {
     pub timing: Timing,
 }
 
+/// A worker program, and the devices that it is for.
+#[derive(Debug, Clone)]
+pub struct Runtime {
+    /// `native` or `python`; a part of its workers' names.
+    pub name: String,
+    /// What to start.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// Environment on top of our own.
+    pub env: Vec<(String, String)>,
+    /// Kinds of devices that it computes on, for instance `cpu` and `cuda`.
+    pub device_kinds: Vec<String>,
+    /// When its processes are started on a processor. On an accelerator they are always started at once.
+    pub on_cpu: StartOnCpu,
+}
+
+/// When a worker on a processor is started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartOnCpu {
+    /// With the engine.
+    AtOnce,
+    /// For the first job that no worker that runs can do: it costs memory and seconds that most may never need.
+    WhenNeeded,
+}
+
 impl Config {
     /// The defaults for a data directory.
-    pub fn new(data_dir: PathBuf, worker_program: PathBuf) -> Self {
+    pub fn new(data_dir: PathBuf, runtimes: Vec<Runtime>) -> Self {
         Self {
             data_dir,
             model_dirs: Vec::new(),
-            worker_program,
-            worker_args: vec!["worker".into()],
-            worker_env: Vec::new(),
+            runtimes,
             queue_max_jobs: 10_000,
             queue_max_bytes: 1 << 30,
             max_concurrency: 0,

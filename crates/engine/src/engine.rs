@@ -1,21 +1,20 @@
 //! The facade: starts the domains in their order, and passes questions to the one who knows.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use calotype_protocol::{JobId, WorkerDevice};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::config::Config;
+use crate::config::{Config, Runtime, StartOnCpu};
 use crate::device::{self, Device, HostFacts};
 use crate::error::{Code, Error};
 use crate::event_log::EventLog;
-use crate::inference::{self, Abilities, GenerateRequest, InputImage, Planned, estimate};
+use crate::inference::{self, Abilities, GenerateRequest, InputImage, Needs, Planned, estimate};
 use crate::memory::{Ledger, Peaks};
 use crate::model::{Catalogue, ModelRecord};
 use crate::processing::{
-    Action, Command, Driver, Gate, JobRecord, JobState, JobView, Parts, Snapshot, view_of_record,
+    Action, Command, Driver, Gate, JobRecord, JobState, JobView, NewPost, Parts, Snapshot, view_of_record,
 };
 use crate::store::{ArtifactHash, Artifacts, Inserted, JobFilter, NewJob, Store};
 use crate::subscription::Subscription;
@@ -44,7 +43,7 @@ struct Inner {
     catalogue: Arc<Catalogue>,
     log: Arc<EventLog>,
     gate: Arc<Gate>,
-    abilities: watch::Receiver<Option<Abilities>>,
+    abilities: watch::Receiver<Abilities>,
     commands: mpsc::Sender<Command>,
     started: Instant,
     max_image_bytes: u64,
@@ -71,21 +70,15 @@ impl Engine {
         let catalogue = Arc::new(catalogue);
         let log = Arc::new(EventLog::new(store.reserve_event_ids(EVENT_BLOCK).await?.max(1)));
         let gate = Arc::new(Gate::new(config.queue_max_jobs, config.queue_max_bytes));
-        let (abilities_in, abilities) = watch::channel(None);
         let (events_in, events) = mpsc::channel(1024);
         let (commands, commands_out) = mpsc::channel(1024);
-        let (cpu, unserved): (Vec<Device>, Vec<Device>) = device::inventory()
-            .into_iter()
-            .partition(|device| device.kind == "cpu");
-        let host = HostFacts::read();
-        let budget_bytes = (host.total_bytes as f64 * config.memory_share.clamp(0.0, 1.0)) as u64;
-        let served = cpu
-            .into_iter()
-            .map(|device| {
-                let handle = crate::worker::start(worker_config(&config, &device), events_in.clone());
-                (device, handle, Ledger::new(budget_bytes))
-            })
-            .collect();
+        let inventory = device::inventory();
+        let posts = posts(&config, &inventory);
+        let (abilities_in, abilities) = watch::channel(Abilities::of(Vec::new(), !posts.is_empty()));
+        let devices = inventory.into_iter().map(|device| {
+            let budget_bytes = (device.total_bytes as f64 * config.memory_share.clamp(0.0, 1.0)) as u64;
+            (device, Ledger::new(budget_bytes))
+        });
         let parts = Parts {
             peaks: Peaks::new(store.peaks().await?),
             store: store.clone(),
@@ -95,8 +88,9 @@ impl Engine {
             abilities: abilities_in,
             max_concurrency: config.max_concurrency,
             gate: Arc::clone(&gate),
-            served,
-            unserved,
+            devices: devices.collect(),
+            posts,
+            events: events_in,
         };
         tokio::spawn(Driver::run(parts, commands_out, events));
         let inner = Inner {
@@ -216,12 +210,18 @@ impl Engine {
         let peaks = Peaks::new(self.inner.store.peaks().await?);
         let guess_bytes = estimate::working_set_bytes(&planned.plan);
         let (working_set_bytes, measured) = peaks.need_bytes(&estimate::peak_key(&planned.plan), guess_bytes);
-        let worker = self.snapshot().await?.devices.into_iter().find_map(|device| {
-            device
-                .worker
-                .filter(|worker| worker.state == "ready")
-                .map(|worker| worker.name)
-        });
+        let needs = Needs::of(&planned.plan, &self.inner.catalogue)?;
+        let devices = self.snapshot().await?.devices;
+        let workers = devices.into_iter().flat_map(|device| device.workers);
+        let worker = workers
+            .filter(|worker| worker.state == "ready")
+            .find(|worker| {
+                worker
+                    .capabilities
+                    .as_ref()
+                    .is_some_and(|can| needs.lack(can).is_none())
+            })
+            .map(|worker| worker.name);
         Ok(Validation {
             plan: planned.plan,
             warnings: planned.warnings,
@@ -232,12 +232,7 @@ impl Engine {
     }
 
     async fn plan(&self, request: GenerateRequest) -> Result<Planned, Error> {
-        let abilities = self
-            .inner
-            .abilities
-            .borrow()
-            .clone()
-            .unwrap_or_else(Abilities::native);
+        let abilities = self.inner.abilities.borrow().clone();
         let catalogue = Arc::clone(&self.inner.catalogue);
         // 32 bits are plenty of pictures, and short enough to be read out.
         let random_seed = u64::from(uuid::Uuid::new_v4().as_fields().0);
@@ -464,7 +459,7 @@ impl Engine {
         match self.snapshot().await {
             Ok(snapshot) => {
                 let sound = snapshot.chain.iter().all(|link| link.healthy);
-                let starting = self.inner.abilities.borrow().is_none();
+                let starting = self.inner.abilities.borrow().workers.is_empty();
                 let status = if sound {
                     "ok"
                 } else if starting {
@@ -533,19 +528,50 @@ fn plan_bytes(record: &JobRecord) -> u64 {
     (record.plan.prompt.len() + record.plan.negative_prompt.len()) as u64
 }
 
-fn worker_config(config: &Config, device: &Device) -> WorkerConfig {
-    let scratch: PathBuf = config.data_dir.join("scratch").join(&device.id);
+/// The workers that there can be: one for each device and runtime that go together, accelerators first.
+fn posts(config: &Config, devices: &[Device]) -> Vec<NewPost> {
+    let pairs = devices.iter().flat_map(|device| {
+        config
+            .runtimes
+            .iter()
+            .enumerate()
+            .map(move |(order, runtime)| (device, order, runtime))
+    });
+    pairs
+        .filter(|(device, _, runtime)| runtime.device_kinds.contains(&device.kind))
+        .map(|(device, order, runtime)| {
+            let is_cpu = device.kind == "cpu";
+            NewPost {
+                device: device.id.clone(),
+                runtime: runtime.name.clone(),
+                rank: if is_cpu {
+                    config.runtimes.len() + order
+                } else {
+                    order
+                },
+                config: worker_config(config, device, runtime),
+                asleep: is_cpu && runtime.on_cpu == StartOnCpu::WhenNeeded,
+            }
+        })
+        .collect()
+}
+
+fn worker_config(config: &Config, device: &Device, runtime: &Runtime) -> WorkerConfig {
+    let name = format!("{}-{}", device.id, runtime.name);
+    let index = device
+        .id
+        .trim_start_matches(|letter: char| !letter.is_ascii_digit());
     WorkerConfig {
-        name: WorkerName(device.id.clone()),
-        program: config.worker_program.clone(),
-        args: config.worker_args.clone(),
-        env: config.worker_env.clone(),
+        scratch: config.data_dir.join("scratch").join(&name),
+        name: WorkerName(name),
+        program: runtime.program.clone(),
+        args: runtime.args.clone(),
+        env: runtime.env.clone(),
         device: WorkerDevice {
             kind: device.kind.clone(),
-            index: 0,
+            index: index.parse().unwrap_or(0),
             uuid: device.uuid.clone(),
         },
-        scratch,
         threads: config.threads,
         timing: config.timing,
     }

@@ -17,7 +17,7 @@ mod subscription;
 mod view;
 pub mod worker;
 
-pub use config::Config;
+pub use config::{Config, Runtime, StartOnCpu};
 pub use engine::Engine;
 pub use error::{Code, Domain, Error};
 pub use event::{Event, EventKind};

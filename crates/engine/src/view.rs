@@ -80,12 +80,14 @@ pub struct Artifact {
     pub media_type: &'static str,
 }
 
-/// The worker of a device.
+/// A worker of a device.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct WorkerView {
     /// Its name.
     pub name: String,
-    /// `starting`, `ready` or `gone`.
+    /// The runtime that it is of, `native` or `python`.
+    pub runtime: String,
+    /// `asleep` (started when it is needed), `starting`, `ready` or `gone`.
     pub state: String,
     /// Its process, while there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -107,16 +109,15 @@ pub struct WorkerView {
     pub jobs: Vec<String>,
 }
 
-/// A device with its worker.
+/// A device with its workers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DeviceView {
     /// What the host and the driver say.
     pub device: crate::device::Device,
     /// `available`, `busy`, `offline`, or `unserved` where no runtime here can use it.
     pub state: String,
-    /// Its worker.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub worker: Option<WorkerView>,
+    /// Its workers, the preferred one first.
+    pub workers: Vec<WorkerView>,
 }
 
 /// A lease of memory.
@@ -147,7 +148,7 @@ pub struct MemoryView {
     pub leased_bytes: u64,
     /// Highest sum of leases since the start.
     pub high_water_bytes: u64,
-    /// Memory of the worker process, from its last beat.
+    /// Memory of its worker processes, from their last beats.
     pub worker_used_bytes: u64,
     /// Every lease.
     pub leases: Vec<LeaseView>,

@@ -8,7 +8,9 @@ use std::time::Duration;
 use calotype_engine::inference::GenerateRequest;
 use calotype_engine::processing::{JobState, JobView};
 use calotype_engine::worker::Timing;
-use calotype_engine::{Code, Config, Engine, Event, EventKind, SubmitOptions, Subscription, WorkerView};
+use calotype_engine::{
+    Code, Config, Engine, Event, EventKind, Runtime, StartOnCpu, SubmitOptions, Subscription, WorkerView,
+};
 use calotype_protocol::JobId;
 
 /// Far more than anything here takes.
@@ -20,13 +22,19 @@ struct Bench {
 }
 
 fn config(dir: &Path, fault: &str) -> Config {
-    let mut config = Config::new(dir.join("data"), PathBuf::from(env!("CARGO_BIN_EXE_fake_worker")));
+    let runtime = Runtime {
+        name: "fake".into(),
+        program: PathBuf::from(env!("CARGO_BIN_EXE_fake_worker")),
+        args: vec![fault.to_owned()],
+        env: vec![
+            ("FAKE_MARKER".to_owned(), dir.join("marker").display().to_string()),
+            ("FAKE_STEP_MS".to_owned(), "5".to_owned()),
+        ],
+        device_kinds: vec!["cpu".into()],
+        on_cpu: StartOnCpu::AtOnce,
+    };
+    let mut config = Config::new(dir.join("data"), vec![runtime]);
     config.model_dirs = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models")];
-    config.worker_args = vec![fault.to_owned()];
-    config.worker_env = vec![
-        ("FAKE_MARKER".to_owned(), dir.join("marker").display().to_string()),
-        ("FAKE_STEP_MS".to_owned(), "5".to_owned()),
-    ];
     config.timing = Timing {
         heartbeat_every: Duration::from_millis(20),
         silence: Duration::from_millis(400),
@@ -73,7 +81,7 @@ impl Bench {
 
     async fn worker(&self) -> WorkerView {
         let mut devices = self.engine.devices().await;
-        devices.remove(0).worker.unwrap()
+        devices.remove(0).workers.remove(0)
     }
 }
 

@@ -41,7 +41,7 @@ pub(crate) fn ready(engine: &dyn Engine) -> Up {
         capabilities: Capabilities {
             engine: engine.name(),
             families: words(&["sd"]),
-            formats: words(&["diffusers", "onnx"]),
+            formats: words(&["graphs", "onnx"]),
             work: words(&["generate", "encode", "decode"]),
             modes: Mode::ALL.to_vec(),
             samplers: sampler::SUPPORTED.to_vec(),

@@ -24,7 +24,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     for DeviceView {
         device,
         state,
-        worker,
+        workers,
     } in devices
     {
         say!(
@@ -34,14 +34,15 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
             bytes(device.free_bytes),
             bytes(device.total_bytes)
         );
-        if let Some(worker) = worker {
+        for worker in workers {
             let engine = worker
                 .capabilities
                 .map(|can| can.engine)
                 .unwrap_or_else(|| "no runtime yet".into());
             let resident: Vec<String> = worker.resident.iter().map(ToString::to_string).collect();
             say!(
-                "  worker {} ({engine}), resident: {}",
+                "  {} {} ({engine}), resident: {}",
+                worker.name,
                 worker.state,
                 resident.join(", ")
             );

@@ -27,17 +27,6 @@ pub enum RuntimeArg {
     Onnxruntime,
 }
 
-impl RuntimeArg {
-    /// The name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Rten => "rten",
-            Self::Onnxruntime => "onnxruntime",
-        }
-    }
-}
-
 /// Runs until the server leaves.
 pub fn run(args: &Args) -> ExitCode {
     let runtime = match args.runtime {

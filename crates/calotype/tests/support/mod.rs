@@ -184,7 +184,8 @@ impl Server {
             .as_array()
             .unwrap()
             .iter()
-            .filter_map(|one| Some(one["worker"]["pid"].as_u64()? as i32))
+            .flat_map(|one| one["workers"].as_array().unwrap())
+            .filter_map(|worker| Some(worker["pid"].as_u64()? as i32))
             .collect()
     }
 }

@@ -156,6 +156,13 @@ pub struct Plan {
     pub latent_factor: u32,
 }
 
+impl Plan {
+    /// The models that must be resident together, the one that makes the pictures first.
+    pub fn models(&self) -> impl Iterator<Item = &ModelId> {
+        std::iter::once(&self.model)
+    }
+}
+
 /// A LoRA of the catalogue with its weight.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PlannedLora {

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::images::{Inputs, input};
-use super::{GenerateRequest, Plan, PlannedLora};
+use super::{GenerateRequest, Needs, Plan, PlannedLora, not_served};
 use crate::error::{Code, Error};
 use crate::model::{Catalogue, ModelRecord, Preset, nearest};
 
@@ -16,10 +16,12 @@ const MOST_IMAGES: u32 = 8;
 const MOST_LORAS: usize = 16;
 const MOST_LORA_WEIGHT: f32 = 4.0;
 const LEAST_EDGE: u32 = 64;
+/// Largest edge while there is a worker that has not said its own.
+const MOST_EDGE: u32 = 2048;
 const DEFAULT_STRENGTH: f32 = 0.75;
 const DEFAULT_QUALITY: u8 = 90;
 
-/// What the workers here can do, together.
+/// What the workers here can do, together and each.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Abilities {
     /// Samplers.
@@ -28,34 +30,50 @@ pub struct Abilities {
     pub schedules: Vec<Schedule>,
     /// Modes.
     pub modes: Vec<Mode>,
-    /// Kinds of adapters.
-    pub adapters: Vec<String>,
     /// Largest edge of an image.
     pub max_edge: u32,
+    /// Each worker that has said what it can do.
+    pub workers: Vec<(String, Capabilities)>,
+    /// Whether there is one that has not: what the others lack may be in it.
+    pub unknown: bool,
 }
 
 impl Abilities {
-    /// Of workers that are ready.
-    pub fn of(capabilities: &[&Capabilities]) -> Self {
-        fn union<T: Clone + Ord>(lists: impl Iterator<Item = Vec<T>>) -> Vec<T> {
-            let mut all: Vec<T> = lists.flatten().collect();
-            all.sort();
-            all.dedup();
-            all
+    /// Of workers by name. With one that has not said what it can do, everything is possible.
+    pub fn of(workers: Vec<(String, Capabilities)>, unknown: bool) -> Self {
+        fn union<T: Copy + PartialEq>(
+            all: &[T],
+            unknown: bool,
+            workers: &[(String, Capabilities)],
+            list: impl Fn(&Capabilities) -> &Vec<T>,
+        ) -> Vec<T> {
+            let has = |one: &&T| unknown || workers.iter().any(|(_, can)| list(can).contains(one));
+            all.iter().filter(has).copied().collect()
         }
-        let modes = |mode: &Mode| capabilities.iter().any(|one| one.modes.contains(mode));
+        let own_edge = workers.iter().map(|(_, can)| can.max_edge).max().unwrap_or(0);
         Self {
-            samplers: union(capabilities.iter().map(|one| one.samplers.clone())),
-            schedules: union(capabilities.iter().map(|one| one.schedules.clone())),
-            modes: Mode::ALL.iter().copied().filter(modes).collect(),
-            adapters: union(capabilities.iter().map(|one| one.adapters.clone())),
-            max_edge: capabilities.iter().map(|one| one.max_edge).max().unwrap_or(0),
+            samplers: union(Sampler::ALL, unknown, &workers, |can| &can.samplers),
+            schedules: union(Schedule::ALL, unknown, &workers, |can| &can.schedules),
+            modes: union(Mode::ALL, unknown, &workers, |can| &can.modes),
+            max_edge: if unknown {
+                own_edge.max(MOST_EDGE)
+            } else {
+                own_edge
+            },
+            workers,
+            unknown,
         }
     }
 
-    /// Of the native worker, for requests that come before one is ready.
-    pub fn native() -> Self {
-        Self {
+    /// Of the native worker.
+    #[cfg(test)]
+    pub(crate) fn native() -> Self {
+        let can = Capabilities {
+            engine: "rten".into(),
+            families: vec!["sd".into()],
+            formats: vec!["graphs".into(), "onnx".into()],
+            work: vec!["generate".into()],
+            modes: Mode::ALL.to_vec(),
             samplers: vec![
                 Sampler::Ddim,
                 Sampler::Euler,
@@ -67,10 +85,26 @@ impl Abilities {
                 Sampler::Lcm,
             ],
             schedules: vec![Schedule::Default, Schedule::Karras],
-            modes: Mode::ALL.to_vec(),
             adapters: vec!["lora".into()],
+            max_batch: 4,
+            pauses: true,
+            previews: true,
             max_edge: 1024,
+        };
+        Self::of(vec![("cpu0-native".into(), can)], false)
+    }
+
+    /// Whether a worker can do all of it, or what each of them lacks.
+    fn serve(&self, needs: &Needs) -> Result<(), Error> {
+        let lacks: Vec<_> = self
+            .workers
+            .iter()
+            .filter_map(|(name, can)| Some((name.clone(), needs.lack(can)?)))
+            .collect();
+        if self.unknown || lacks.len() < self.workers.len() {
+            return Ok(());
         }
+        Err(not_served(&lacks))
     }
 }
 
@@ -180,11 +214,6 @@ pub(crate) fn plan(
         .advice("raise strength or steps, so that their product is 1 at least"));
     }
     let loras = loras(request, preset, sampler, model, catalogue, &mut warnings)?;
-    if !loras.is_empty() && !abilities.adapters.iter().any(|adapter| adapter == "lora") {
-        return Err(Error::new(Code::NotSupported, "no worker here can lay LoRAs on")
-            .field("loras")
-            .advice("send an empty list to take the preset's away, or run a worker that reports the adapter `lora`"));
-    }
     if guidance <= 1.0 && !negative_prompt.is_empty() {
         warnings.push(warning(
             "negative_prompt",
@@ -215,6 +244,7 @@ pub(crate) fn plan(
         latent_channels: model.latent_channels,
         latent_factor: model.latent_factor,
     };
+    abilities.serve(&Needs::of(&plan, catalogue)?)?;
     Ok(Planned {
         plan,
         warnings,
@@ -484,177 +514,4 @@ fn loras(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::inference::LoraRequest;
-
-    fn catalogue() -> Catalogue {
-        Catalogue::scan(&[concat!(env!("CARGO_MANIFEST_DIR"), "/../../models").into()])
-    }
-
-    fn request() -> GenerateRequest {
-        GenerateRequest {
-            prompt: "a red apple".into(),
-            ..GenerateRequest::default()
-        }
-    }
-
-    fn planned(request: &GenerateRequest) -> Result<Planned, Error> {
-        plan(request, &catalogue(), &Abilities::native(), 77)
-    }
-
-    fn refused(change: impl Fn(&mut GenerateRequest)) -> (Code, String) {
-        let mut request = request();
-        change(&mut request);
-        let error = planned(&request).unwrap_err();
-        (error.code, error.field.unwrap_or_default())
-    }
-
-    #[test]
-    fn a_bare_prompt_takes_everything_from_the_models_own_preset() {
-        let plan = planned(&request()).unwrap().plan;
-        assert_eq!((plan.sampler, plan.steps, plan.guidance), (Sampler::Lcm, 4, 1.0));
-        assert_eq!(
-            (plan.width, plan.height, plan.seeds.as_slice()),
-            (256, 256, &[77][..])
-        );
-        assert_eq!(plan.loras.len(), 1);
-    }
-
-    #[test]
-    fn another_sampler_leaves_the_presets_loras_out_and_says_so() {
-        let mut request = request();
-        request.sampler = Some("euler".into());
-        let planned = planned(&request).unwrap();
-        assert!(planned.plan.loras.is_empty());
-        assert_eq!(planned.warnings[0].field, "sampler");
-    }
-
-    #[test]
-    fn a_lora_is_added_to_the_presets_and_an_empty_list_takes_them_away() {
-        let mut request = request();
-        request.loras = Some(vec![LoraRequest {
-            name: "pixel".into(),
-            weight: Some(0.5),
-        }]);
-        assert_eq!(planned(&request).unwrap().plan.loras.len(), 2);
-        request.loras = Some(Vec::new());
-        assert!(planned(&request).unwrap().plan.loras.is_empty());
-    }
-
-    #[test]
-    fn every_field_out_of_range_is_refused_by_its_name() {
-        let invalid = |field: &str| (Code::InvalidInput, field.to_owned());
-        assert_eq!(refused(|r| r.width = Some(100)), invalid("width"));
-        assert_eq!(refused(|r| r.height = Some(0)), invalid("height"));
-        assert_eq!(refused(|r| r.height = Some(u32::MAX)), invalid("height"));
-        assert_eq!(refused(|r| r.steps = Some(0)), invalid("steps"));
-        assert_eq!(refused(|r| r.steps = Some(151)), invalid("steps"));
-        assert_eq!(refused(|r| r.guidance = Some(f32::NAN)), invalid("guidance"));
-        assert_eq!(refused(|r| r.guidance = Some(f32::INFINITY)), invalid("guidance"));
-        assert_eq!(refused(|r| r.strength = Some(1.5)), invalid("strength"));
-        assert_eq!(refused(|r| r.count = Some(9)), invalid("count"));
-        assert_eq!(refused(|r| r.clip_skip = Some(2)), invalid("clip_skip"));
-        assert_eq!(refused(|r| r.quality = Some(0)), invalid("quality"));
-        assert_eq!(refused(|r| r.sampler = Some("eulr".into())), invalid("sampler"));
-        assert_eq!(refused(|r| r.schedule = Some("x".into())), invalid("schedule"));
-        assert_eq!(refused(|r| r.preset = Some("x".into())), invalid("preset"));
-        assert_eq!(refused(|r| r.prompt = "é".repeat(32_001)), invalid("prompt"));
-        assert_eq!(refused(|r| r.mask = Some("x".into())), invalid("mask"));
-        assert_eq!(refused(|r| r.mode = Some(Mode::Inpaint)), invalid("mode"));
-        assert_eq!(
-            refused(|r| (r.seed, r.count) = (Some(u64::MAX), Some(2))),
-            invalid("seed")
-        );
-        assert_eq!(
-            refused(|r| r.model = Some("x".into())),
-            (Code::UnknownModel, "model".into())
-        );
-        assert_eq!(
-            refused(|r| r.sampler = Some("lms".into())),
-            (Code::NotSupported, "sampler".into())
-        );
-        assert_eq!(
-            refused(|r| r.control = Some(vec![serde_json::Value::Null])),
-            (Code::NotSupported, "control".into())
-        );
-        assert_eq!(
-            refused(|r| r.init_image = Some("%%%".into())),
-            (Code::ImageRefused, "init_image".into())
-        );
-        assert_eq!(
-            refused(|r| r.init_image = Some("AAAA".into())),
-            (Code::ImageRefused, "init_image".into())
-        );
-        assert_eq!(
-            refused(|r| r.loras = Some(vec![LoraRequest {
-                name: "pixl".into(),
-                weight: None
-            }])),
-            (Code::UnknownModel, "loras[0].name".into())
-        );
-    }
-
-    #[test]
-    fn an_unknown_sampler_is_answered_with_its_neighbours() {
-        let mut request = request();
-        request.sampler = Some("euler_a".into());
-        assert!(
-            planned(&request)
-                .unwrap_err()
-                .advice
-                .unwrap()
-                .contains("euler_ancestral")
-        );
-    }
-
-    #[test]
-    fn loras_are_refused_where_no_worker_lays_them_on() {
-        let abilities = Abilities {
-            adapters: Vec::new(),
-            ..Abilities::native()
-        };
-        let error = plan(&request(), &catalogue(), &abilities, 77).unwrap_err();
-        assert_eq!(
-            (error.code, error.field.as_deref()),
-            (Code::NotSupported, Some("loras"))
-        );
-        let without = GenerateRequest {
-            loras: Some(Vec::new()),
-            ..request()
-        };
-        assert!(plan(&without, &catalogue(), &abilities, 77).is_ok());
-    }
-
-    #[test]
-    fn a_trigger_word_is_missed_once_and_only_where_its_lora_counts() {
-        let pixel = |weight| {
-            Some(vec![LoraRequest {
-                name: "pixel".into(),
-                weight: Some(weight),
-            }])
-        };
-        let warnings = |prompt: &str, weight| {
-            let request = GenerateRequest {
-                prompt: prompt.into(),
-                loras: pixel(weight),
-                ..request()
-            };
-            planned(&request).unwrap().warnings.len()
-        };
-        assert_eq!(
-            (
-                warnings("a fox", 1.0),
-                warnings("a fox", 0.0),
-                warnings("a fox, Pixel Art", 1.0)
-            ),
-            (1, 0, 0)
-        );
-    }
-
-    #[test]
-    fn steps_are_counted_as_the_worker_counts_them() {
-        assert_eq!(steps_kept(10, 0.7), 7.0);
-        assert!(steps_kept(3, 1.0 / 3.0) >= 1.0 && steps_kept(4, 0.2) < 1.0);
-    }
-}
+mod tests;

@@ -10,8 +10,13 @@ use calotype_protocol::{JobId, ModelId};
 /// What a lease is for. There is at most one lease an owner.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Owner {
-    /// A model's weights, while it is resident.
-    Weights(ModelId),
+    /// A model's weights, while it is resident in a worker.
+    Weights {
+        /// The worker: two of them can hold one model each on their own.
+        worker: String,
+        /// The model.
+        model: ModelId,
+    },
     /// What a job needs beside the weights.
     WorkingSet(JobId),
 }
@@ -19,7 +24,7 @@ pub enum Owner {
 impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Owner::Weights(model) => write!(f, "weights:{model}"),
+            Owner::Weights { worker, model } => write!(f, "weights:{worker}:{model}"),
             Owner::WorkingSet(job) => write!(f, "working_set:{job}"),
         }
     }

@@ -60,6 +60,11 @@ impl Catalogue {
         self.named(name, "model", "model", |record| record.kind != ModelKind::Lora)
     }
 
+    /// A model that a worker can be told to load.
+    pub fn loadable(&self, name: &str) -> Result<&ModelRecord, Error> {
+        self.model(name)
+    }
+
     /// A LoRA, by its id or the name of its sidecar.
     pub fn lora(&self, name: &str) -> Result<&ModelRecord, Error> {
         self.named(name, "LoRA", "loras", |record| record.kind == ModelKind::Lora)

@@ -79,6 +79,18 @@ pub struct ModelRecord {
 }
 
 impl ModelRecord {
+    /// The ways in which a worker can take it: a diffusers folder, an ONNX folder, a single file, and `graphs` where
+    /// there are ONNX graphs to bind its weights to.
+    pub fn formats(&self) -> Vec<String> {
+        let format = match self.format {
+            Some(ModelFormat::Onnx) => "onnx",
+            Some(ModelFormat::Checkpoint) => "checkpoint",
+            Some(ModelFormat::Diffusers) | None => "diffusers",
+        };
+        let graphs = self.architecture.is_some().then_some("graphs");
+        [format].into_iter().chain(graphs).map(str::to_owned).collect()
+    }
+
     /// A guess of what its weights take in a worker that computes in single precision: four bytes an element, and a
     /// quarter for what the runtime packs anew. Corrected by the worker's own figure after the first load.
     pub fn resident_bytes_estimate(&self) -> u64 {

@@ -7,5 +7,5 @@ mod job;
 mod policy;
 
 pub(crate) use admission::{Gate, Ticket};
-pub(crate) use driver::{Action, Command, Driver, Parts, Snapshot, now_ms, view_of_record};
+pub(crate) use driver::{Action, Command, Driver, NewPost, Parts, Snapshot, now_ms, view_of_record};
 pub use job::{Class, ImageView, JobProgress, JobRecord, JobResult, JobState, JobView, Promise};

@@ -1,14 +1,28 @@
 //! Who goes next, and where. Pure: knows no clock, lock or process; the driver carries out what `plan` returns.
 //!
-//! Order: class, then priority, then arrival. On one worker nobody overtakes a job that waits for room, so that a large
-//! job is not starved by small ones. A job that was in a worker that died runs alone until it has shown its innocence.
+//! Order: class, then priority, then arrival. A job goes to the best worker that can do it: accelerators before
+//! processors, those that run before those that must be started. On one worker nobody overtakes a job that waits for
+//! room, so that a large job is not starved by small ones. A job that was in a worker that died runs alone until it has
+//! shown its innocence. Workers of one device share its room.
 
-use calotype_protocol::{JobId, ModelId};
+use std::collections::BTreeMap;
+
+use calotype_protocol::{Capabilities, JobId, ModelId};
 
 use super::Class;
+use crate::inference::{Lack, Needs};
+
+/// A model that a job needs, with what its weights take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelNeed {
+    /// Which.
+    pub model: ModelId,
+    /// Bytes of its weights, estimated or measured.
+    pub weights_bytes: u64,
+}
 
 /// A job that could run.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Waiting {
     /// Which.
     pub job: JobId,
@@ -18,11 +32,11 @@ pub struct Waiting {
     pub priority: i32,
     /// Its place in the order of arrival.
     pub sequence: u64,
-    /// The model that must be resident.
-    pub model: ModelId,
-    /// What that model's weights take.
-    pub weights_bytes: u64,
-    /// What the job takes beside them.
+    /// The models that must be resident together.
+    pub models: Vec<ModelNeed>,
+    /// What its worker must be able to do.
+    pub needs: Needs,
+    /// What the job takes beside the weights.
     pub need_bytes: u64,
     /// Whether it must be the only job in its worker.
     pub alone: bool,
@@ -41,15 +55,34 @@ pub struct Resident {
     pub last_use: u64,
 }
 
+/// Whether a worker takes work, best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// Now.
+    Ready,
+    /// Soon: its first process starts.
+    Starting,
+    /// Once it is started.
+    Asleep,
+    /// Perhaps: its last process died.
+    Broken,
+}
+
 /// A worker as the policy sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Slot {
     /// Its name.
     pub worker: String,
+    /// The device whose room it shares.
+    pub device: String,
+    /// Smaller is better where several can do a job.
+    pub rank: usize,
     /// Whether it takes work.
-    pub ready: bool,
+    pub standing: Standing,
     /// Why not, for people.
     pub not_ready: String,
+    /// What it said that it can do; unknown before its first process was ready.
+    pub capabilities: Option<Capabilities>,
     /// Jobs inside.
     pub busy: usize,
     /// Most jobs inside.
@@ -60,6 +93,11 @@ pub struct Slot {
     pub moving: bool,
     /// Models inside.
     pub resident: Vec<Resident>,
+}
+
+/// The memory of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
     /// Not leased.
     pub free_bytes: u64,
     /// The most that can be leased.
@@ -92,6 +130,13 @@ pub enum Decision {
         /// Where.
         worker: String,
     },
+    /// Start a worker that only this job needs so far.
+    Wake {
+        /// Which.
+        worker: String,
+        /// For which job.
+        job: JobId,
+    },
     /// Nothing can be done for this job now.
     Wait {
         /// Which.
@@ -103,10 +148,25 @@ pub enum Decision {
     Refuse {
         /// Which.
         job: JobId,
+        /// Why.
+        why: Refusal,
+    },
+}
+
+/// Why a job can never run here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// It does not fit the largest device.
+    TooLarge {
         /// What it would take.
         need_bytes: u64,
         /// The most there is.
         budget_bytes: u64,
+    },
+    /// No worker can do it: each with what it lacks.
+    NotServed {
+        /// By the worker's name.
+        lacks: Vec<(String, Lack)>,
     },
 }
 
@@ -121,360 +181,241 @@ pub fn order(waiting: &mut [Waiting]) {
     });
 }
 
-/// Decides for every waiting job, in order. `waiting` is sorted by [`order`].
-pub fn plan(waiting: &[Waiting], slots: &[Slot]) -> Vec<Decision> {
-    let mut slots = slots.to_vec();
-    // Behind whom a worker's queue stands still.
-    let mut held: Vec<Option<JobId>> = vec![None; slots.len()];
-    let mut decisions = Vec::with_capacity(waiting.len());
-    for job in waiting {
-        let Some(index) = choose(job, &slots, &held) else {
-            decisions.push(Decision::Wait {
-                job: job.job.clone(),
-                reason: nobody_ready(&slots),
-            });
-            continue;
+/// Decides for every waiting job, in order. `waiting` is sorted by [`order`]; `rooms` are named by device.
+pub fn plan(waiting: &[Waiting], slots: &[Slot], rooms: &BTreeMap<String, Room>) -> Vec<Decision> {
+    let mut board = Board {
+        slots: slots.to_vec(),
+        rooms: rooms.clone(),
+        held: vec![None; slots.len()],
+    };
+    waiting.iter().flat_map(|job| board.place(job)).collect()
+}
+
+/// The state of the world as the decisions so far have changed it.
+struct Board {
+    slots: Vec<Slot>,
+    rooms: BTreeMap<String, Room>,
+    /// Behind whom a worker's queue stands still.
+    held: Vec<Option<JobId>>,
+}
+
+fn wait(job: &Waiting, reason: String) -> Decision {
+    Decision::Wait {
+        job: job.job.clone(),
+        reason,
+    }
+}
+
+impl Board {
+    fn place(&mut self, job: &Waiting) -> Vec<Decision> {
+        let Some(index) = self.choose(job) else {
+            return vec![self.nobody(job)];
         };
-        let Some(slot) = slots.get_mut(index) else {
-            continue;
-        };
-        if let Some(Some(first)) = held.get(index) {
-            decisions.push(Decision::Wait {
-                job: job.job.clone(),
-                reason: format!("waits behind {first}"),
-            });
-            continue;
+        let slot = &mut self.slots[index];
+        match slot.standing {
+            Standing::Ready => {}
+            Standing::Asleep => {
+                // Once is enough: the next job finds it starting.
+                slot.standing = Standing::Starting;
+                slot.not_ready = "it is starting".into();
+                let worker = slot.worker.clone();
+                let reason = format!("{worker} is started for it");
+                let job_id = job.job.clone();
+                return vec![Decision::Wake { worker, job: job_id }, wait(job, reason)];
+            }
+            Standing::Starting | Standing::Broken => {
+                let reason = format!("no worker is ready: {}: {}", slot.worker, slot.not_ready);
+                return vec![wait(job, reason)];
+            }
         }
-        let decision = decide(job, slot);
+        if let Some(first) = &self.held[index] {
+            return vec![wait(job, format!("waits behind {first}"))];
+        }
+        let decisions = self.decide(job, index);
         let goes_on = matches!(
-            decision.last(),
+            decisions.last(),
             Some(Decision::Run { .. } | Decision::Refuse { .. })
         );
-        if !goes_on && let Some(held) = held.get_mut(index) {
-            *held = Some(job.job.clone());
+        if !goes_on {
+            self.held[index] = Some(job.job.clone());
         }
-        decisions.extend(decision);
+        decisions
     }
-    decisions
-}
 
-/// Index of the worker that suits the job best: ready, not held up, model resident, least busy.
-fn choose(job: &Waiting, slots: &[Slot], held: &[Option<JobId>]) -> Option<usize> {
-    slots
-        .iter()
-        .enumerate()
-        .filter(|(_, slot)| slot.ready)
-        .min_by_key(|(index, slot)| {
-            let resident = slot.resident.iter().any(|resident| resident.model == job.model);
-            (
-                held.get(*index).is_some_and(Option::is_some),
-                !resident,
-                slot.busy,
-            )
-        })
-        .map(|(index, _)| index)
-}
-
-fn nobody_ready(slots: &[Slot]) -> String {
-    match slots.first() {
-        None => "there is no worker".into(),
-        Some(slot) => format!("no worker is ready: {}: {}", slot.worker, slot.not_ready),
-    }
-}
-
-fn decide(job: &Waiting, slot: &mut Slot) -> Vec<Decision> {
-    let wait = |reason: String| {
-        vec![Decision::Wait {
-            job: job.job.clone(),
-            reason,
-        }]
-    };
-    let whole_bytes = job.weights_bytes.saturating_add(job.need_bytes);
-    if whole_bytes > slot.budget_bytes {
-        return vec![Decision::Refuse {
-            job: job.job.clone(),
-            need_bytes: whole_bytes,
-            budget_bytes: slot.budget_bytes,
-        }];
-    }
-    if slot.moving {
-        return wait(format!("{} is loading or dropping a model", slot.worker));
-    }
-    if slot.taken_alone {
-        return wait(format!("{} runs a job that must be alone", slot.worker));
-    }
-    if job.alone && slot.busy > 0 {
-        return wait("was in a worker that died, and runs alone next".into());
-    }
-    if slot.busy >= slot.most {
-        return wait(format!("all {} places of {} are taken", slot.most, slot.worker));
-    }
-    let Some(resident) = slot
-        .resident
-        .iter_mut()
-        .find(|resident| resident.model == job.model)
-    else {
-        return bring_in(job, slot);
-    };
-    if job.need_bytes > slot.free_bytes {
-        resident.in_use = true;
-        let short_bytes = job.need_bytes - slot.free_bytes;
-        return match evictable(slot, short_bytes) {
-            Some(models) => evict(models, slot),
-            None => wait(format!(
-                "needs {} bytes, {} are free",
-                job.need_bytes, slot.free_bytes
-            )),
+    /// Index of the worker that suits the job best, among those that can do it or have not said yet what they can.
+    fn choose(&self, job: &Waiting) -> Option<usize> {
+        let can = |slot: &Slot| {
+            slot.capabilities
+                .as_ref()
+                .is_none_or(|capabilities| job.needs.lack(capabilities).is_none())
         };
+        self.slots
+            .iter()
+            .enumerate()
+            .filter(|(_, slot)| can(slot))
+            .min_by_key(|(index, slot)| {
+                let resident = job
+                    .models
+                    .iter()
+                    .filter(|need| slot.resident.iter().any(|there| there.model == need.model))
+                    .count();
+                (
+                    // A better device that is about to be there is worth the wait; others are a last resort.
+                    slot.standing.max(Standing::Starting),
+                    slot.rank,
+                    slot.standing,
+                    self.held[*index].is_some(),
+                    job.models.len() - resident,
+                    slot.busy,
+                )
+            })
+            .map(|(index, _)| index)
     }
-    resident.in_use = true;
-    slot.free_bytes -= job.need_bytes;
-    slot.busy += 1;
-    slot.taken_alone = job.alone;
-    vec![Decision::Run {
-        job: job.job.clone(),
-        worker: slot.worker.clone(),
-    }]
-}
 
-fn bring_in(job: &Waiting, slot: &mut Slot) -> Vec<Decision> {
-    let need_bytes = job.weights_bytes.saturating_add(job.need_bytes);
-    if need_bytes > slot.free_bytes {
-        return match evictable(slot, need_bytes - slot.free_bytes) {
-            Some(models) => evict(models, slot),
-            None => vec![Decision::Wait {
+    fn nobody(&self, job: &Waiting) -> Decision {
+        if self.slots.is_empty() {
+            return wait(job, "there is no worker".into());
+        }
+        let lacks = self.slots.iter().filter_map(|slot| {
+            let lack = job.needs.lack(slot.capabilities.as_ref()?)?;
+            Some((slot.worker.clone(), lack))
+        });
+        Decision::Refuse {
+            job: job.job.clone(),
+            why: Refusal::NotServed {
+                lacks: lacks.collect(),
+            },
+        }
+    }
+
+    fn decide(&mut self, job: &Waiting, index: usize) -> Vec<Decision> {
+        let slot = &self.slots[index];
+        let Some(room) = self.rooms.get(&slot.device).copied() else {
+            return vec![wait(job, format!("{} has no ledger", slot.device))];
+        };
+        let weights_bytes = job
+            .models
+            .iter()
+            .fold(0u64, |sum, need| sum.saturating_add(need.weights_bytes));
+        let whole_bytes = weights_bytes.saturating_add(job.need_bytes);
+        if whole_bytes > room.budget_bytes {
+            return vec![Decision::Refuse {
                 job: job.job.clone(),
-                reason: format!("its model needs {need_bytes} bytes, {} are free", slot.free_bytes),
-            }],
-        };
-    }
-    slot.moving = true;
-    slot.free_bytes -= job.weights_bytes;
-    vec![Decision::Load {
-        job: job.job.clone(),
-        model: job.model.clone(),
-        worker: slot.worker.clone(),
-    }]
-}
-
-/// Idle models that together free `short_bytes`, the longest unused first; `None` when all of them would not do.
-fn evictable(slot: &Slot, short_bytes: u64) -> Option<Vec<ModelId>> {
-    let mut idle: Vec<&Resident> = slot.resident.iter().filter(|resident| !resident.in_use).collect();
-    idle.sort_by_key(|resident| resident.last_use);
-    let mut freed_bytes = 0u64;
-    let mut models = Vec::new();
-    for resident in idle {
-        if freed_bytes >= short_bytes {
-            break;
+                why: Refusal::TooLarge {
+                    need_bytes: whole_bytes,
+                    budget_bytes: room.budget_bytes,
+                },
+            }];
         }
-        freed_bytes = freed_bytes.saturating_add(resident.bytes);
-        models.push(resident.model.clone());
+        if slot.moving {
+            return vec![wait(
+                job,
+                format!("{} is loading or dropping a model", slot.worker),
+            )];
+        }
+        if slot.taken_alone {
+            return vec![wait(
+                job,
+                format!("{} runs a job that must be alone", slot.worker),
+            )];
+        }
+        if job.alone && slot.busy > 0 {
+            return vec![wait(job, "was in a worker that died, and runs alone next".into())];
+        }
+        if slot.busy >= slot.most {
+            return vec![wait(
+                job,
+                format!("all {} places of {} are taken", slot.most, slot.worker),
+            )];
+        }
+        let missing: Vec<&ModelNeed> = job
+            .models
+            .iter()
+            .filter(|need| !slot.resident.iter().any(|there| there.model == need.model))
+            .collect();
+        let missing_bytes = missing
+            .iter()
+            .fold(0u64, |sum, need| sum.saturating_add(need.weights_bytes));
+        let need_bytes = missing_bytes.saturating_add(job.need_bytes);
+        let first_missing = missing.first().map(|need| (*need).clone());
+        for resident in &mut self.slots[index].resident {
+            if job.models.iter().any(|need| need.model == resident.model) {
+                resident.in_use = true;
+            }
+        }
+        if need_bytes > room.free_bytes {
+            let device = self.slots[index].device.clone();
+            return match self.evictable(&device, need_bytes - room.free_bytes) {
+                Some(models) => self.evict(models),
+                None => vec![wait(
+                    job,
+                    format!(
+                        "needs {need_bytes} bytes on {device}, {} are free",
+                        room.free_bytes
+                    ),
+                )],
+            };
+        }
+        let slot = &mut self.slots[index];
+        let worker = slot.worker.clone();
+        let (taken_bytes, decision) = match first_missing {
+            Some(need) => {
+                slot.moving = true;
+                let (job, model) = (job.job.clone(), need.model);
+                (need.weights_bytes, Decision::Load { job, model, worker })
+            }
+            None => {
+                slot.busy += 1;
+                slot.taken_alone = job.alone;
+                let decision = Decision::Run {
+                    job: job.job.clone(),
+                    worker,
+                };
+                (job.need_bytes, decision)
+            }
+        };
+        if let Some(room) = self.rooms.get_mut(&slot.device) {
+            room.free_bytes -= taken_bytes;
+        }
+        vec![decision]
     }
-    (freed_bytes >= short_bytes).then_some(models)
-}
 
-fn evict(models: Vec<ModelId>, slot: &mut Slot) -> Vec<Decision> {
-    slot.moving = true;
-    models
-        .into_iter()
-        .map(|model| Decision::Evict {
-            model,
-            worker: slot.worker.clone(),
-        })
-        .collect()
+    /// Idle models of the device that together free `short_bytes`, the longest unused first, with the index of their
+    /// slot; `None` when all of them would not do.
+    fn evictable(&self, device: &str, short_bytes: u64) -> Option<Vec<(usize, ModelId)>> {
+        let of_device = self.slots.iter().enumerate();
+        let mut idle: Vec<(usize, &Resident)> = of_device
+            .filter(|(_, slot)| slot.device == device && slot.standing == Standing::Ready && !slot.moving)
+            .flat_map(|(index, slot)| slot.resident.iter().map(move |resident| (index, resident)))
+            .filter(|(_, resident)| !resident.in_use)
+            .collect();
+        idle.sort_by_key(|(_, resident)| resident.last_use);
+        let mut freed_bytes = 0u64;
+        let mut models = Vec::new();
+        for (index, resident) in idle {
+            if freed_bytes >= short_bytes {
+                break;
+            }
+            freed_bytes = freed_bytes.saturating_add(resident.bytes);
+            models.push((index, resident.model.clone()));
+        }
+        (freed_bytes >= short_bytes).then_some(models)
+    }
+
+    fn evict(&mut self, models: Vec<(usize, ModelId)>) -> Vec<Decision> {
+        models
+            .into_iter()
+            .map(|(index, model)| {
+                let slot = &mut self.slots[index];
+                slot.moving = true;
+                Decision::Evict {
+                    model,
+                    worker: slot.worker.clone(),
+                }
+            })
+            .collect()
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn waiting(name: &str, sequence: u64) -> Waiting {
-        Waiting {
-            job: name.into(),
-            class: Class::Interactive,
-            priority: 0,
-            sequence,
-            model: "m".into(),
-            weights_bytes: 50,
-            need_bytes: 10,
-            alone: false,
-        }
-    }
-
-    fn slot() -> Slot {
-        Slot {
-            worker: "cpu0".into(),
-            ready: true,
-            not_ready: String::new(),
-            busy: 0,
-            most: 2,
-            taken_alone: false,
-            moving: false,
-            resident: vec![Resident {
-                model: "m".into(),
-                bytes: 50,
-                in_use: false,
-                last_use: 1,
-            }],
-            free_bytes: 50,
-            budget_bytes: 100,
-        }
-    }
-
-    fn run(name: &str) -> Decision {
-        Decision::Run {
-            job: name.into(),
-            worker: "cpu0".into(),
-        }
-    }
-
-    #[test]
-    fn class_goes_before_priority_and_priority_before_arrival() {
-        let mut jobs = vec![
-            waiting("late", 9),
-            waiting("urgent", 8),
-            waiting("batch", 1),
-            waiting("early", 2),
-        ];
-        jobs[1].priority = 5;
-        jobs[2].class = Class::Batch;
-        order(&mut jobs);
-        let names: Vec<&str> = jobs.iter().map(|job| job.job.as_str()).collect();
-        assert_eq!(names, ["urgent", "early", "late", "batch"]);
-    }
-
-    #[test]
-    fn jobs_run_until_the_places_are_taken_and_the_rest_know_why_they_wait() {
-        let decisions = plan(
-            &[waiting("a", 1), waiting("b", 2), waiting("c", 3), waiting("d", 4)],
-            &[slot()],
-        );
-        assert_eq!(decisions[..2], [run("a"), run("b")]);
-        assert!(matches!(&decisions[2], Decision::Wait { reason, .. } if reason.contains("2 places")));
-        assert!(matches!(&decisions[3], Decision::Wait { reason, .. } if reason.contains("behind c")));
-    }
-
-    #[test]
-    fn a_model_that_is_not_resident_is_loaded_once_for_all_who_wait() {
-        let mut slot = slot();
-        slot.resident.clear();
-        slot.free_bytes = 100;
-        let decisions = plan(&[waiting("a", 1), waiting("b", 2)], &[slot]);
-        assert!(matches!(&decisions[0], Decision::Load { .. }));
-        assert!(matches!(&decisions[1], Decision::Wait { .. }));
-    }
-
-    #[test]
-    fn the_longest_unused_idle_model_is_evicted_and_one_in_use_is_not() {
-        let mut slot = slot();
-        slot.resident = vec![
-            Resident {
-                model: "new".into(),
-                bytes: 40,
-                in_use: false,
-                last_use: 9,
-            },
-            Resident {
-                model: "old".into(),
-                bytes: 40,
-                in_use: false,
-                last_use: 3,
-            },
-            Resident {
-                model: "busy".into(),
-                bytes: 20,
-                in_use: true,
-                last_use: 1,
-            },
-        ];
-        slot.free_bytes = 0;
-        let mut job = waiting("a", 1);
-        (job.weights_bytes, job.need_bytes) = (30, 10);
-        assert_eq!(
-            plan(&[job.clone()], &[slot.clone()]),
-            [Decision::Evict {
-                model: "old".into(),
-                worker: "cpu0".into()
-            }]
-        );
-        job.weights_bytes = 80;
-        assert!(matches!(&plan(&[job], &[slot])[0], Decision::Wait { .. }));
-    }
-
-    #[test]
-    fn what_can_never_fit_is_refused_with_the_numbers_and_holds_nobody_up() {
-        let mut giant = waiting("giant", 1);
-        giant.need_bytes = 51;
-        assert_eq!(
-            plan(&[giant, waiting("b", 2)], &[slot()]),
-            [
-                Decision::Refuse {
-                    job: "giant".into(),
-                    need_bytes: 101,
-                    budget_bytes: 100
-                },
-                run("b")
-            ]
-        );
-    }
-
-    #[test]
-    fn a_job_that_waits_for_room_is_not_overtaken() {
-        let mut large = waiting("large", 1);
-        large.need_bytes = 45;
-        let mut slot = slot();
-        slot.free_bytes = 40;
-        slot.busy = 1;
-        slot.resident[0].in_use = true;
-        assert!(
-            plan(&[large, waiting("small", 2)], &[slot])
-                .iter()
-                .all(|d| matches!(d, Decision::Wait { .. }))
-        );
-    }
-
-    #[test]
-    fn a_suspect_runs_alone_and_nobody_joins_it() {
-        let mut suspect = waiting("suspect", 1);
-        suspect.alone = true;
-        let decisions = plan(&[suspect.clone(), waiting("b", 2)], &[slot()]);
-        assert_eq!(decisions[0], run("suspect"));
-        assert!(matches!(&decisions[1], Decision::Wait { .. }));
-        let mut busy = slot();
-        busy.busy = 1;
-        assert!(matches!(&plan(&[suspect], &[busy])[0], Decision::Wait { .. }));
-    }
-
-    proptest! {
-        #[test]
-        fn every_job_gets_an_answer_and_no_worker_is_overfilled(
-            jobs in proptest::collection::vec((0u64..40, 0u64..80, 0u8..3, any::<bool>()), 0..20),
-            free_bytes in 0u64..=100, busy in 0usize..3,
-        ) {
-            let jobs: Vec<Waiting> = jobs.into_iter().enumerate().map(|(index, (need, weights, model, alone))| Waiting {
-                need_bytes: need, weights_bytes: weights, model: ModelId(format!("m{model}")), alone,
-                ..waiting(&format!("j{index}"), index as u64)
-            }).collect();
-            let mut slot = slot();
-            slot.free_bytes = free_bytes;
-            slot.busy = busy;
-            slot.resident[0].model = "m0".into();
-            let decisions = plan(&jobs, &[slot.clone()]);
-            let mut spent = 0;
-            let mut started = 0;
-            for decision in &decisions {
-                if let Decision::Run { job, .. } = decision {
-                    started += 1;
-                    spent += jobs.iter().find(|waiting| &waiting.job == job).map_or(0, |waiting| waiting.need_bytes);
-                }
-            }
-            prop_assert!(spent <= free_bytes);
-            prop_assert!(started == 0 || busy + started <= slot.most);
-            let answered = decisions.iter().filter(|d| !matches!(d, Decision::Evict { .. })).count();
-            prop_assert!(answered <= jobs.len());
-            prop_assert!(decisions.len() >= jobs.len().min(1));
-        }
-    }
-}
+mod tests;

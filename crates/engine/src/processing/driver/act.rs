@@ -7,9 +7,10 @@ use calotype_protocol::{Attempt, Blob, Down, Dtype, Frame, JobId, Load, LoadId, 
 use super::{Action, Driver, Internal, Moving, PostState, now_ms};
 use crate::error::{Code, Error};
 use crate::inference;
+use crate::memory::Ledger;
 use crate::memory::Owner;
 use crate::processing::JobState;
-use crate::processing::policy::{self, Decision, Resident, Slot, Waiting};
+use crate::processing::policy::{self, Decision, Refusal, Resident, Room, Slot, Standing, Waiting};
 use crate::store::Held;
 
 /// Waiting jobs that one decision looks at; those behind them wait for the next.
@@ -27,8 +28,8 @@ impl Driver {
                 class: live.record.class,
                 priority: live.record.priority,
                 sequence: live.record.sequence,
-                model: live.record.plan.model.clone(),
-                weights_bytes: live.weights_bytes,
+                models: live.models.clone(),
+                needs: live.needs.clone(),
                 need_bytes: live.need_bytes,
                 alone: live.alone,
             })
@@ -40,25 +41,31 @@ impl Driver {
         policy::order(&mut waiting);
         waiting.truncate(LOOKED_AT);
         let slots: Vec<Slot> = self.posts.keys().filter_map(|name| self.slot(name)).collect();
-        for decision in policy::plan(&waiting, &slots) {
+        let rooms = self
+            .ledgers
+            .iter()
+            .map(|(device, ledger)| (device.clone(), room(ledger)));
+        for decision in policy::plan(&waiting, &slots, &rooms.collect()) {
             match decision {
                 Decision::Run { job, worker } => self.claim(&job, &worker),
                 Decision::Load { job, model, worker } => self.load(&job, &model, &worker),
                 Decision::Evict { model, worker } => self.evict(&model, &worker),
+                Decision::Wake { worker, job } => self.wake(&worker, &job),
                 Decision::Wait { job, reason } => self.wait(&job, reason),
-                Decision::Refuse {
-                    job,
-                    need_bytes,
-                    budget_bytes,
-                } => {
-                    let error = Error::new(
-                        Code::DoesNotFit,
-                        format!("the job needs {need_bytes} bytes, the largest device has {budget_bytes}"),
-                    )
-                    .advice("ask for a smaller size or fewer images, or raise the memory share");
-                    self.end(&job, JobState::Failed, Some(error));
-                }
+                Decision::Refuse { job, why } => self.end(&job, JobState::Failed, Some(refused(why))),
             }
+        }
+    }
+
+    /// Starts a worker that was asleep.
+    fn wake(&mut self, worker: &str, job: &JobId) {
+        let Some(post) = self.posts.get_mut(worker) else {
+            return;
+        };
+        if post.handle.is_none() {
+            tracing::info!(job.id = %job, "Starting {worker} for job {job}");
+            post.handle = Some(crate::worker::start(post.config.clone(), self.events.clone()));
+            post.state = PostState::Starting;
         }
     }
 
@@ -74,16 +81,22 @@ impl Driver {
         } else {
             own.min(self.max_concurrency)
         };
-        let not_ready = match (post.state, &post.last_exit) {
-            (PostState::Ready, _) => String::new(),
-            (PostState::Starting, None) => "it is starting".to_owned(),
-            (_, Some(exit)) => format!("it starts again after {exit}"),
-            (PostState::Gone, None) => "it is gone".to_owned(),
+        let (standing, not_ready) = match (post.state, &post.last_exit) {
+            (PostState::Ready, _) => (Standing::Ready, String::new()),
+            (PostState::Asleep, _) => (Standing::Asleep, "it is not started".to_owned()),
+            (PostState::Starting, None) => (Standing::Starting, "it is starting".to_owned()),
+            (PostState::Starting | PostState::Gone, Some(exit)) => {
+                (Standing::Broken, format!("it starts again after {exit}"))
+            }
+            (PostState::Gone, None) => (Standing::Broken, "it is gone".to_owned()),
         };
         Some(Slot {
             worker: name.to_owned(),
-            ready: post.state == PostState::Ready,
+            device: post.device.clone(),
+            rank: post.rank,
+            standing,
             not_ready,
+            capabilities: post.ready.as_ref().map(|ready| ready.capabilities.clone()),
             busy: post.jobs.len(),
             most: most as usize,
             taken_alone: post
@@ -102,8 +115,6 @@ impl Driver {
                     last_use: stay.last_use,
                 })
                 .collect(),
-            free_bytes: post.ledger.free_bytes(),
-            budget_bytes: post.ledger.budget_bytes(),
         })
     }
 
@@ -121,16 +132,18 @@ impl Driver {
         let (Some(live), Some(post)) = (self.jobs.get_mut(job), self.posts.get_mut(worker)) else {
             return;
         };
-        if let Err(no_room) = post
-            .ledger
-            .reserve(Owner::WorkingSet(job.clone()), live.need_bytes)
-        {
+        let Some(ledger) = self.ledgers.get_mut(&post.device) else {
+            return;
+        };
+        if let Err(no_room) = ledger.reserve(Owner::WorkingSet(job.clone()), live.need_bytes) {
             live.reason = Some(no_room.to_string());
             return;
         }
         self.uses += 1;
-        if let Some(stay) = post.resident.get_mut(&live.record.plan.model) {
-            stay.last_use = self.uses;
+        for need in &live.models {
+            if let Some(stay) = post.resident.get_mut(&need.model) {
+                stay.last_use = self.uses;
+            }
         }
         post.jobs.insert(job.clone());
         live.place = Some((worker.to_owned(), post.incarnation));
@@ -206,9 +219,9 @@ impl Driver {
                     work,
                 };
                 if let Some((worker, incarnation)) = &live.place
-                    && let Some(post) = self.posts.get(worker)
+                    && let Some(handle) = self.posts.get(worker).and_then(|post| post.handle.as_ref())
                 {
-                    post.handle.send_to(
+                    handle.send_to(
                         *incarnation,
                         Frame {
                             message: Down::Run(Box::new(run)),
@@ -252,7 +265,9 @@ impl Driver {
         };
         if let Some(post) = self.posts.get_mut(&worker) {
             post.jobs.remove(job);
-            post.ledger.release(&Owner::WorkingSet(job.clone()));
+            if let Some(ledger) = self.ledgers.get_mut(&post.device) {
+                ledger.release(&Owner::WorkingSet(job.clone()));
+            }
         }
     }
 
@@ -262,7 +277,7 @@ impl Driver {
             self.end(job, JobState::Failed, Some(error));
             return;
         }
-        let spec = match self.catalogue.model(model.as_str()) {
+        let spec = match self.catalogue.loadable(model.as_str()) {
             Ok(record) => match &record.problem {
                 None => self.catalogue.spec(record),
                 Some(problem) => {
@@ -279,10 +294,19 @@ impl Driver {
         let (Some(live), Some(post)) = (self.jobs.get_mut(job), self.posts.get_mut(worker)) else {
             return;
         };
-        if let Err(no_room) = post
-            .ledger
-            .reserve(Owner::Weights(model.clone()), live.weights_bytes)
-        {
+        let (Some(ledger), Some(handle)) = (self.ledgers.get_mut(&post.device), &post.handle) else {
+            return;
+        };
+        let weights_bytes = live
+            .models
+            .iter()
+            .find(|need| need.model == *model)
+            .map_or(0, |need| need.weights_bytes);
+        let owner = Owner::Weights {
+            worker: worker.to_owned(),
+            model: model.clone(),
+        };
+        if let Err(no_room) = ledger.reserve(owner, weights_bytes) {
             live.reason = Some(no_room.to_string());
             return;
         }
@@ -294,12 +318,18 @@ impl Driver {
             began: Instant::now(),
             waiting: Some(job.clone()),
         });
-        let budget_bytes = live.weights_bytes.max(post.ledger.free_bytes());
-        post.handle.send(
+        let budget_bytes = weights_bytes.max(ledger.free_bytes());
+        // What the device computes fastest in; a processor has single precision.
+        let dtype = if post.config.device.kind == "cpu" {
+            Dtype::F32
+        } else {
+            Dtype::F16
+        };
+        handle.send(
             Down::Load(Load {
                 load,
                 model: spec,
-                dtype: Dtype::F32,
+                dtype,
                 budget_bytes,
             })
             .into(),
@@ -313,6 +343,7 @@ impl Driver {
         let Some(post) = self.posts.get_mut(worker) else {
             return;
         };
+        let Some(handle) = &post.handle else { return };
         self.loads += 1;
         let unload = LoadId(format!("unload_{}", self.loads));
         tracing::info!("Evicting `{model}` from {worker} to make room");
@@ -322,12 +353,33 @@ impl Driver {
             began: Instant::now(),
             waiting: None,
         });
-        post.handle.send(
+        handle.send(
             Down::Unload {
                 unload,
                 model: Some(model.clone()),
             }
             .into(),
         );
+    }
+}
+
+fn room(ledger: &Ledger) -> Room {
+    Room {
+        free_bytes: ledger.free_bytes(),
+        budget_bytes: ledger.budget_bytes(),
+    }
+}
+
+fn refused(why: Refusal) -> Error {
+    match why {
+        Refusal::TooLarge {
+            need_bytes,
+            budget_bytes,
+        } => Error::new(
+            Code::DoesNotFit,
+            format!("the job needs {need_bytes} bytes, its device has {budget_bytes}"),
+        )
+        .advice("ask for a smaller size or fewer images, or raise the memory share"),
+        Refusal::NotServed { lacks } => inference::not_served(&lacks),
     }
 }

@@ -4,7 +4,8 @@ use tokio::sync::oneshot;
 
 use super::{Action, Command, Driver, Live};
 use crate::error::{Code, Error};
-use crate::inference::estimate;
+use crate::inference::{Needs, estimate};
+use crate::processing::policy::ModelNeed;
 use crate::processing::{JobRecord, JobState, JobView, Ticket};
 use calotype_protocol::{Attempt, Down, JobId};
 use std::time::Instant;
@@ -42,10 +43,11 @@ impl Driver {
         let (need_bytes, _) = self
             .peaks
             .need_bytes(&shape, estimate::working_set_bytes(&record.plan));
-        let weights_bytes = self
-            .catalogue
-            .model(record.plan.model.as_str())
-            .map_or(0, |model| model.resident_bytes_estimate());
+        // A model that was taken away since the job was accepted: the job is kept, and ends with that reason.
+        let (needs, models, problem) = match self.required(&record) {
+            Ok((needs, models)) => (needs, models, None),
+            Err(error) => (Needs::nothing(), Vec::new(), Some(error)),
+        };
         let live = Live {
             state: record.state,
             alone: record.crashes > 0,
@@ -57,7 +59,8 @@ impl Driver {
             ending: false,
             failures: 0,
             lacks: 0,
-            weights_bytes,
+            models,
+            needs,
             need_bytes,
             shape,
             _ticket: ticket,
@@ -74,6 +77,22 @@ impl Driver {
         {
             let _ = reply.send(view);
         }
+        if let Some(error) = problem {
+            self.end(&job, JobState::Failed, Some(error));
+        }
+    }
+
+    /// What a job asks of a worker, and the models that it needs.
+    fn required(&self, record: &JobRecord) -> Result<(Needs, Vec<ModelNeed>), Error> {
+        let needs = Needs::of(&record.plan, &self.catalogue)?;
+        let models = record.plan.models().map(|model| {
+            let found = self.catalogue.loadable(model.as_str())?;
+            Ok(ModelNeed {
+                model: model.clone(),
+                weights_bytes: found.resident_bytes_estimate(),
+            })
+        });
+        Ok((needs, models.collect::<Result<_, Error>>()?))
     }
 
     fn control(&mut self, job: &JobId, action: Action) -> Result<JobView, Error> {
@@ -162,10 +181,9 @@ impl Driver {
     pub(super) fn send_of(&self, job: &JobId, line: impl FnOnce(JobId, Attempt) -> Down) {
         let Some(live) = self.jobs.get(job) else { return };
         if let Some((worker, _)) = &live.place
-            && let Some(post) = self.posts.get(worker)
+            && let Some(handle) = self.posts.get(worker).and_then(|post| post.handle.as_ref())
         {
-            post.handle
-                .send(line(job.clone(), Attempt(live.record.attempts)).into());
+            handle.send(line(job.clone(), Attempt(live.record.attempts)).into());
         }
     }
 

@@ -23,17 +23,18 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use calotype_protocol::{Blob, Hello, JobId, LoadId, ModelId, Ready, Work};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::policy::ModelNeed;
 use super::{JobProgress, JobRecord, JobResult, JobState, JobView, Ticket};
 use crate::device::Device;
 use crate::error::Error;
 use crate::event::EventKind;
 use crate::event_log::EventLog;
-use crate::inference::Abilities;
+use crate::inference::{Abilities, Needs};
 use crate::memory::{Ledger, Peaks};
 use crate::model::Catalogue;
 use crate::store::{Artifacts, Store};
 use crate::view::{DeviceView, DomainHealth, MemoryView};
-use crate::worker::{WorkerEvent, WorkerHandle};
+use crate::worker::{WorkerConfig, WorkerEvent, WorkerHandle};
 
 /// What a client may do to a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,13 +111,26 @@ pub(crate) struct Parts {
     pub(crate) catalogue: Arc<Catalogue>,
     pub(crate) log: Arc<EventLog>,
     pub(crate) peaks: Peaks,
-    pub(crate) abilities: watch::Sender<Option<Abilities>>,
+    pub(crate) abilities: watch::Sender<Abilities>,
     pub(crate) max_concurrency: u32,
     pub(crate) gate: Arc<super::Gate>,
-    /// Devices that have a worker.
-    pub(crate) served: Vec<(Device, WorkerHandle, Ledger)>,
-    /// Devices that no runtime here can use.
-    pub(crate) unserved: Vec<Device>,
+    /// Every device; one without a post is served by no runtime here.
+    pub(crate) devices: Vec<(Device, Ledger)>,
+    /// The workers that there can be, the preferred one of a device first.
+    pub(crate) posts: Vec<NewPost>,
+    /// Where workers tell what happens to them.
+    pub(crate) events: mpsc::Sender<WorkerEvent>,
+}
+
+/// A worker that there can be.
+pub(crate) struct NewPost {
+    pub(crate) device: String,
+    pub(crate) runtime: String,
+    /// Smaller is better.
+    pub(crate) rank: usize,
+    pub(crate) config: WorkerConfig,
+    /// Whether it is started with the engine, or when it is needed.
+    pub(crate) asleep: bool,
 }
 
 /// A job that has not ended.
@@ -138,7 +152,9 @@ struct Live {
     /// Failures and lacks of memory so far, each allowed once.
     failures: u32,
     lacks: u32,
-    weights_bytes: u64,
+    /// The models that it needs, the one that makes the pictures first.
+    models: Vec<ModelNeed>,
+    needs: Needs,
     need_bytes: u64,
     shape: String,
     _ticket: Ticket,
@@ -149,9 +165,12 @@ struct Live {
 
 /// A worker and what is in it.
 struct Post {
-    device: Device,
-    handle: WorkerHandle,
-    ledger: Ledger,
+    device: String,
+    runtime: String,
+    rank: usize,
+    config: WorkerConfig,
+    /// None while it is asleep.
+    handle: Option<WorkerHandle>,
     incarnation: u64,
     state: PostState,
     hello: Option<Box<Hello>>,
@@ -168,6 +187,8 @@ struct Post {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum PostState {
+    /// Not started before something needs it.
+    Asleep,
     Starting,
     Ready,
     Gone,
@@ -195,11 +216,14 @@ pub(crate) struct Driver {
     catalogue: Arc<Catalogue>,
     log: Arc<EventLog>,
     peaks: Peaks,
-    abilities: watch::Sender<Option<Abilities>>,
+    abilities: watch::Sender<Abilities>,
     max_concurrency: u32,
     gate: Arc<super::Gate>,
+    devices: BTreeMap<String, Device>,
+    /// One a device, shared by its workers.
+    ledgers: BTreeMap<String, Ledger>,
     posts: BTreeMap<String, Post>,
-    unserved: Vec<Device>,
+    events: mpsc::Sender<WorkerEvent>,
     jobs: HashMap<JobId, Live>,
     /// Models that a worker could not load, and why.
     unusable: HashMap<ModelId, Error>,
@@ -246,13 +270,19 @@ impl Driver {
             abilities,
             max_concurrency,
             gate,
-            served,
-            unserved,
+            devices,
+            posts,
+            events,
         } = parts;
-        let posts = served
+        let posts = posts
             .into_iter()
-            .map(|(device, handle, ledger)| (device.id.clone(), Post::new(device, handle, ledger)))
+            .map(|new| (new.config.name.0.clone(), Post::new(new, &events)))
             .collect();
+        let (mut by_id, mut ledgers) = (BTreeMap::new(), BTreeMap::new());
+        for (device, ledger) in devices {
+            ledgers.insert(device.id.clone(), ledger);
+            by_id.insert(device.id.clone(), device);
+        }
         Self {
             store,
             artifacts,
@@ -262,8 +292,10 @@ impl Driver {
             abilities,
             max_concurrency,
             gate,
+            devices: by_id,
+            ledgers,
             posts,
-            unserved,
+            events,
             jobs: HashMap::new(),
             unusable: HashMap::new(),
             uses: 0,
@@ -284,7 +316,9 @@ impl Driver {
         events.close();
         let posts = std::mem::take(&mut self.posts);
         for (_, post) in posts {
-            post.handle.stop(std::time::Duration::from_secs(2)).await;
+            if let Some(handle) = post.handle {
+                handle.stop(std::time::Duration::from_secs(2)).await;
+            }
         }
         while self.jobs.values().any(|job| job.ending) {
             match internals.recv().await {
@@ -336,19 +370,33 @@ impl Driver {
         post.jobs
             .iter()
             .filter_map(|job| self.jobs.get(job))
-            .map(|live| live.record.plan.model.clone())
+            .flat_map(|live| live.models.iter().map(|need| need.model.clone()))
             .collect()
     }
 }
 
 impl Post {
-    fn new(device: Device, handle: WorkerHandle, ledger: Ledger) -> Self {
+    fn new(new: NewPost, events: &mpsc::Sender<WorkerEvent>) -> Self {
+        let NewPost {
+            device,
+            runtime,
+            rank,
+            config,
+            asleep,
+        } = new;
+        let handle = (!asleep).then(|| crate::worker::start(config.clone(), events.clone()));
         Self {
             device,
+            runtime,
+            rank,
+            config,
+            state: if handle.is_some() {
+                PostState::Starting
+            } else {
+                PostState::Asleep
+            },
             handle,
-            ledger,
             incarnation: 0,
-            state: PostState::Starting,
             hello: None,
             ready: None,
             pid: None,

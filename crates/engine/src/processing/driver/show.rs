@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use calotype_protocol::JobId;
 
 use super::{Driver, Live, Post, PostState, Snapshot};
+use crate::device::Device;
 use crate::error::Domain;
-use crate::memory::Owner;
+use crate::memory::{Ledger, Owner};
 use crate::processing::{JobRecord, JobState, JobView};
 use crate::view::{DeviceView, DomainHealth, LeaseView, MemoryView, WorkerView};
 
@@ -28,21 +29,80 @@ impl Driver {
     }
 
     pub(super) fn snapshot(&self) -> Snapshot {
-        let mut devices: Vec<DeviceView> = self.posts.values().map(device_view).collect();
-        devices.extend(self.unserved.iter().map(|device| DeviceView {
-            device: device.clone(),
-            state: "unserved".into(),
-            worker: None,
-        }));
+        let devices: Vec<DeviceView> = self
+            .devices
+            .values()
+            .map(|device| self.device_view(device))
+            .collect();
         let mut jobs = BTreeMap::new();
         for live in self.jobs.values() {
             *jobs.entry(live.state.name().to_owned()).or_insert(0) += 1;
         }
         Snapshot {
             devices,
-            memory: self.posts.values().map(memory_view).collect(),
+            memory: self
+                .devices
+                .values()
+                .map(|device| self.memory_view(device))
+                .collect(),
             chain: self.chain(),
             jobs,
+        }
+    }
+
+    /// The workers of a device, the preferred one first.
+    fn posts_of(&self, device: &Device) -> Vec<&Post> {
+        let mut posts: Vec<&Post> = self
+            .posts
+            .values()
+            .filter(|post| post.device == device.id)
+            .collect();
+        posts.sort_by_key(|post| post.rank);
+        posts
+    }
+
+    fn device_view(&self, device: &Device) -> DeviceView {
+        let posts = self.posts_of(device);
+        let ready = posts.iter().any(|post| post.state == PostState::Ready);
+        let state = if posts.is_empty() {
+            "unserved"
+        } else if posts.iter().any(|post| !post.jobs.is_empty()) {
+            "busy"
+        } else if ready {
+            "available"
+        } else {
+            "offline"
+        };
+        DeviceView {
+            device: device.clone(),
+            state: state.into(),
+            workers: posts.into_iter().map(worker_view).collect(),
+        }
+    }
+
+    fn memory_view(&self, device: &Device) -> MemoryView {
+        let ledger = self.ledgers.get(&device.id);
+        let leases = ledger.into_iter().flat_map(Ledger::leases).map(|(owner, bytes)| {
+            let (kind, of) = match owner {
+                Owner::Weights { model, .. } => ("weights", model.to_string()),
+                Owner::WorkingSet(job) => ("working_set", job.to_string()),
+            };
+            LeaseView {
+                id: owner.to_string(),
+                kind: kind.into(),
+                owner: of,
+                bytes,
+            }
+        });
+        MemoryView {
+            device: device.id.clone(),
+            total_bytes: device.total_bytes,
+            free_bytes: device.free_bytes,
+            budget_bytes: ledger.map_or(0, Ledger::budget_bytes),
+            leased_bytes: ledger.map_or(0, Ledger::leased_bytes),
+            high_water_bytes: ledger.map_or(0, Ledger::high_water_bytes),
+            worker_used_bytes: self.posts_of(device).iter().map(|post| post.used_bytes).sum(),
+            leases: leases.collect(),
         }
     }
 
@@ -69,16 +129,24 @@ impl Driver {
             .map(|ready| ready.capabilities.engine.as_str())
             .collect();
         let over: Vec<&str> = self
-            .posts
-            .values()
-            .filter(|post| post.ledger.leased_bytes() > post.ledger.budget_bytes())
-            .map(|post| post.device.id.as_str())
+            .ledgers
+            .iter()
+            .filter(|(_, ledger)| ledger.leased_bytes() > ledger.budget_bytes())
+            .map(|(device, _)| device.as_str())
             .collect();
         vec![
             link(
                 Domain::Device,
                 ready > 0,
-                format!("{ready} of {} workers ready", self.posts.len()),
+                match self
+                    .posts
+                    .values()
+                    .filter(|post| post.state == PostState::Asleep)
+                    .count()
+                {
+                    0 => format!("{ready} of {} workers ready", self.posts.len()),
+                    asleep => format!("{ready} of {} workers ready, {asleep} asleep", self.posts.len()),
+                },
             ),
             link(
                 Domain::Memory,
@@ -144,23 +212,12 @@ pub(super) fn view_of(live: &Live, position: Option<usize>) -> JobView {
     }
 }
 
-fn device_view(post: &Post) -> DeviceView {
-    let state = match post.state {
-        PostState::Ready if post.jobs.is_empty() => "available",
-        PostState::Ready => "busy",
-        PostState::Starting | PostState::Gone => "offline",
-    };
-    DeviceView {
-        device: post.device.clone(),
-        state: state.into(),
-        worker: Some(worker_view(post)),
-    }
-}
-
 fn worker_view(post: &Post) -> WorkerView {
     WorkerView {
-        name: post.device.id.clone(),
+        name: post.config.name.0.clone(),
+        runtime: post.runtime.clone(),
         state: match post.state {
+            PostState::Asleep => "asleep",
             PostState::Starting => "starting",
             PostState::Ready => "ready",
             PostState::Gone => "gone",
@@ -173,34 +230,5 @@ fn worker_view(post: &Post) -> WorkerView {
         capabilities: post.ready.as_ref().map(|ready| ready.capabilities.clone()),
         resident: post.resident.keys().cloned().collect(),
         jobs: post.jobs.iter().map(ToString::to_string).collect(),
-    }
-}
-
-fn memory_view(post: &Post) -> MemoryView {
-    let leases = post
-        .ledger
-        .leases()
-        .map(|(owner, bytes)| {
-            let (kind, of) = match owner {
-                Owner::Weights(model) => ("weights", model.to_string()),
-                Owner::WorkingSet(job) => ("working_set", job.to_string()),
-            };
-            LeaseView {
-                id: owner.to_string(),
-                kind: kind.into(),
-                owner: of,
-                bytes,
-            }
-        })
-        .collect();
-    MemoryView {
-        device: post.device.id.clone(),
-        total_bytes: post.device.total_bytes,
-        free_bytes: post.device.free_bytes,
-        budget_bytes: post.ledger.budget_bytes(),
-        leased_bytes: post.ledger.leased_bytes(),
-        high_water_bytes: post.ledger.high_water_bytes(),
-        worker_used_bytes: post.used_bytes,
-        leases,
     }
 }

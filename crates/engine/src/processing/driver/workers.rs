@@ -2,7 +2,7 @@
 
 use calotype_imaging::{Format, Rgb, encode};
 use calotype_protocol::{
-    Attempt, Blob, BlobRef, Failure, Frame, JobId, LoadId, Loaded, Outcome, Phase, RunResult, Up,
+    Attempt, Blob, BlobRef, Failure, Frame, JobId, LoadId, Loaded, ModelId, Outcome, Phase, RunResult, Up,
 };
 
 use super::{Action, Driver, Internal, PostState, Stay, now_ms};
@@ -36,18 +36,22 @@ impl Driver {
                 post.hello = Some(hello);
                 post.ready = Some(ready);
                 self.tell_worker(&name, "ready", None);
-                let capabilities: Vec<_> = self
-                    .posts
-                    .values()
-                    .filter_map(|post| post.ready.as_ref())
-                    .map(|ready| &ready.capabilities)
-                    .collect();
-                let abilities = Abilities::of(&capabilities);
-                self.abilities.send_replace(Some(abilities));
+                self.tell_abilities();
             }
             WorkerEventKind::Message(frame) => self.on_message(&name, incarnation, frame),
             WorkerEventKind::Gone(report) => self.gone(&name, report),
         }
+    }
+
+    /// Tells the door what the workers can do now.
+    pub(super) fn tell_abilities(&self) {
+        let known = self.posts.iter().filter_map(|(name, post)| {
+            let ready = post.ready.as_ref()?;
+            Some((name.clone(), ready.capabilities.clone()))
+        });
+        let unknown = self.posts.values().any(|post| post.ready.is_none());
+        self.abilities
+            .send_replace(Abilities::of(known.collect(), unknown));
     }
 
     fn tell_worker(&self, worker: &str, state: &str, reason: Option<String>) {
@@ -226,8 +230,9 @@ impl Driver {
         let Some(moving) = post.moving.take_if(|moving| moving.load == loaded.load) else {
             return;
         };
-        post.ledger
-            .correct(&Owner::Weights(loaded.model.clone()), loaded.resident_bytes);
+        if let Some(ledger) = self.ledgers.get_mut(&post.device) {
+            ledger.correct(&weights_of(worker, &loaded.model), loaded.resident_bytes);
+        }
         self.uses += 1;
         let stay = Stay {
             bytes: loaded.resident_bytes,
@@ -253,7 +258,9 @@ impl Driver {
         let Some(moving) = post.moving.take_if(|moving| moving.load == *load) else {
             return;
         };
-        post.ledger.release(&Owner::Weights(moving.model.clone()));
+        if let Some(ledger) = self.ledgers.get_mut(&post.device) {
+            ledger.release(&weights_of(worker, &moving.model));
+        }
         let error = error_of(failure);
         tracing::error!("Failed to load `{}` into {worker}: {error}", moving.model);
         // Files do not mend themselves; memory may come back.
@@ -264,7 +271,7 @@ impl Driver {
             .jobs
             .values()
             .filter(|live| {
-                live.record.plan.model == moving.model
+                live.models.iter().any(|need| need.model == moving.model)
                     && matches!(live.state, JobState::Queued | JobState::Loading)
                     && !live.ending
             })
@@ -287,7 +294,9 @@ impl Driver {
             moving.model
         );
         post.resident.remove(&moving.model);
-        post.ledger.release(&Owner::Weights(moving.model));
+        if let Some(ledger) = self.ledgers.get_mut(&post.device) {
+            ledger.release(&weights_of(worker, &moving.model));
+        }
     }
 
     fn back_to_queue(&mut self, job: &JobId) {
@@ -338,9 +347,19 @@ impl Driver {
         post.resident.clear();
         post.idle_bytes = None;
         let moving = post.moving.take();
-        let owners: Vec<Owner> = post.ledger.leases().map(|(owner, _)| owner.clone()).collect();
-        for owner in owners {
-            post.ledger.release(&owner);
+        if let Some(ledger) = self.ledgers.get_mut(&post.device) {
+            let held = |owner: &Owner| match owner {
+                Owner::Weights { worker: of, .. } => of == worker,
+                Owner::WorkingSet(job) => post.jobs.contains(job),
+            };
+            let owners: Vec<Owner> = ledger
+                .leases()
+                .map(|(owner, _)| owner.clone())
+                .filter(held)
+                .collect();
+            for owner in owners {
+                ledger.release(&owner);
+            }
         }
         let jobs: Vec<JobId> = post.jobs.iter().cloned().collect();
         let cause = format!("{:?} ({})", report.cause, report.status);
@@ -402,6 +421,13 @@ impl Driver {
             live.reason = Some(format!("tried again after its worker died: {cause}"));
             self.put_back(job);
         }
+    }
+}
+
+fn weights_of(worker: &str, model: &ModelId) -> Owner {
+    Owner::Weights {
+        worker: worker.to_owned(),
+        model: model.clone(),
     }
 }
 

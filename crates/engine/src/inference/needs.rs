@@ -1,0 +1,128 @@
+//! What a job asks of a worker, and what a worker lacks for it. Pure.
+
+use calotype_protocol::{Capabilities, Mode, Sampler, Schedule};
+
+use super::Plan;
+use crate::error::{Code, Error};
+use crate::model::Catalogue;
+
+/// What a worker must be able to do.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Needs {
+    /// Family of each model that must be resident.
+    pub families: Vec<String>,
+    /// Formats in which the model can be had; one of them is enough.
+    pub formats: Vec<String>,
+    /// Mode of the generation.
+    pub mode: Mode,
+    /// Its sampler.
+    pub sampler: Sampler,
+    /// Its schedule.
+    pub schedule: Schedule,
+    /// Kinds of adapters.
+    pub adapters: Vec<String>,
+    /// The longer edge of its images, in pixels.
+    pub edge: u32,
+}
+
+impl Needs {
+    /// Of a plan. An error where its model is no longer in the catalogue.
+    pub(crate) fn of(plan: &Plan, catalogue: &Catalogue) -> Result<Self, Error> {
+        let model = catalogue.model(plan.model.as_str())?;
+        let mut adapters = Vec::new();
+        if !plan.loras.is_empty() {
+            adapters.push("lora".to_owned());
+        }
+        Ok(Self {
+            families: vec![model.family.clone()],
+            formats: model.formats(),
+            mode: plan.mode,
+            sampler: plan.sampler,
+            schedule: plan.schedule,
+            adapters,
+            edge: plan.width.max(plan.height),
+        })
+    }
+
+    /// Of a job that will not be run.
+    pub(crate) fn nothing() -> Self {
+        Self {
+            families: Vec::new(),
+            formats: Vec::new(),
+            mode: Mode::TextToImage,
+            sampler: Sampler::Euler,
+            schedule: Schedule::Default,
+            adapters: Vec::new(),
+            edge: 0,
+        }
+    }
+
+    /// The first thing that a worker with these capabilities lacks.
+    pub fn lack(&self, can: &Capabilities) -> Option<Lack> {
+        let lack = |field, words: String| Some(Lack { field, words });
+        if let Some(family) = self.families.iter().find(|family| !can.families.contains(family)) {
+            return lack("model", format!("has no models of the family `{family}`"));
+        }
+        if !self.formats.iter().any(|format| can.formats.contains(format)) {
+            let (takes, comes) = (can.formats.join(" or "), self.formats.join(" or "));
+            return lack(
+                "model",
+                format!("takes models as {takes}, this one comes as {comes}"),
+            );
+        }
+        if !can.modes.contains(&self.mode) {
+            return lack("mode", format!("has no {}", self.mode.name()));
+        }
+        if !can.samplers.contains(&self.sampler) {
+            return lack("sampler", format!("has no sampler `{}`", self.sampler.name()));
+        }
+        if !can.schedules.contains(&self.schedule) {
+            return lack("schedule", format!("has no schedule `{}`", self.schedule.name()));
+        }
+        if let Some(adapter) = self
+            .adapters
+            .iter()
+            .find(|adapter| !can.adapters.contains(adapter))
+        {
+            let field = match adapter.as_str() {
+                "lora" => "loras",
+                "controlnet" => "control",
+                "refiner" => "refiner",
+                _ => "prompt",
+            };
+            return lack(field, format!("has no {adapter}"));
+        }
+        if self.edge > can.max_edge {
+            let (most, edge) = (can.max_edge, self.edge);
+            return lack(
+                "width",
+                format!("makes edges of {most} pixels at most, {edge} are asked for"),
+            );
+        }
+        None
+    }
+}
+
+/// What a worker lacks for a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lack {
+    /// The field of the request that asks for it.
+    pub field: &'static str,
+    /// The end of a sentence that begins with the worker's name.
+    pub words: String,
+}
+
+/// The error for a job that none of the workers can do: each by its name with what it lacks.
+pub(crate) fn not_served(lacks: &[(String, Lack)]) -> Error {
+    let each: Vec<String> = lacks
+        .iter()
+        .map(|(name, lack)| format!("{name} {}", lack.words))
+        .collect();
+    let error = Error::new(Code::NotSupported, format!("no worker here can do this: {}", each.join("; "))).advice(
+        "`calotype doctor` says which runtimes are here; `calotype setup python` installs the one for PyTorch models",
+    );
+    match lacks.last() {
+        Some((_, lack)) => error.field(lack.field),
+        None => error,
+    }
+}

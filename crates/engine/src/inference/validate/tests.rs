@@ -1,0 +1,171 @@
+use super::*;
+use crate::inference::LoraRequest;
+
+fn catalogue() -> Catalogue {
+    Catalogue::scan(&[concat!(env!("CARGO_MANIFEST_DIR"), "/../../models").into()])
+}
+
+fn request() -> GenerateRequest {
+    GenerateRequest {
+        prompt: "a red apple".into(),
+        ..GenerateRequest::default()
+    }
+}
+
+fn planned(request: &GenerateRequest) -> Result<Planned, Error> {
+    plan(request, &catalogue(), &Abilities::native(), 77)
+}
+
+fn refused(change: impl Fn(&mut GenerateRequest)) -> (Code, String) {
+    let mut request = request();
+    change(&mut request);
+    let error = planned(&request).unwrap_err();
+    (error.code, error.field.unwrap_or_default())
+}
+
+#[test]
+fn a_bare_prompt_takes_everything_from_the_models_own_preset() {
+    let plan = planned(&request()).unwrap().plan;
+    assert_eq!((plan.sampler, plan.steps, plan.guidance), (Sampler::Lcm, 4, 1.0));
+    assert_eq!(
+        (plan.width, plan.height, plan.seeds.as_slice()),
+        (256, 256, &[77][..])
+    );
+    assert_eq!(plan.loras.len(), 1);
+}
+
+#[test]
+fn another_sampler_leaves_the_presets_loras_out_and_says_so() {
+    let mut request = request();
+    request.sampler = Some("euler".into());
+    let planned = planned(&request).unwrap();
+    assert!(planned.plan.loras.is_empty());
+    assert_eq!(planned.warnings[0].field, "sampler");
+}
+
+#[test]
+fn a_lora_is_added_to_the_presets_and_an_empty_list_takes_them_away() {
+    let mut request = request();
+    request.loras = Some(vec![LoraRequest {
+        name: "pixel".into(),
+        weight: Some(0.5),
+    }]);
+    assert_eq!(planned(&request).unwrap().plan.loras.len(), 2);
+    request.loras = Some(Vec::new());
+    assert!(planned(&request).unwrap().plan.loras.is_empty());
+}
+
+#[test]
+fn every_field_out_of_range_is_refused_by_its_name() {
+    let invalid = |field: &str| (Code::InvalidInput, field.to_owned());
+    assert_eq!(refused(|r| r.width = Some(100)), invalid("width"));
+    assert_eq!(refused(|r| r.height = Some(0)), invalid("height"));
+    assert_eq!(refused(|r| r.height = Some(u32::MAX)), invalid("height"));
+    assert_eq!(refused(|r| r.steps = Some(0)), invalid("steps"));
+    assert_eq!(refused(|r| r.steps = Some(151)), invalid("steps"));
+    assert_eq!(refused(|r| r.guidance = Some(f32::NAN)), invalid("guidance"));
+    assert_eq!(refused(|r| r.guidance = Some(f32::INFINITY)), invalid("guidance"));
+    assert_eq!(refused(|r| r.strength = Some(1.5)), invalid("strength"));
+    assert_eq!(refused(|r| r.count = Some(9)), invalid("count"));
+    assert_eq!(refused(|r| r.clip_skip = Some(2)), invalid("clip_skip"));
+    assert_eq!(refused(|r| r.quality = Some(0)), invalid("quality"));
+    assert_eq!(refused(|r| r.sampler = Some("eulr".into())), invalid("sampler"));
+    assert_eq!(refused(|r| r.schedule = Some("x".into())), invalid("schedule"));
+    assert_eq!(refused(|r| r.preset = Some("x".into())), invalid("preset"));
+    assert_eq!(refused(|r| r.prompt = "é".repeat(32_001)), invalid("prompt"));
+    assert_eq!(refused(|r| r.mask = Some("x".into())), invalid("mask"));
+    assert_eq!(refused(|r| r.mode = Some(Mode::Inpaint)), invalid("mode"));
+    assert_eq!(
+        refused(|r| (r.seed, r.count) = (Some(u64::MAX), Some(2))),
+        invalid("seed")
+    );
+    assert_eq!(
+        refused(|r| r.model = Some("x".into())),
+        (Code::UnknownModel, "model".into())
+    );
+    assert_eq!(
+        refused(|r| r.sampler = Some("lms".into())),
+        (Code::NotSupported, "sampler".into())
+    );
+    assert_eq!(
+        refused(|r| r.control = Some(vec![serde_json::Value::Null])),
+        (Code::NotSupported, "control".into())
+    );
+    assert_eq!(
+        refused(|r| r.init_image = Some("%%%".into())),
+        (Code::ImageRefused, "init_image".into())
+    );
+    assert_eq!(
+        refused(|r| r.init_image = Some("AAAA".into())),
+        (Code::ImageRefused, "init_image".into())
+    );
+    assert_eq!(
+        refused(|r| r.loras = Some(vec![LoraRequest {
+            name: "pixl".into(),
+            weight: None
+        }])),
+        (Code::UnknownModel, "loras[0].name".into())
+    );
+}
+
+#[test]
+fn an_unknown_sampler_is_answered_with_its_neighbours() {
+    let mut request = request();
+    request.sampler = Some("euler_a".into());
+    assert!(
+        planned(&request)
+            .unwrap_err()
+            .advice
+            .unwrap()
+            .contains("euler_ancestral")
+    );
+}
+
+#[test]
+fn loras_are_refused_where_no_worker_lays_them_on() {
+    let mut workers = Abilities::native().workers;
+    workers[0].1.adapters.clear();
+    let abilities = Abilities::of(workers, false);
+    let error = plan(&request(), &catalogue(), &abilities, 77).unwrap_err();
+    assert_eq!(
+        (error.code, error.field.as_deref()),
+        (Code::NotSupported, Some("loras"))
+    );
+    let without = GenerateRequest {
+        loras: Some(Vec::new()),
+        ..request()
+    };
+    assert!(plan(&without, &catalogue(), &abilities, 77).is_ok());
+}
+
+#[test]
+fn a_trigger_word_is_missed_once_and_only_where_its_lora_counts() {
+    let pixel = |weight| {
+        Some(vec![LoraRequest {
+            name: "pixel".into(),
+            weight: Some(weight),
+        }])
+    };
+    let warnings = |prompt: &str, weight| {
+        let request = GenerateRequest {
+            prompt: prompt.into(),
+            loras: pixel(weight),
+            ..request()
+        };
+        planned(&request).unwrap().warnings.len()
+    };
+    assert_eq!(
+        (
+            warnings("a fox", 1.0),
+            warnings("a fox", 0.0),
+            warnings("a fox, Pixel Art", 1.0)
+        ),
+        (1, 0, 0)
+    );
+}
+
+#[test]
+fn steps_are_counted_as_the_worker_counts_them() {
+    assert_eq!(steps_kept(10, 0.7), 7.0);
+    assert!(steps_kept(3, 1.0 / 3.0) >= 1.0 && steps_kept(4, 0.2) < 1.0);
+}

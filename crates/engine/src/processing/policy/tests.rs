@@ -1,0 +1,327 @@
+use calotype_protocol::{Mode, Sampler, Schedule};
+use proptest::prelude::*;
+
+use super::*;
+
+fn needs() -> Needs {
+    Needs {
+        families: vec!["sd".into()],
+        formats: vec!["diffusers".into()],
+        mode: Mode::TextToImage,
+        sampler: Sampler::Euler,
+        schedule: Schedule::Default,
+        adapters: Vec::new(),
+        edge: 256,
+    }
+}
+
+fn can() -> Capabilities {
+    Capabilities {
+        engine: "fake".into(),
+        families: vec!["sd".into()],
+        formats: vec!["diffusers".into()],
+        work: vec!["generate".into()],
+        modes: Mode::ALL.to_vec(),
+        samplers: Sampler::ALL.to_vec(),
+        schedules: Schedule::ALL.to_vec(),
+        adapters: vec!["lora".into()],
+        max_batch: 2,
+        pauses: true,
+        previews: true,
+        max_edge: 1024,
+    }
+}
+
+fn model(name: &str, weights_bytes: u64) -> ModelNeed {
+    ModelNeed {
+        model: name.into(),
+        weights_bytes,
+    }
+}
+
+fn waiting(name: &str, sequence: u64) -> Waiting {
+    Waiting {
+        job: name.into(),
+        class: Class::Interactive,
+        priority: 0,
+        sequence,
+        models: vec![model("m", 50)],
+        needs: needs(),
+        need_bytes: 10,
+        alone: false,
+    }
+}
+
+fn resident(model: &str, bytes: u64, in_use: bool, last_use: u64) -> Resident {
+    Resident {
+        model: model.into(),
+        bytes,
+        in_use,
+        last_use,
+    }
+}
+
+fn slot() -> Slot {
+    Slot {
+        worker: "cpu0".into(),
+        device: "cpu0".into(),
+        rank: 1,
+        standing: Standing::Ready,
+        not_ready: String::new(),
+        capabilities: Some(can()),
+        busy: 0,
+        most: 2,
+        taken_alone: false,
+        moving: false,
+        resident: vec![resident("m", 50, false, 1)],
+    }
+}
+
+fn room(free_bytes: u64) -> BTreeMap<String, Room> {
+    let room = Room {
+        free_bytes,
+        budget_bytes: 100,
+    };
+    BTreeMap::from([("cpu0".into(), room), ("cuda0".into(), room)])
+}
+
+fn run(name: &str) -> Decision {
+    run_at(name, "cpu0")
+}
+
+fn run_at(name: &str, worker: &str) -> Decision {
+    Decision::Run {
+        job: name.into(),
+        worker: worker.into(),
+    }
+}
+
+#[test]
+fn class_goes_before_priority_and_priority_before_arrival() {
+    let mut jobs = vec![
+        waiting("late", 9),
+        waiting("urgent", 8),
+        waiting("batch", 1),
+        waiting("early", 2),
+    ];
+    jobs[1].priority = 5;
+    jobs[2].class = Class::Batch;
+    order(&mut jobs);
+    let names: Vec<&str> = jobs.iter().map(|job| job.job.as_str()).collect();
+    assert_eq!(names, ["urgent", "early", "late", "batch"]);
+}
+
+#[test]
+fn jobs_run_until_the_places_are_taken_and_the_rest_know_why_they_wait() {
+    let jobs = [waiting("a", 1), waiting("b", 2), waiting("c", 3), waiting("d", 4)];
+    let decisions = plan(&jobs, &[slot()], &room(50));
+    assert_eq!(decisions[..2], [run("a"), run("b")]);
+    assert!(matches!(&decisions[2], Decision::Wait { reason, .. } if reason.contains("2 places")));
+    assert!(matches!(&decisions[3], Decision::Wait { reason, .. } if reason.contains("behind c")));
+}
+
+#[test]
+fn a_model_that_is_not_resident_is_loaded_once_for_all_who_wait() {
+    let mut slot = slot();
+    slot.resident.clear();
+    let decisions = plan(&[waiting("a", 1), waiting("b", 2)], &[slot], &room(100));
+    assert!(matches!(&decisions[0], Decision::Load { .. }));
+    assert!(matches!(&decisions[1], Decision::Wait { .. }));
+}
+
+#[test]
+fn a_job_runs_once_all_its_models_are_resident() {
+    let mut job = waiting("a", 1);
+    job.models = vec![model("m", 50), model("control", 20)];
+    let decisions = plan(&[job.clone()], &[slot()], &room(50));
+    assert!(matches!(&decisions[0], Decision::Load { model, .. } if model.as_str() == "control"));
+    let mut both = slot();
+    both.resident.push(resident("control", 20, false, 1));
+    assert_eq!(plan(&[job.clone()], &[both], &room(30)), [run("a")]);
+    // Room is asked for all that is missing, so that the first is not loaded in vain; what the job uses stays.
+    assert!(matches!(
+        &plan(&[job], &[slot()], &room(29))[0],
+        Decision::Wait { .. }
+    ));
+}
+
+#[test]
+fn the_longest_unused_idle_model_is_evicted_and_one_in_use_is_not() {
+    let mut slot = slot();
+    slot.resident = vec![
+        resident("new", 40, false, 9),
+        resident("old", 40, false, 3),
+        resident("busy", 20, true, 1),
+    ];
+    let mut job = waiting("a", 1);
+    (job.models, job.need_bytes) = (vec![model("m", 30)], 10);
+    assert_eq!(
+        plan(&[job.clone()], &[slot.clone()], &room(0)),
+        [Decision::Evict {
+            model: "old".into(),
+            worker: "cpu0".into()
+        }]
+    );
+    job.models = vec![model("m", 80)];
+    assert!(matches!(
+        &plan(&[job], &[slot], &room(0))[0],
+        Decision::Wait { .. }
+    ));
+}
+
+#[test]
+fn workers_of_one_device_make_room_for_each_other() {
+    let mut other = slot();
+    (other.worker, other.rank) = ("cpu0-other".into(), 2);
+    other.capabilities = None;
+    other.standing = Standing::Ready;
+    let mut own = slot();
+    own.resident.clear();
+    assert_eq!(
+        plan(&[waiting("a", 1)], &[own, other], &room(50)),
+        [Decision::Evict {
+            model: "m".into(),
+            worker: "cpu0-other".into()
+        }]
+    );
+}
+
+#[test]
+fn what_can_never_fit_is_refused_with_the_numbers_and_holds_nobody_up() {
+    let mut giant = waiting("giant", 1);
+    giant.need_bytes = 51;
+    let why = Refusal::TooLarge {
+        need_bytes: 101,
+        budget_bytes: 100,
+    };
+    assert_eq!(
+        plan(&[giant, waiting("b", 2)], &[slot()], &room(50)),
+        [
+            Decision::Refuse {
+                job: "giant".into(),
+                why
+            },
+            run("b")
+        ]
+    );
+}
+
+#[test]
+fn a_job_that_waits_for_room_is_not_overtaken() {
+    let mut large = waiting("large", 1);
+    large.need_bytes = 45;
+    let mut slot = slot();
+    slot.busy = 1;
+    slot.resident[0].in_use = true;
+    let decisions = plan(&[large, waiting("small", 2)], &[slot], &room(40));
+    assert!(decisions.iter().all(|d| matches!(d, Decision::Wait { .. })));
+}
+
+#[test]
+fn a_suspect_runs_alone_and_nobody_joins_it() {
+    let mut suspect = waiting("suspect", 1);
+    suspect.alone = true;
+    let decisions = plan(&[suspect.clone(), waiting("b", 2)], &[slot()], &room(50));
+    assert_eq!(decisions[0], run("suspect"));
+    assert!(matches!(&decisions[1], Decision::Wait { .. }));
+    let mut busy = slot();
+    busy.busy = 1;
+    assert!(matches!(
+        &plan(&[suspect], &[busy], &room(50))[0],
+        Decision::Wait { .. }
+    ));
+}
+
+#[test]
+fn a_job_goes_to_the_best_device_that_can_do_it() {
+    let mut gpu = slot();
+    (gpu.worker, gpu.device, gpu.rank) = ("cuda0".into(), "cuda0".into(), 0);
+    assert_eq!(
+        plan(&[waiting("a", 1)], &[slot(), gpu.clone()], &room(50)),
+        [run_at("a", "cuda0")]
+    );
+    // What it cannot do goes to the other, and that is no reason to wait.
+    if let Some(can) = &mut gpu.capabilities {
+        can.samplers = vec![Sampler::Heun];
+    }
+    assert_eq!(
+        plan(&[waiting("a", 1)], &[slot(), gpu.clone()], &room(50)),
+        [run("a")]
+    );
+    // One that is about to be ready is waited for; one that keeps dying is not.
+    (gpu.capabilities, gpu.standing) = (None, Standing::Starting);
+    let decisions = plan(&[waiting("a", 1)], &[slot(), gpu.clone()], &room(50));
+    assert!(matches!(&decisions[0], Decision::Wait { reason, .. } if reason.contains("cuda0")));
+    gpu.standing = Standing::Broken;
+    assert_eq!(plan(&[waiting("a", 1)], &[slot(), gpu], &room(50)), [run("a")]);
+}
+
+#[test]
+fn a_sleeping_worker_is_woken_once_and_only_for_what_the_others_cannot_do() {
+    let mut asleep = slot();
+    (asleep.worker, asleep.rank) = ("cpu0-python".into(), 2);
+    (asleep.standing, asleep.capabilities) = (Standing::Asleep, None);
+    let slots = [slot(), asleep];
+    assert_eq!(plan(&[waiting("a", 1)], &slots, &room(50)), [run("a")]);
+    let mut other = waiting("b", 2);
+    other.needs.families = vec!["sdxl".into()];
+    let decisions = plan(&[other.clone(), other], &slots, &room(50));
+    assert_eq!(
+        decisions[0],
+        Decision::Wake {
+            worker: "cpu0-python".into(),
+            job: "b".into()
+        }
+    );
+    assert_eq!(decisions.len(), 3);
+    assert!(decisions[1..].iter().all(|d| matches!(d, Decision::Wait { .. })));
+}
+
+#[test]
+fn what_no_worker_can_do_is_refused_with_what_each_lacks() {
+    let mut job = waiting("a", 1);
+    job.needs.adapters = vec!["controlnet".into()];
+    let decisions = plan(&[job], &[slot()], &room(50));
+    let Decision::Refuse {
+        why: Refusal::NotServed { lacks },
+        ..
+    } = &decisions[0]
+    else {
+        panic!("{decisions:?}")
+    };
+    assert_eq!(lacks.len(), 1);
+    assert_eq!(
+        (lacks[0].1.field, lacks[0].1.words.as_str()),
+        ("control", "has no controlnet")
+    );
+}
+
+proptest! {
+    #[test]
+    fn every_job_gets_an_answer_and_no_worker_is_overfilled(
+        jobs in proptest::collection::vec((0u64..40, 0u64..80, 0u8..3, any::<bool>()), 0..20),
+        free_bytes in 0u64..=100, busy in 0usize..3,
+    ) {
+        let jobs: Vec<Waiting> = jobs.into_iter().enumerate().map(|(index, (need, weights, name, alone))| Waiting {
+            need_bytes: need, models: vec![model(&format!("m{name}"), weights)], alone,
+            ..waiting(&format!("j{index}"), index as u64)
+        }).collect();
+        let mut slot = slot();
+        slot.busy = busy;
+        slot.resident[0].model = "m0".into();
+        let decisions = plan(&jobs, &[slot.clone()], &room(free_bytes));
+        let mut spent = 0;
+        let mut started = 0;
+        for decision in &decisions {
+            if let Decision::Run { job, .. } = decision {
+                started += 1;
+                spent += jobs.iter().find(|waiting| &waiting.job == job).map_or(0, |waiting| waiting.need_bytes);
+            }
+        }
+        prop_assert!(spent <= free_bytes);
+        prop_assert!(started == 0 || busy + started <= slot.most);
+        let answered = decisions.iter().filter(|d| !matches!(d, Decision::Evict { .. })).count();
+        prop_assert!(answered <= jobs.len());
+        prop_assert!(decisions.len() >= jobs.len().min(1));
+    }
+}
