@@ -18,10 +18,11 @@ const ONLY_IN: &[(&str, &[&str], &str)] = &[
         &[
             "crates/engine/src/worker/process.rs",
             "crates/engine/src/bin/",
+            "crates/calotype/src/python.rs",
             "xtask/",
             "/tests/",
         ],
-        "processes are started only by the supervisor",
+        "processes are started only by the supervisor, and by what installs",
     ),
     (
         "unsafe {",

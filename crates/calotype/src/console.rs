@@ -129,6 +129,53 @@ impl JobBar {
     }
 }
 
+/// The progress of an installation.
+pub struct PackageBar {
+    bar: ProgressBar,
+    plain: bool,
+}
+
+impl PackageBar {
+    /// A bar on a terminal, a line a package in a pipe.
+    pub fn new() -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        let bar = ProgressBar::with_draw_target(
+            Some(0),
+            if terminal {
+                ProgressDrawTarget::stderr()
+            } else {
+                ProgressDrawTarget::hidden()
+            },
+        );
+        if let Ok(style) = ProgressStyle::with_template("[{bar:32}] {pos}/{len} {elapsed_precise} {msg}") {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        // The large ones take minutes: the clock goes on meanwhile.
+        bar.enable_steady_tick(std::time::Duration::from_millis(500));
+        Self {
+            bar,
+            plain: !terminal,
+        }
+    }
+
+    /// Shows a package; `most` is how many there will be at the most.
+    pub fn show(&self, name: &str, done: usize, most: usize) {
+        self.bar.update(|state| {
+            state.set_len(most as u64);
+            state.set_pos(done as u64);
+        });
+        self.bar.set_message(name.to_owned());
+        if self.plain {
+            eprintln!("{done}/{most} {name}");
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn finish(self) {
+        self.bar.finish_and_clear();
+    }
+}
+
 /// Bytes for people.
 pub fn bytes(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];

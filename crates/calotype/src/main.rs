@@ -6,6 +6,7 @@ mod console;
 mod exit_code;
 mod local;
 mod places;
+mod python;
 mod runtimes;
 
 use std::process::ExitCode;
@@ -50,6 +51,8 @@ enum Command {
     Devices(commands::devices::Args),
     /// List models and LoRAs, of a server or of the folders here.
     Models(commands::models::Args),
+    /// Install what the program cannot bring along: `calotype setup python`.
+    Setup(commands::setup::Args),
     /// Say what was found here and what is missing.
     Doctor(commands::doctor::Args),
     /// Be a worker: speak the protocol on stdin and stdout. The server starts these itself.
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
         Command::Watch(args) => (args.remote.json, commands::watch::run(&args)),
         Command::Devices(args) => (args.remote.json, commands::devices::run(&args)),
         Command::Models(args) => (args.json, commands::models::run(&args)),
+        Command::Setup(args) => (false, commands::setup::run(&args)),
         Command::Doctor(args) => (args.json, commands::doctor::run(&args)),
     };
     match ended {

@@ -19,6 +19,9 @@ pub struct Args {
     /// A folder with models; may be given several times.
     #[arg(long = "models", value_name = "DIR")]
     models: Vec<PathBuf>,
+    /// The Python that has the worker's packages; by default the one that `calotype setup python` made.
+    #[arg(long, value_name = "FILE", env = "CALOTYPE_PYTHON")]
+    python: Option<PathBuf>,
     /// Print JSON for programs.
     #[arg(long)]
     pub json: bool,
@@ -49,6 +52,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
         gpu(),
         models(args, &data_dir),
         runtime(),
+        python(args, &data_dir),
         writable(&data_dir),
     ];
     if args.json {
@@ -112,9 +116,9 @@ fn gpu() -> Finding {
     }
     Finding {
         what: "gpu",
-        verdict: Verdict::Missing,
+        verdict: Verdict::Good,
         found: gpus.join(", "),
-        advice: Some("no runtime of this build computes on it yet; the CPU is used".into()),
+        advice: Some("the Python worker computes on it; see below".into()),
     }
 }
 
@@ -157,6 +161,38 @@ fn runtime() -> Finding {
         verdict: Verdict::Good,
         found,
         advice,
+    }
+}
+
+fn python(args: &Args, data_dir: &std::path::Path) -> Finding {
+    let finding = |verdict, found, advice: Option<&str>| Finding {
+        what: "python worker",
+        verdict,
+        found,
+        advice: advice.map(str::to_owned),
+    };
+    let install = "`calotype setup python` installs it: PyTorch for GPUs, checkpoints, SDXL and ControlNet";
+    let Some(python) = args.python.clone().or_else(|| places::python(data_dir)) else {
+        return finding(Verdict::Missing, "not installed".into(), Some(install));
+    };
+    match crate::python::probe(&python) {
+        Ok(probe) => {
+            let torch = probe.packages.get("torch").cloned().unwrap_or_default();
+            let on = match probe.accelerators.as_slice() {
+                [] => "the processor".to_owned(),
+                seen => seen.join(", "),
+            };
+            finding(
+                Verdict::Good,
+                format!("{}, torch {torch}, on {on}", python.display()),
+                None,
+            )
+        }
+        Err(reason) => finding(
+            Verdict::Broken,
+            format!("{}: {reason}", python.display()),
+            Some(install),
+        ),
     }
 }
 

@@ -7,6 +7,7 @@ pub mod generate;
 pub mod jobs;
 pub mod models;
 pub mod serve;
+pub mod setup;
 pub mod watch;
 pub mod worker;
 

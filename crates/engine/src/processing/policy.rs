@@ -40,6 +40,8 @@ pub struct Waiting {
     pub need_bytes: u64,
     /// Whether it must be the only job in its worker.
     pub alone: bool,
+    /// Workers that had it and said that they cannot do it, and why.
+    pub refused_by: Vec<(String, Lack)>,
 }
 
 /// A model in a worker.
@@ -93,6 +95,8 @@ pub struct Slot {
     pub moving: bool,
     /// Models inside.
     pub resident: Vec<Resident>,
+    /// Models that it could not load.
+    pub unusable: Vec<ModelId>,
 }
 
 /// The memory of a device.
@@ -163,6 +167,13 @@ pub enum Refusal {
         /// The most there is.
         budget_bytes: u64,
     },
+    /// A worker that could do it could not load its model.
+    Unusable {
+        /// Which worker.
+        worker: String,
+        /// Which model.
+        model: ModelId,
+    },
     /// No worker can do it: each with what it lacks.
     NotServed {
         /// By the worker's name.
@@ -206,6 +217,15 @@ fn wait(job: &Waiting, reason: String) -> Decision {
     }
 }
 
+/// What a worker lacks for a job, by its own word: of what it can do, or of this very job.
+fn lack(job: &Waiting, slot: &Slot) -> Option<Lack> {
+    let of_this_job = job.refused_by.iter().find(|(worker, _)| *worker == slot.worker);
+    match of_this_job {
+        Some((_, lack)) => Some(lack.clone()),
+        None => job.needs.lack(slot.capabilities.as_ref()?),
+    }
+}
+
 impl Board {
     fn place(&mut self, job: &Waiting) -> Vec<Decision> {
         let Some(index) = self.choose(job) else {
@@ -245,9 +265,7 @@ impl Board {
     /// Index of the worker that suits the job best, among those that can do it or have not said yet what they can.
     fn choose(&self, job: &Waiting) -> Option<usize> {
         let can = |slot: &Slot| {
-            slot.capabilities
-                .as_ref()
-                .is_none_or(|capabilities| job.needs.lack(capabilities).is_none())
+            lack(job, slot).is_none() && !job.models.iter().any(|need| slot.unusable.contains(&need.model))
         };
         self.slots
             .iter()
@@ -276,15 +294,29 @@ impl Board {
         if self.slots.is_empty() {
             return wait(job, "there is no worker".into());
         }
-        let lacks = self.slots.iter().filter_map(|slot| {
-            let lack = job.needs.lack(slot.capabilities.as_ref()?)?;
-            Some((slot.worker.clone(), lack))
-        });
+        let unusable = self
+            .slots
+            .iter()
+            .filter(|slot| lack(job, slot).is_none())
+            .find_map(|slot| {
+                let model = job
+                    .models
+                    .iter()
+                    .find(|need| slot.unusable.contains(&need.model))?;
+                Some(Refusal::Unusable {
+                    worker: slot.worker.clone(),
+                    model: model.model.clone(),
+                })
+            });
+        let lacks = self
+            .slots
+            .iter()
+            .filter_map(|slot| Some((slot.worker.clone(), lack(job, slot)?)));
         Decision::Refuse {
             job: job.job.clone(),
-            why: Refusal::NotServed {
+            why: unusable.unwrap_or_else(|| Refusal::NotServed {
                 lacks: lacks.collect(),
-            },
+            }),
         }
     }
 

@@ -32,6 +32,7 @@ impl Driver {
                 needs: live.needs.clone(),
                 need_bytes: live.need_bytes,
                 alone: live.alone,
+                refused_by: live.refused_by.clone(),
             })
             .collect();
         metrics::gauge!("calotype_jobs_waiting").set(waiting.len() as f64);
@@ -52,8 +53,29 @@ impl Driver {
                 Decision::Evict { model, worker } => self.evict(&model, &worker),
                 Decision::Wake { worker, job } => self.wake(&worker, &job),
                 Decision::Wait { job, reason } => self.wait(&job, reason),
-                Decision::Refuse { job, why } => self.end(&job, JobState::Failed, Some(refused(why))),
+                Decision::Refuse { job, why } => {
+                    let error = self.refused(why);
+                    self.end(&job, JobState::Failed, Some(error));
+                }
             }
+        }
+    }
+
+    fn refused(&self, why: Refusal) -> Error {
+        match why {
+            Refusal::TooLarge {
+                need_bytes,
+                budget_bytes,
+            } => Error::new(
+                Code::DoesNotFit,
+                format!("the job needs {need_bytes} bytes, its device has {budget_bytes}"),
+            )
+            .advice("ask for a smaller size or fewer images, or raise the memory share"),
+            Refusal::Unusable { worker, model } => {
+                let known = self.unusable.get(&(worker, model.clone())).cloned();
+                known.unwrap_or_else(|| Error::new(Code::ModelUnusable, format!("{model} cannot be loaded")))
+            }
+            Refusal::NotServed { lacks } => inference::not_served(&lacks),
         }
     }
 
@@ -114,6 +136,12 @@ impl Driver {
                     in_use: in_use.contains(model),
                     last_use: stay.last_use,
                 })
+                .collect(),
+            unusable: self
+                .unusable
+                .keys()
+                .filter(|(worker, _)| worker == name)
+                .map(|(_, model)| model.clone())
                 .collect(),
         })
     }
@@ -272,11 +300,6 @@ impl Driver {
     }
 
     fn load(&mut self, job: &JobId, model: &ModelId, worker: &str) {
-        if let Some(error) = self.unusable.get(model) {
-            let error = error.clone();
-            self.end(job, JobState::Failed, Some(error));
-            return;
-        }
         let spec = match self.catalogue.loadable(model.as_str()) {
             Ok(record) => match &record.problem {
                 None => self.catalogue.spec(record),
@@ -367,19 +390,5 @@ fn room(ledger: &Ledger) -> Room {
     Room {
         free_bytes: ledger.free_bytes(),
         budget_bytes: ledger.budget_bytes(),
-    }
-}
-
-fn refused(why: Refusal) -> Error {
-    match why {
-        Refusal::TooLarge {
-            need_bytes,
-            budget_bytes,
-        } => Error::new(
-            Code::DoesNotFit,
-            format!("the job needs {need_bytes} bytes, its device has {budget_bytes}"),
-        )
-        .advice("ask for a smaller size or fewer images, or raise the memory share"),
-        Refusal::NotServed { lacks } => inference::not_served(&lacks),
     }
 }

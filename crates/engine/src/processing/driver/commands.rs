@@ -57,6 +57,7 @@ impl Driver {
             sent: false,
             wish: None,
             ending: false,
+            refused_by: Vec::new(),
             failures: 0,
             lacks: 0,
             models,

@@ -29,7 +29,7 @@ use crate::device::Device;
 use crate::error::Error;
 use crate::event::EventKind;
 use crate::event_log::EventLog;
-use crate::inference::{Abilities, Needs};
+use crate::inference::{Abilities, Lack, Needs};
 use crate::memory::{Ledger, Peaks};
 use crate::model::Catalogue;
 use crate::store::{Artifacts, Store};
@@ -149,6 +149,8 @@ struct Live {
     ending: bool,
     /// Whether it must be the only job of its worker.
     alone: bool,
+    /// Workers that said that they cannot do it.
+    refused_by: Vec<(String, Lack)>,
     /// Failures and lacks of memory so far, each allowed once.
     failures: u32,
     lacks: u32,
@@ -225,8 +227,8 @@ pub(crate) struct Driver {
     posts: BTreeMap<String, Post>,
     events: mpsc::Sender<WorkerEvent>,
     jobs: HashMap<JobId, Live>,
-    /// Models that a worker could not load, and why.
-    unusable: HashMap<ModelId, Error>,
+    /// Models that a worker could not load, by the worker's name, and why.
+    unusable: HashMap<(String, ModelId), Error>,
     uses: u64,
     loads: u64,
     stopping: Option<oneshot::Sender<()>>,

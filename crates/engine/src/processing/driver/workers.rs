@@ -8,7 +8,7 @@ use calotype_protocol::{
 use super::{Action, Driver, Internal, PostState, Stay, now_ms};
 use crate::error::{Code, Error};
 use crate::event::EventKind;
-use crate::inference::Abilities;
+use crate::inference::{Abilities, Lack};
 use crate::memory::Owner;
 use crate::processing::{JobProgress, JobState};
 use crate::worker::{ExitCause, ExitReport, WorkerEvent, WorkerEventKind};
@@ -263,10 +263,15 @@ impl Driver {
         }
         let error = error_of(failure);
         tracing::error!("Failed to load `{}` into {worker}: {error}", moving.model);
-        // Files do not mend themselves; memory may come back.
         if failure.outcome != Outcome::OutOfMemory {
-            self.unusable.insert(moving.model.clone(), error.clone());
+            // Files do not mend themselves. What waits for the model goes to another worker, or ends with this reason.
+            self.unusable.insert((worker.to_owned(), moving.model), error);
+            if let Some(job) = moving.waiting {
+                self.back_to_queue(&job);
+            }
+            return;
         }
+        // Memory may come back for others; these have asked in vain.
         let losers: Vec<JobId> = self
             .jobs
             .values()
@@ -326,7 +331,21 @@ impl Driver {
                 self.end(job, JobState::Cancelled, None);
                 return;
             }
-            Outcome::Done | Outcome::InvalidInput | Outcome::NotSupported | Outcome::ModelLoad => false,
+            Outcome::NotSupported => {
+                // Another may: the policy looks for one, and tells of all of them where there is none.
+                let worker = live.place.as_ref().map(|(worker, _)| worker.clone());
+                let words = match &failure.detail {
+                    Some(detail) => format!("says: {}: {detail}", failure.message),
+                    None => format!("says: {}", failure.message),
+                };
+                let lack = Lack {
+                    field: "model",
+                    words,
+                };
+                live.refused_by.extend(worker.map(|worker| (worker, lack)));
+                true
+            }
+            Outcome::Done | Outcome::InvalidInput | Outcome::ModelLoad => false,
         };
         metrics::counter!("calotype_attempts_failed_total").increment(1);
         if retry && live.wish != Some(Action::Cancel) {

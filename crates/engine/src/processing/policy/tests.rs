@@ -49,6 +49,7 @@ fn waiting(name: &str, sequence: u64) -> Waiting {
         needs: needs(),
         need_bytes: 10,
         alone: false,
+        refused_by: Vec::new(),
     }
 }
 
@@ -74,6 +75,7 @@ fn slot() -> Slot {
         taken_alone: false,
         moving: false,
         resident: vec![resident("m", 50, false, 1)],
+        unusable: Vec::new(),
     }
 }
 
@@ -293,6 +295,37 @@ fn what_no_worker_can_do_is_refused_with_what_each_lacks() {
     assert_eq!(
         (lacks[0].1.field, lacks[0].1.words.as_str()),
         ("control", "has no controlnet")
+    );
+}
+
+#[test]
+fn what_one_worker_cannot_load_or_do_goes_to_another() {
+    let mut other = slot();
+    (other.worker, other.rank) = ("cpu0-python".into(), 2);
+    let mut own = slot();
+    own.unusable.push("m".into());
+    let slots = [own.clone(), other.clone()];
+    assert_eq!(
+        plan(&[waiting("a", 1)], &slots, &room(50)),
+        [run_at("a", "cpu0-python")]
+    );
+    other.unusable.push("m".into());
+    let decisions = plan(&[waiting("a", 1)], &[own, other.clone()], &room(50));
+    let why = Refusal::Unusable {
+        worker: "cpu0".into(),
+        model: "m".into(),
+    };
+    assert_eq!(decisions, [Decision::Refuse { job: "a".into(), why }]);
+    let mut refused = waiting("a", 1);
+    let lack = Lack {
+        field: "prompt",
+        words: "cannot".into(),
+    };
+    refused.refused_by.push(("cpu0".into(), lack));
+    other.unusable.clear();
+    assert_eq!(
+        plan(&[refused], &[slot(), other], &room(50)),
+        [run_at("a", "cpu0-python")]
     );
 }
 
