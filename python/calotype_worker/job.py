@@ -197,8 +197,11 @@ class Sampling:
 
     def _drawn(self, offset: int) -> torch.Tensor:
         """Noise of every image at an offset: `[images, channels, height, width]`."""
-        drawn = [torch.from_numpy(noises.normal(seed, offset, self.latent)) for seed in self.seeds]
-        return torch.stack(drawn).to(self.latents.device, non_blocking=True)
+        drawn = torch.stack([torch.from_numpy(noises.normal(seed, offset, self.latent)) for seed in self.seeds])
+        if self.latents.is_cuda:
+            # A copy from pageable memory would wait for the steps that are queued before it.
+            drawn = drawn.pin_memory()
+        return drawn.to(self.latents.device, non_blocking=True)
 
     def picture(self, model: Family, latents: torch.Tensor) -> torch.Tensor:
         """Latents of one image as `[height, width, 3]` of u8 on the device."""

@@ -164,9 +164,10 @@ def weighed(states: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
     factors = torch.tensor(weights, dtype=torch.float32, device=states.device)[:, None]
     numbers = states.float()
     changed = numbers * factors
-    factor = numbers.double().mean() / changed.double().mean()
-    if torch.isfinite(factor):
-        changed = changed * factor.float()
+    # On the host: not every device has f64.
+    factor = float(numbers.cpu().double().mean() / changed.cpu().double().mean())
+    if math.isfinite(factor):
+        changed = changed * factor
     return changed.to(states.dtype)
 
 

@@ -1,5 +1,6 @@
 """The worker as a process: handshake, hygiene of stdout, ping, pulse, a clean leave, and the end of stdin."""
 
+import json
 import os
 import signal
 import subprocess
@@ -7,7 +8,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, cast
+from pathlib import Path
+from typing import Any, BinaryIO, cast
 
 import pytest
 
@@ -183,8 +185,52 @@ def test_a_wrong_major_and_a_missing_device_are_said(start: Start) -> None:
     assert worker.process.wait(10) == 1
 
 
+def test_an_import_that_fails_is_said_as_fatal(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so.13: cannot open shared object file')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    worker = start(PLAIN)
+    worker.reader.read()
+    worker.welcome()
+    fatal = worker.reader.read().message
+    assert isinstance(fatal, up.Fatal)
+    assert "libcudart" in fatal.reason
+    assert worker.process.wait(10) == 1
+
+
+def test_a_worker_that_was_stopped_goes_on_where_it_was(start: Start) -> None:
+    worker = start(PLAIN)
+    worker.handshake()
+    worker.process.send_signal(signal.SIGSTOP)
+    worker.say(down.Ping(seq=3))
+    time.sleep(0.2)
+    worker.process.send_signal(signal.SIGCONT)
+    worker.until(lambda message: message == up.Pong(seq=3))
+
+
 def test_a_signal_ends_the_process_at_once(start: Start) -> None:
     worker = start(PLAIN)
     worker.handshake()
     worker.process.send_signal(signal.SIGTERM)
     assert worker.process.wait(10) == -signal.SIGTERM
+
+
+def test_the_doctor_tells_what_is_there_and_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def doctor() -> tuple[int, dict[str, Any]]:
+        answer = subprocess.run(
+            [sys.executable, "-m", "calotype_worker.doctor"],
+            cwd=REPOSITORY / "python",
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return answer.returncode, json.loads(answer.stdout)
+
+    status, found = doctor()
+    assert status == 0
+    assert found["devices"][-1]["kind"] == "cpu"
+    assert all(found["libraries"].values())
+    (tmp_path / "torch.py").write_text("raise ImportError('no driver')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    status, found = doctor()
+    assert status == 1
+    assert "no driver" in found["problem"]

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 from functools import lru_cache
 from typing import Any, cast
 
@@ -186,6 +187,57 @@ def test_every_combination_runs_or_says_why_not(sampler: Sampler, schedule: Sche
         assert run.step_of(start) == 3
         again = [trajectory(run, start, latents)[-1] for latents in (drawn(5), drawn(5))]
         assert torch.equal(*again)
+
+
+def k_diffusion_trajectory(sampler: str, run: SamplerRun, sigmas: list[float]) -> list[torch.Tensor]:
+    """DPM-Solver++ 2S ancestral and SDE as k-diffusion writes them, in logarithms of sigma, with our noise."""
+
+    def ancestral(sigma: float, to: float) -> tuple[float, float]:
+        added = min(to, math.sqrt(to**2 * (sigma**2 - to**2) / sigma**2))
+        return math.sqrt(to**2 - added**2), added
+
+    def denoised(x: torch.Tensor, sigma: float, i: int) -> torch.Tensor:
+        return x - sigma * toy_model(x / math.sqrt(sigma**2 + 1), run.timestep(i))
+
+    x, i, seen = drawn(noise.INITIAL) * run.init_noise_sigma, 0, []
+    for step, (sigma, following) in enumerate(zip(sigmas, [*sigmas[1:], 0.0])):
+        picture = denoised(x, sigma, i)
+        if following == 0.0:
+            seen.append(picture)
+            break
+        down, added = ancestral(sigma, following)
+        if sampler == "dpmpp_2s_ancestral":
+            h = math.log(sigma) - math.log(down)
+            half = math.exp(math.log(sigma) - h / 2)
+            middle = (half / sigma) * x - math.expm1(-h / 2) * picture
+            second = denoised(middle, half, i + 1)
+            x = (down / sigma) * x - math.expm1(-h) * second + drawn(noise.of_step(step)) * added
+        else:
+            half = math.sqrt(sigma * following)
+            half_down, half_added = ancestral(sigma, half)
+            first_noise = drawn(noise.of_half_step(step))
+            middle = (half_down / sigma) * x - math.expm1(math.log(half_down) - math.log(sigma)) * picture
+            middle = middle + first_noise * half_added
+            second = denoised(middle, half, i + 1)
+            # The increments of one Brownian path from sigma to the half and on to the next.
+            path = first_noise * math.sqrt(sigma - half) + drawn(noise.of_step(step)) * math.sqrt(half - following)
+            x = (down / sigma) * x - math.expm1(math.log(down) - math.log(sigma)) * second
+            x = x + path / math.sqrt(sigma - following) * added
+        seen += [middle, x]
+        i += 2
+    return seen
+
+
+@pytest.mark.parametrize("schedule", ["default", "karras"])
+@pytest.mark.parametrize("sampler", ["dpmpp_2s_ancestral", "dpmpp_sde"])
+def test_a_run_follows_k_diffusion_where_diffusers_has_no_such_noise(sampler: str, schedule: str) -> None:
+    run = run_of(CLASSIC, sampler, schedule, "epsilon", 10)
+    sigmas = [run.level(i).noise for i in range(0, run.evaluations, 2)]
+    theirs = k_diffusion_trajectory(sampler, run, sigmas)
+    ours = trajectory(run, 0, drawn(noise.INITIAL) * run.init_noise_sigma)
+    assert len(ours) == len(theirs) == 19
+    for mine, other in zip(ours, theirs):
+        assert_close(mine, other, 2e-5)
 
 
 def test_strength_counts_whole_steps_as_decimals() -> None:

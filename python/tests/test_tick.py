@@ -1,11 +1,14 @@
 """Laws of the tick loop: jobs join, leave, pause and fail without touching one another."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from calotype_worker.errors import DeviceLost
 from calotype_worker.job import Sampling
@@ -310,6 +313,65 @@ def test_noise_that_is_not_finite_and_images_that_do_not_fit_are_refused(desk: D
         jobs.append(desk.run(other, *blobs))
     desk.finish()
     assert [desk.failure(job).outcome for job in jobs] == ["invalid_input"] * 6
+
+
+class AnythingInAnyOrder(RuleBasedStateMachine):
+    """Jobs are sent, held, resumed, cancelled and ticked in any order: each attempt ends exactly once."""
+
+    desk: ClassVar[Desk]
+    count: ClassVar[int] = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.desk.finish()
+        self.desk.said.clear()
+        self.sent: list[str] = []
+
+    jobs = Bundle("jobs")
+
+    @rule(
+        target=jobs,
+        steps=st.integers(0, 3),
+        priority=st.integers(-1, 1),
+        sampler=st.sampled_from(["euler", "heun", "dpmpp_sde"]),
+    )
+    def send(self, steps: int, priority: int, sampler: str) -> str:
+        AnythingInAnyOrder.count += 1
+        work, blobs = generate([self.count], edge=32, steps=steps, sampler=sampler, guidance=1.0)
+        job = self.desk.run(work, *blobs, priority=priority, job=f"any_{self.count}")
+        self.sent.append(job)
+        return job
+
+    @rule(job=jobs, kind=st.sampled_from([down.Cancel, down.Pause, down.Resume]))
+    def ask(self, job: str, kind: Any) -> None:
+        self.desk.tell(kind(job=job, attempt=1))
+
+    @rule()
+    def tick(self) -> None:
+        if self.desk.loop.has_work():
+            self.desk.loop.tick()
+
+    def teardown(self) -> None:
+        for held in list(self.desk.loop.jobs):
+            self.desk.tell(down.Resume(job=held.job, attempt=1))
+        self.desk.finish()
+        for job in self.sent:
+            ends = [self.desk.all(kind, job) for kind in (up.Result, up.Failed, up.Cancelled)]
+            assert sum(map(len, ends)) == 1, job
+            told = [message.done for message in self.desk.all(up.Progress, job) if message.phase == "denoise"]
+            assert told == list(range(1, len(told) + 1))
+            last = next(i for i, said in enumerate(self.desk.said) if said.message in [m for end in ends for m in end])
+            assert not any(
+                getattr(said.message, "job", None) == job
+                for said in self.desk.said[last + 1 :]
+                if not isinstance(said.message, up.Log)
+            )
+
+
+def test_each_attempt_ends_exactly_once_whatever_comes_in_whatever_order(desk: Desk) -> None:
+    AnythingInAnyOrder.desk = desk
+    limits = settings(max_examples=12, stateful_step_count=25, deadline=None)
+    run_state_machine_as_test(AnythingInAnyOrder, settings=limits)
 
 
 def test_work_that_is_not_served_says_so(desk: Desk) -> None:

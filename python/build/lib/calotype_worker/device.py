@@ -1,0 +1,206 @@
+"""The device that this worker owns: its facts, its memory, and when what was launched on it is done.
+
+The only file that tells devices apart. On a CPU everything is done when it returns; on an accelerator work is queued,
+and a `Fence` says when it is over.
+"""
+
+import ctypes
+import gc
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from calotype_worker.errors import DeviceLost, NotSupported
+from calotype_worker.wire.down import WorkerDevice
+from calotype_worker.wire.up import DeviceFacts, MemoryReport
+from calotype_worker.wire.words import Dtype
+
+TORCH_DTYPES: dict[Dtype, torch.dtype] = {
+    "u8": torch.uint8,
+    "f16": torch.float16,
+    "bf16": torch.bfloat16,
+    "f32": torch.float32,
+}
+_TORCH_KINDS = {"cpu": "cpu", "cuda": "cuda", "rocm": "cuda", "xpu": "xpu", "mps": "mps"}
+
+
+@dataclass(frozen=True)
+class Fence:
+    """The end of what was launched until now."""
+
+    event: "torch.cuda.Event | None"
+
+    def ready(self) -> bool:
+        """Whether it has come; does not wait."""
+        return self.event is None or bool(self.event.query())  # type: ignore[no-untyped-call]
+
+    def wait(self) -> None:
+        """Wait for it."""
+        if self.event is not None:
+            self.event.synchronize()
+
+
+class Device:
+    """A device with its figures. `run_ahead` is how many steps are queued before the first of them is waited for."""
+
+    def __init__(self, kind: str, torch_device: torch.device) -> None:
+        self.kind = kind
+        self.torch = torch_device
+        self.is_cuda = torch_device.type == "cuda"
+        self._side: torch.cuda.Stream | None = None
+        # One step queued behind the one that runs keeps the device busy while the host reports.
+        self.run_ahead = 1 if self.is_cuda else 0
+
+    @staticmethod
+    def open(asked: WorkerDevice, threads: int, deterministic: bool) -> "Device":
+        """Take the device that the orchestrator gave."""
+        kind = _TORCH_KINDS.get(asked.kind)
+        if kind is None:
+            raise NotSupported(f"this worker does not know the device kind `{asked.kind}`")
+        if threads > 0:
+            torch.set_num_threads(threads)
+        if deterministic:
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        if kind == "cpu":
+            return Device(asked.kind, torch.device("cpu"))
+        accelerator = getattr(torch, kind) if kind != "mps" else torch.backends.mps
+        if not accelerator.is_available():
+            raise DeviceLost(f"torch {torch.__version__} finds no device of the kind `{asked.kind}`")
+        if kind == "mps":
+            return Device(asked.kind, torch.device("mps"))
+        if asked.index >= accelerator.device_count():
+            raise DeviceLost(f"torch finds {accelerator.device_count()} devices, none with the index {asked.index}")
+        accelerator.set_device(asked.index)
+        return Device(asked.kind, torch.device(kind, asked.index))
+
+    def fence(self) -> Fence:
+        """The end of what was launched until now on the current stream."""
+        if not self.is_cuda:
+            return Fence(None)
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        return Fence(event)
+
+    def to_host(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy on the host that is there when a fence after it is."""
+        if not self.is_cuda:
+            return tensor.cpu()
+        # Only a page-locked copy goes on beside the host.
+        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """What is launched inside runs beside the steps that are launched after it, where the device can."""
+        if not self.is_cuda:
+            yield
+            return
+        if self._side is None:
+            self._side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._side):
+            yield
+
+    def synchronize(self) -> None:
+        """Wait for everything that was launched."""
+        if self.torch.type in ("cuda", "xpu", "mps"):
+            getattr(torch, self.torch.type).synchronize()
+
+    def facts(self) -> DeviceFacts:
+        """What `ready` says of it."""
+        total, free = self.total_and_free_bytes()
+        if self.is_cuda:
+            properties = torch.cuda.get_device_properties(self.torch)
+            dtypes = ["f32", "f16"] + (["bf16"] if torch.cuda.is_bf16_supported() else [])
+            capability = f"{properties.major}.{properties.minor}"
+            return DeviceFacts(
+                name=properties.name, total_bytes=total, free_bytes=free, dtypes=dtypes, compute_capability=capability
+            )
+        if self.torch.type == "cpu":
+            return DeviceFacts(name=_processor(), total_bytes=total, free_bytes=free, dtypes=["f32", "bf16"])
+        return DeviceFacts(name=self.kind, total_bytes=total, free_bytes=free, dtypes=["f32", "f16"])
+
+    def total_and_free_bytes(self) -> tuple[int, int]:
+        """Memory of the device in all, and free now as its driver says; the host's where they are one."""
+        if self.is_cuda:
+            free, total = torch.cuda.mem_get_info(self.torch)
+            return total, free
+        memory = psutil.virtual_memory()
+        return int(memory.total), int(memory.available)
+
+    def used_bytes(self) -> int:
+        """Memory of the device that this process holds."""
+        if self.is_cuda:
+            return torch.cuda.memory_reserved(self.torch)
+        return int(psutil.Process().memory_info().rss)
+
+    def peak_bytes(self) -> int:
+        """The most that was held since the start or `reset_peak`."""
+        if self.is_cuda:
+            return torch.cuda.max_memory_allocated(self.torch)
+        return _status_bytes("VmHWM:") or self.used_bytes()
+
+    def reset_peak(self) -> None:
+        """Forget the peak, where the system lets us; elsewhere it stays an upper bound, which is still true."""
+        if self.is_cuda:
+            torch.cuda.reset_peak_memory_stats(self.torch)
+            return
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            return
+
+    def trim(self) -> None:
+        """Give cached memory back to the system."""
+        gc.collect()
+        if self.torch.type in ("cuda", "xpu", "mps"):
+            getattr(torch, self.torch.type).empty_cache()
+        if sys.platform == "linux":
+            # glibc keeps what was freed; `freed_bytes` is to be what the system has again.
+            trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+            if trim is not None:
+                trim(0)
+
+    def report(self) -> MemoryReport:
+        """All figures at once."""
+        total, free = self.total_and_free_bytes()
+        cached = torch.cuda.memory_reserved(self.torch) - torch.cuda.memory_allocated(self.torch) if self.is_cuda else 0
+        return MemoryReport(
+            total_bytes=total,
+            free_bytes=free,
+            used_bytes=self.used_bytes(),
+            peak_bytes=self.peak_bytes(),
+            cached_bytes=cached,
+        )
+
+    def numbers(self) -> str:
+        """What an out-of-memory error tells."""
+        total, free = self.total_and_free_bytes()
+        return f"{free} of {total} bytes are free, this process holds {self.used_bytes()}"
+
+    def engine(self) -> str:
+        """What computes, for instance `torch 2.11.0 cuda`."""
+        return f"torch {torch.__version__.split('+')[0]} {self.kind}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names and names[0] else platform.processor() or f"{platform.machine()} CPU"
+
+
+def _status_bytes(field: str) -> int:
+    try:
+        lines = Path(f"/proc/{os.getpid()}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), 0)

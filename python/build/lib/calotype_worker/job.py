@@ -1,0 +1,233 @@
+"""One generation under way: its latents and conditioning, and how far it is. Knows no other job and no pipe."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+from calotype_worker import noise as noises
+from calotype_worker.conditions import FindControl, FindModel, Leg, Unit, legs_of, units_of
+from calotype_worker.errors import InvalidInput
+from calotype_worker.offload import moved
+from calotype_worker.pipelines.adapted import AdapterSet
+from calotype_worker.pipelines.family import Family
+from calotype_worker.pixels import Blobs, Mask, from_numbers, image_of, numbers_of, to_numbers
+from calotype_worker.samplers.run import SamplerRun
+from calotype_worker.wire.words import Phase
+from calotype_worker.wire.work import Generate
+
+MAX_EDGE = 4096
+"""Largest edge of an image."""
+MOST_IMAGES = 16
+"""Most images of one job."""
+MOST_RESULT_BYTES = 512 << 20
+"""What a reader of frames takes at once."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What must agree for two jobs to share a run of the denoiser."""
+
+    model: str
+    latent: tuple[int, ...]
+    adapters: str
+    context: tuple[int, ...]
+    control: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """A step that has ended: how many there are now, and in all."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a job brings to a run of the denoiser: samples without the prompt first, where there are any.
+
+    `sample` is `[n, channels, height, width]`, `timesteps` `[n]`, `states` `[n, tokens, width]`.
+    """
+
+    sample: torch.Tensor
+    timesteps: torch.Tensor
+    states: torch.Tensor
+    added: dict[str, torch.Tensor]
+    units: list[Unit]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of the picture that an inpainting starts from. `mask` is true where to repaint."""
+
+    encoded: torch.Tensor
+    noise: torch.Tensor
+    mask: torch.Tensor
+    original: torch.Tensor
+    pixel_mask: Mask
+
+
+@dataclass
+class Tally:
+    """What a result tells of how it came about."""
+
+    timings_ms: dict[Phase, float] = field(default_factory=dict)
+    batch_sizes: list[int] = field(default_factory=list)
+
+    def spend(self, phase: Phase, ms: float) -> None:
+        """Add to a phase's time."""
+        self.timings_ms[phase] = self.timings_ms.get(phase, 0.0) + ms
+
+
+class Sampling:
+    """A job in the tick loop."""
+
+    def __init__(
+        self,
+        work: Generate,
+        blobs: Blobs,
+        model: Family,
+        bound: AdapterSet,
+        find_model: FindModel,
+        find_control: FindControl,
+    ) -> None:
+        """Encode what a job brings. Other models that it names, a refiner and ControlNets, are found by functions."""
+        latent = checked(work, model)
+        images = len(work.seeds)
+        self.seeds = work.seeds
+        self.guidance = work.guidance
+        self.preview_every = work.preview_every
+        self.latent = latent
+        self.run: SamplerRun = model.sampler(work.sampler, work.schedule, work.steps, latent)
+        if work.initial_noise.shape != [images, *latent]:
+            raise InvalidInput(f"the initial noise has the shape {work.initial_noise.shape}, not {[images, *latent]}")
+        noise = numbers_of("the initial noise", work.initial_noise, blobs).to(model.device)
+        self.start = 0
+        self.kept: Kept | None = None
+        self.latents = noise * self.run.init_noise_sigma
+        if work.mode != "text_to_image":
+            self._begin_from_image(work, blobs, model, noise)
+        self.run.begin_at(self.start)
+        self.at = self.start
+        times = [self.run.timestep(i) for i in range(self.run.evaluations)]
+        self.times = torch.tensor(times, dtype=torch.float32, device=model.device)
+        self.units = units_of(work, blobs, model, find_control)
+        self.legs = legs_of(work, model, bound, find_model, latent, self.total)
+
+    def _begin_from_image(self, work: Generate, blobs: Blobs, model: Family, noise: torch.Tensor) -> None:
+        if work.init_image is None:
+            raise InvalidInput("an initial image is needed")
+        image = image_of("the initial image", work.init_image, blobs)
+        if image.shape[:2] != (work.height, work.width):
+            raise InvalidInput(f"the initial image is {image.shape[1]}x{image.shape[0]}")
+        if not 0.0 <= work.strength <= 1.0:
+            raise InvalidInput(f"the strength {work.strength} is not between 0 and 1")
+        encoded = model.encode_image(to_numbers(image)).expand(len(work.seeds), *self.latent)
+        self.start = self.run.start_for_strength(work.strength)
+        if work.mode == "image_to_image" or work.strength < 1.0:
+            self.latents = self.run.add_noise(self.start, encoded, noise)
+        if work.mode == "inpaint":
+            if work.mask is None:
+                raise InvalidInput("inpainting needs a mask")
+            mask = Mask.of(work.mask, blobs, work.height, work.width)
+            self.kept = Kept(encoded, noise, mask.of_latents(model.scale).to(noise.device), image, mask)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to sample."""
+        return self.at >= self.run.evaluations
+
+    @property
+    def total(self) -> int:
+        """Steps in all."""
+        end = self.run.evaluations
+        return self.run.step_of(end - 1) + 1 if end > self.start else 0
+
+    @property
+    def steps_done(self) -> int:
+        """Whole steps done."""
+        return self.total if self.is_done else self.run.step_of(self.at)
+
+    @property
+    def leg(self) -> Leg:
+        """The part of its steps that it is in."""
+        step = self.run.step_of(self.at)
+        return next(leg for leg in reversed(self.legs) if leg.begins <= step)
+
+    @property
+    def samples(self) -> int:
+        """Samples that it brings to a run of the denoiser."""
+        return len(self.seeds) * self.leg.sides
+
+    def working_units(self) -> list[Unit]:
+        """The control units that add to the next step."""
+        step, total = self.run.step_of(self.at), max(self.total, 1)
+        return [unit for unit in self.units if unit.works_at(step, total)] if self.leg is self.legs[0] else []
+
+    @property
+    def shape(self) -> Shape:
+        """With what it can share the next run of the denoiser."""
+        leg = self.leg
+        control = tuple(unit.net.id for unit in self.working_units())
+        return Shape(leg.model, self.latent, leg.bound.key, tuple(leg.states.shape[1:]), control)
+
+    def share(self) -> Share:
+        """What it brings to the next run of the denoiser."""
+        leg = self.leg
+        scaled = self.run.scale_input(self.at, self.latents)
+        sample = scaled if leg.sides == 1 else torch.cat([scaled, scaled])
+        times = self.times[self.at].expand(len(sample))
+        return Share(sample, times, leg.states, leg.added, self.working_units())
+
+    def take(self, output: torch.Tensor) -> StepDone | None:
+        """Take its part of the denoiser's output, f32. Gives the step, if one has ended by it."""
+        if self.leg.sides == 2:
+            without, prompted = output.chunk(2)
+            output = torch.add(without, prompted - without, alpha=self.guidance)
+        step = self.run.step_of(self.at)
+        self.latents = self.run.step(self.at, output, self.latents, self._drawn)
+        self.at += 1
+        if not self.is_done and self.run.step_of(self.at) == step:
+            return None
+        if self.kept is not None:
+            known = self.run.add_noise(self.at, self.kept.encoded, self.kept.noise)
+            self.latents = torch.where(self.kept.mask, self.latents, known)
+        return StepDone(step + 1, self.total)
+
+    def _drawn(self, offset: int) -> torch.Tensor:
+        """Noise of every image at an offset: `[images, channels, height, width]`."""
+        drawn = torch.stack([torch.from_numpy(noises.normal(seed, offset, self.latent)) for seed in self.seeds])
+        if self.latents.is_cuda:
+            # A copy from pageable memory would wait for the steps that are queued before it.
+            drawn = drawn.pin_memory()
+        return drawn.to(self.latents.device, non_blocking=True)
+
+    def picture(self, model: Family, latents: torch.Tensor) -> torch.Tensor:
+        """Latents of one image as `[height, width, 3]` of u8 on the device."""
+        painted = from_numbers(model.decode(latents))
+        return painted if self.kept is None else self.kept.pixel_mask.keep(self.kept.original, painted)
+
+    def move(self, device: torch.device) -> None:
+        """Move everything that it holds to a device."""
+        for name, value in list(vars(self).items()):
+            setattr(self, name, moved(value, device))
+
+
+def checked(work: Generate, model: Family) -> tuple[int, ...]:
+    """Check the request; gives channels, height and width of its latents."""
+    multiple = model.size_multiple()
+    for name, edge in (("width", work.width), ("height", work.height)):
+        if not 0 < edge <= MAX_EDGE or edge % multiple:
+            raise InvalidInput(f"the {name} {edge} is not a multiple of {multiple} up to {MAX_EDGE}")
+    if not 1 <= work.steps <= 1000:
+        raise InvalidInput(f"{work.steps} steps are not between 1 and 1000")
+    if not math.isfinite(work.guidance):
+        raise InvalidInput("the guidance is not a number")
+    if not 1 <= len(work.seeds) <= MOST_IMAGES:
+        raise InvalidInput(f"{len(work.seeds)} seeds are not between 1 and {MOST_IMAGES}")
+    if work.width * work.height * 3 * len(work.seeds) > MOST_RESULT_BYTES:
+        raise InvalidInput(f"{len(work.seeds)} images of {work.width}x{work.height} do not fit one result")
+    if any(not 0 <= seed < 2**64 for seed in work.seeds):
+        raise InvalidInput("a seed is not between 0 and 2^64 - 1")
+    return model.latent_channels, work.height // model.scale, work.width // model.scale

@@ -1,0 +1,164 @@
+"""What a job goes through beside its steps: preparation, decoding, delivery."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from calotype_worker.errors import InvalidInput, NotSupported, OutOfMemory, WorkerError, told
+from calotype_worker.held import Delivering, Held, Waiting
+from calotype_worker.job import MAX_EDGE, MOST_IMAGES, Sampling
+from calotype_worker.pipelines.family import Family
+from calotype_worker.pixels import Blobs, bytes_from, from_numbers, image_of, image_ref, numbers_of, to_numbers
+from calotype_worker.wire import up
+from calotype_worker.wire.words import BlobRef, Phase
+from calotype_worker.wire.work import Decode, Encode, Generate
+
+if TYPE_CHECKING:
+    from calotype_worker.tick import Loop
+
+WORK = ("generate", "encode", "decode")
+"""The kinds of work that are served."""
+
+
+def prepare(loop: Loop, held: Held) -> None:
+    """Encode what a job brings; work without steps is done at once."""
+    waiting = held.stage
+    if not isinstance(waiting, Waiting):
+        return
+    problem: WorkerError
+    try:
+        match waiting.work:
+            case Generate() as work:
+                _start(loop, held, work, waiting.blobs)
+            case Encode() as work:
+                _encode_alone(loop, held, work, waiting.blobs)
+            case Decode() as work:
+                _decode_alone(loop, held, work, waiting.blobs)
+            case other:
+                kind = other.__struct_config__.tag
+                raise NotSupported(
+                    f"this worker does {', '.join(WORK)}; `{kind}` needs a worker that says so in `ready`"
+                )
+        return
+    except Exception as error:
+        problem = told(error, loop.device.numbers())
+    loop.fail_all([held], problem)
+
+
+def _start(loop: Loop, held: Held, work: Generate, blobs: Blobs) -> None:
+    model = loop.family(held.model)
+    started = time.perf_counter()
+    bound = model.bind(work.adapters)
+    if work.adapters:
+        _spent(loop, held, "bind", started)
+    started = time.perf_counter()
+    held.stage = Sampling(work, blobs, model, bound, loop.family, loop.control_net)
+    loop.device.fence().wait()
+    _spent(loop, held, "encode", started)
+
+
+def _spent(loop: Loop, held: Held, phase: Phase, started: float) -> None:
+    ms = (time.perf_counter() - started) * 1e3
+    held.tally.spend(phase, ms)
+    loop.progress(held, phase, 1, 1, ms)
+
+
+def _encode_alone(loop: Loop, held: Held, work: Encode, blobs: Blobs) -> None:
+    model = loop.family(held.model)
+    started = time.perf_counter()
+    image = image_of("the image", work.image, blobs)
+    for edge in image.shape[:2]:
+        if edge > MAX_EDGE or edge % model.scale:
+            raise InvalidInput(f"an edge of {edge} is not a multiple of {model.scale} up to {MAX_EDGE}")
+    latents = model.encode_image(to_numbers(image)).cpu()
+    _spent(loop, held, "encode", started)
+    ref = BlobRef(blob=0, dtype="f32", shape=list(latents.shape))
+    _result(loop, held, [ref], [bytes_from(latents)], [])
+
+
+def _decode_alone(loop: Loop, held: Held, work: Decode, blobs: Blobs) -> None:
+    model = loop.family(held.model)
+    shape = work.latents.shape
+    if len(shape) != 4:
+        raise InvalidInput("the latents are not [images, channels, height, width]")
+    images, channels, height, width = shape
+    most = MAX_EDGE // model.scale
+    fits = 1 <= height <= most and 1 <= width <= most and 1 <= images <= MOST_IMAGES
+    if not fits or channels != model.latent_channels:
+        raise InvalidInput(f"latents of {shape} are not taken")
+    latents = numbers_of("the latents", work.latents, blobs).to(model.device)
+    started = time.perf_counter()
+    pictures = decoded(loop, held, model, lambda: [from_numbers(model.decode(one)) for one in latents])
+    held.stage = Delivering([picture.cpu() for picture in pictures], loop.device.fence(), started, 0, [], None)
+
+
+def decoded(loop: Loop, held: Held, model: Family, decode: Callable[[], list[torch.Tensor]]) -> list[torch.Tensor]:
+    """The pictures; once more in tiles where memory did not suffice."""
+    try:
+        return decode()
+    except Exception as error:
+        problem = told(error, loop.device.numbers())
+    if not isinstance(problem, OutOfMemory):
+        raise problem
+    loop.device.trim()
+    loop.log("warn", f"the VAE works in tiles from now on: {problem.detail}", held.job)
+    model.tile_vae()
+    return decode()
+
+
+def decode(loop: Loop, held: Held) -> None:
+    """Launch the decoding of a job whose sampling is over."""
+    sampling = held.stage
+    if not isinstance(sampling, Sampling):
+        return
+    started = time.perf_counter()
+    problem: WorkerError
+    try:
+        model = loop.family(held.model)
+
+        def pictures() -> list[torch.Tensor]:
+            return [sampling.picture(model, latents) for latents in sampling.latents]
+
+        with loop.device.beside():
+            on_host = [loop.device.to_host(picture) for picture in decoded(loop, held, model, pictures)]
+            fence = loop.device.fence()
+        held.stage = Delivering(on_host, fence, started, sampling.total, sampling.seeds, sampling)
+        return
+    except Exception as error:
+        problem = told(error, loop.device.numbers())
+    loop.fail_all([held], problem)
+
+
+def deliver(loop: Loop, held: Held, stage: Delivering) -> None:
+    """Say the result of a job whose pictures have arrived."""
+    problem: WorkerError
+    try:
+        stage.fence.wait()
+        _spent(loop, held, "decode", stage.started)
+        images = [image_ref(picture, blob) for blob, picture in enumerate(stage.pictures)]
+        _result(loop, held, images, [bytes_from(picture) for picture in stage.pictures], stage.seeds)
+        return
+    except Exception as error:
+        problem = told(error, loop.device.numbers())
+    loop.fail_all([held], problem)
+
+
+def _result(loop: Loop, held: Held, images: list[BlobRef], blobs: Sequence[memoryview], seeds: list[int]) -> None:
+    loop.jobs.remove(held)
+    loop.say(
+        up.Result(
+            job=held.job,
+            attempt=held.attempt,
+            images=images,
+            seeds=seeds,
+            timings_ms=held.tally.timings_ms,
+            peak_bytes=loop.device.peak_bytes(),
+            batch_sizes=held.tally.batch_sizes,
+            engine=loop.device.engine(),
+        ),
+        blobs,
+    )

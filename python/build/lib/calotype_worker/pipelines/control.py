@@ -1,0 +1,87 @@
+"""ControlNets: networks that see a picture and add to what a UNet computes.
+
+Zhang, Rao, Agrawala, "Adding Conditional Control to Text-to-Image Diffusion Models", 2023. A ControlNet is loaded like
+a model, as the family `controlnet`, and named by the units of a job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from calotype_worker.wire.down import Load
+
+if TYPE_CHECKING:
+    from calotype_worker.device import Device
+    from calotype_worker.pipelines.family import ControlInput, Progress
+
+CONTROL_NETS = ("ControlNetModel",)
+
+
+class ControlNet:
+    """A resident ControlNet."""
+
+    def __init__(self, id: str, module: nn.Module) -> None:
+        self.id = id
+        self.module: Any = module
+        self.dtype = next(module.parameters()).dtype
+        self.resident_bytes = 0
+        self.phases_ms: dict[str, float] = {}
+
+    def fits(self, unet: Any) -> bool:
+        """Whether its residuals have the shapes that this UNet takes."""
+        fields = ("block_out_channels", "layers_per_block", "cross_attention_dim", "down_block_types", "in_channels")
+        return all(self.module.config.get(field) == unet.config.get(field) for field in fields)
+
+    def trim(self) -> None:
+        """There is nothing that could be made again."""
+
+
+def residuals(
+    control: Sequence[ControlInput],
+    sample: torch.Tensor,
+    timesteps: torch.Tensor,
+    states: torch.Tensor,
+    added: Mapping[str, torch.Tensor],
+) -> tuple[list[torch.Tensor] | None, torch.Tensor | None]:
+    """What all units together add to the UNet's down blocks and to its middle; None without units."""
+    down: list[torch.Tensor] | None = None
+    middle: torch.Tensor | None = None
+    for unit in control:
+        dtype = unit.net.dtype
+        own_down, own_middle = unit.net.module(
+            sample.to(dtype),
+            timesteps,
+            encoder_hidden_states=states.to(dtype),
+            controlnet_cond=unit.image.to(dtype),
+            conditioning_scale=1.0,
+            added_cond_kwargs=dict(added) or None,
+            return_dict=False,
+        )
+        # Jobs in one batch have weights of their own: they are factors of the samples.
+        factor = unit.weight.to(sample.dtype)[:, None, None, None]
+        weighted = [residual.to(sample.dtype) * factor for residual in own_down]
+        down = weighted if down is None else [a + b for a, b in zip(down, weighted)]
+        weighted_middle = own_middle.to(sample.dtype) * factor
+        middle = weighted_middle if middle is None else middle + weighted_middle
+    return down, middle
+
+
+def load(load: Load, device: Device, progress: Progress) -> ControlNet:
+    """Make a diffusers folder of a ControlNet resident; its own folder is the role `controlnet`, or the root."""
+    from pathlib import Path
+
+    from calotype_worker.pipelines.parts import Loader, config_of, diffusers_module
+    from calotype_worker.weights import Weights
+
+    components = load.model.components
+    place = Path(components.get("controlnet") or components.get("root", ""))
+    loader = Loader(load, device, progress)
+    module = diffusers_module(config_of(place), CONTROL_NETS, str(place))
+    loader.bind("controlnet", module, Weights(place))
+    net = ControlNet(load.model.id, loader.fill()["controlnet"])
+    net.resident_bytes, net.phases_ms = loader.total_bytes, loader.phases_ms
+    return net

@@ -1,0 +1,171 @@
+"""What the tick loop asks of a model, whatever its family. Knows no job and no queue."""
+
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from calotype_worker.errors import NotSupported
+from calotype_worker.pipelines.adapted import Adapted, AdapterSet
+from calotype_worker.pipelines.control import ControlNet
+from calotype_worker.samplers.run import SamplerRun
+from calotype_worker.wire.words import Sampler, Schedule
+from calotype_worker.wire.work import Adapter, Span
+
+KEPT_TEXTS = 64
+"""Prompts that stay encoded."""
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What a prompt became: `states` `[tokens, width]`, and for some families `pooled` `[width]`."""
+
+    states: torch.Tensor
+    pooled: torch.Tensor | None = None
+    negative: bool = False
+    """Whether it is to be avoided."""
+
+
+@dataclass(frozen=True)
+class Conditioned:
+    """The prompt, and the negative prompt where guidance uses one."""
+
+    cond: Conditioning
+    uncond: Conditioning | None
+
+
+@dataclass(frozen=True)
+class ControlInput:
+    """One ControlNet for all samples of a run: its pictures `[n, 3, height, width]`, 0 to 1, and factors `[n]`."""
+
+    net: ControlNet
+    image: torch.Tensor
+    weight: torch.Tensor
+
+
+@dataclass(frozen=True)
+class DenoiseInput:
+    """One run of the denoiser for `n` samples.
+
+    `sample` is `[n, channels, height, width]` of f32, scaled as the sampler wants it; `timesteps` `[n]` of f32;
+    `states` `[n, tokens, width]`; `added` holds further inputs of the family, each with `n` rows.
+    """
+
+    sample: torch.Tensor
+    timesteps: torch.Tensor
+    states: torch.Tensor
+    added: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    control: Sequence[ControlInput] = ()
+
+
+class Family(ABC):
+    """A resident model."""
+
+    name: str
+    """The family's word on the wire."""
+
+    def __init__(self, id: str, denoiser: nn.Module, vae: nn.Module, adapted: Adapted, dtype: torch.dtype) -> None:
+        self.id = id
+        self.denoiser: Any = denoiser
+        self.vae: Any = vae
+        self.adapted = adapted
+        self.dtype = dtype
+        self.device = next(denoiser.parameters()).device
+        config: Any = self.vae.config
+        self.latent_channels = int(config.latent_channels)
+        self.scale: int = 2 ** (len(config.block_out_channels) - 1)
+        self.scaling_factor = float(config.scaling_factor)
+        self.shift_factor = float(config.shift_factor or 0.0)
+        self._texts: OrderedDict[tuple[Any, ...], Conditioning] = OrderedDict()
+        self.resident_bytes = 0
+        self.phases_ms: dict[str, float] = {}
+
+    @abstractmethod
+    def sampler(self, sampler: Sampler, schedule: Schedule, steps: int, latent: Sequence[int]) -> SamplerRun:
+        """A run of a sampler on this model's noise schedule, for latents `[channels, height, width]`."""
+
+    @abstractmethod
+    def encode_chunks(self, prompts: Sequence[Sequence[Span]], clip_skip: int) -> list[Conditioning]:
+        """Encode prompts so that they have the same number of tokens."""
+
+    def takes_control(self) -> bool:
+        """Whether the denoiser takes the residuals of ControlNets."""
+        return False
+
+    @abstractmethod
+    def added(self, conditioning: Conditioning, latent: Sequence[int], guidance: float) -> dict[str, torch.Tensor]:
+        """Further inputs of one sample, without the first extent of a batch."""
+
+    @abstractmethod
+    def denoise(self, input: DenoiseInput) -> torch.Tensor:
+        """Run the denoiser with the weights that are active: `[n, channels, height, width]` of f32."""
+
+    def size_multiple(self) -> int:
+        """What the edges of an image must be multiples of."""
+        return self.scale
+
+    def uses_negative(self, guidance: float) -> bool:
+        """Whether the negative prompt is run at this guidance."""
+        return guidance > 1.0
+
+    def bind(self, adapters: Sequence[Adapter]) -> AdapterSet:
+        """The weights with `adapters` summed in; the plain ones are untouched and come back bit for bit."""
+        return self.adapted.bind(adapters)
+
+    def encode(
+        self, bound: AdapterSet, prompt: Sequence[Span], negative: Sequence[Span], guidance: float, clip_skip: int
+    ) -> Conditioned:
+        """The conditioning of a job, from the cache where it was encoded before."""
+        prompts = [prompt, negative] if self.uses_negative(guidance) else [prompt]
+        key = (bound.key, clip_skip, tuple(tuple((s.text, s.weight) for s in spans) for spans in prompts))
+        keys = [(*key, index) for index in range(len(prompts))]
+        if not all(key in self._texts for key in keys):
+            self.adapted.activate(bound)
+            self._texts.update(zip(keys, self.encode_chunks(prompts, clip_skip)))
+        found = [self._texts[key] for key in keys]
+        for used in keys:
+            self._texts.move_to_end(used)
+        while len(self._texts) > 2 * KEPT_TEXTS:
+            self._texts.popitem(last=False)
+        return Conditioned(found[0], found[1] if len(found) > 1 else None)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents of one image `[channels, height, width]` to `[3, height, width]` of f32 between -1 and 1, nearly."""
+        unscaled = latents.float() / self.scaling_factor + self.shift_factor
+        picture: torch.Tensor = self.vae.decode(unscaled[None].to(self.vae_dtype), return_dict=False)[0]
+        return picture[0].float()
+
+    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        """`[1, 3, height, width]` of f32, -1 to 1, to latents `[1, channels, …]`: the mean of their distribution."""
+        moments = self.vae.encode(pixels.to(self.device, self.vae_dtype)).latent_dist
+        mean: torch.Tensor = moments.mode().float()
+        return (mean - self.shift_factor) * self.scaling_factor
+
+    @property
+    def vae_dtype(self) -> torch.dtype:
+        """The type that the VAE computes in."""
+        dtype: torch.dtype = next(iter(self.vae.parameters())).dtype
+        return dtype
+
+    def modules(self) -> list[nn.Module]:
+        """All modules that hold memory of the device."""
+        return [self.denoiser, self.vae, *self.adapted.parts.values()]
+
+    def trim(self) -> None:
+        """Drop what can be made again."""
+        self.adapted.trim()
+        self._texts.clear()
+
+    def tile_vae(self) -> None:
+        """Decode in tiles from now on: slower, with less memory."""
+        if not hasattr(self.vae, "enable_tiling"):
+            raise NotSupported(f"the VAE {type(self.vae).__name__} cannot work in tiles")
+        self.vae.enable_tiling()
+
+
+Progress = Callable[[int, int], None]
+"""Hears of bytes done and bytes in all."""

@@ -1,0 +1,140 @@
+"""Components of a model from a diffusers folder: configs, modules with their weights, tokenizers."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from calotype_worker.device import TORCH_DTYPES, Device
+from calotype_worker.errors import InvalidInput, ModelLoad, NotSupported, OutOfMemory
+from calotype_worker.pipelines.family import Progress
+from calotype_worker.upload import Uploader
+from calotype_worker.weights import Binding, Put, Store, without_weights
+from calotype_worker.wire.down import Load, ModelSpec
+
+Config = Mapping[str, Any]
+
+
+def place(spec: ModelSpec, role: str) -> Path:
+    """Where a role's files lie: where the orchestrator says, or below the root."""
+    if role in spec.components:
+        return Path(spec.components[role])
+    if "root" not in spec.components:
+        raise ModelLoad("the model has a part missing", f"no component `{role}` and no `root`")
+    return Path(spec.components["root"]) / role
+
+
+def config_of(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """A JSON object beside a component's weights."""
+    path = (folder.parent if folder.is_file() else folder) / name
+    try:
+        config = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ModelLoad("a model's config cannot be read", f"{path}: {error}") from None
+    if not isinstance(config, dict):
+        raise ModelLoad("a model's config cannot be read", f"{path}: not a JSON object")
+    return config
+
+
+def diffusers_module(config: Config, allowed: tuple[str, ...], where: str) -> nn.Module:
+    """A module of diffusers without weights; `allowed` are the classes that the role may have."""
+    import diffusers
+
+    name = str(config.get("_class_name", allowed[0]))
+    if name not in allowed:
+        raise NotSupported(f"a model with a {name} is not supported", f"{where}: `_class_name`")
+    return _built(lambda: getattr(diffusers, name).from_config(dict(config)), where)
+
+
+def transformers_module(config: Config, allowed: tuple[str, ...], where: str) -> nn.Module:
+    """A module of transformers without weights."""
+    import transformers
+
+    name = str((config.get("architectures") or allowed)[0])
+    if name not in allowed:
+        raise NotSupported(f"a model with a {name} is not supported", f"{where}: `architectures`")
+    kind = getattr(transformers, name)
+    known = {key: value for key, value in config.items() if key not in ("architectures", "torch_dtype", "dtype")}
+    return _built(lambda: kind(kind.config_class(**known)), where)
+
+
+def _built(build: Any, where: str) -> nn.Module:
+    try:
+        with without_weights():
+            module: nn.Module = build()
+    except Exception as error:  # A config that a library cannot build from is a wrong config.
+        raise ModelLoad(
+            "a model cannot be built from its config", f"{where}: {type(error).__name__}: {error}"
+        ) from None
+    return module
+
+
+class Loader:
+    """Fills modules with weights on the device, and keeps the account."""
+
+    def __init__(self, load: Load, device: Device, progress: Progress) -> None:
+        self.load = load
+        self.device = device
+        self.progress = progress
+        self.started = time.perf_counter()
+        self.bindings: dict[str, Binding] = {}
+        self.dtypes: dict[str, torch.dtype] = {}
+        self.uploader = Uploader(device)
+        if load.dtype == "u8":
+            raise InvalidInput("a model cannot compute in u8")
+        self.dtype = TORCH_DTYPES[load.dtype]
+        if device.torch.type == "cpu" and self.dtype == torch.float16:
+            raise NotSupported("f16 does not compute on this CPU; f32 and bf16 do")
+
+    def bind(self, role: str, module: nn.Module, weights: Store, dtype: torch.dtype | None = None) -> None:
+        """Check a module against its weights; what is wrong anywhere is said before anything is converted.
+
+        `dtype` is for a part that computes in another type than the model.
+        """
+        self.bindings[role] = Binding(module, weights)
+        self.dtypes[role] = dtype or self.dtype
+
+    def vae_dtype(self, config: Config) -> torch.dtype:
+        """The type of a VAE: some overflow in f16, and say so."""
+        return torch.float32 if config.get("force_upcast") and self.dtype == torch.float16 else self.dtype
+
+    def fill(self) -> dict[str, nn.Module]:
+        """Read all weights; gives the modules by role."""
+        read_ms = (time.perf_counter() - self.started) * 1e3
+        widths = {role: torch.finfo(dtype).bits // 8 for role, dtype in self.dtypes.items()}
+        total = sum(binding.elements() * widths[role] for role, binding in self.bindings.items())
+        self.total_bytes = total
+        budget = self.load.budget_bytes
+        if budget and total > budget:
+            raise OutOfMemory(
+                "the model does not fit its budget",
+                f"{total} bytes of {self.load.dtype} are needed, {budget} are granted",
+            )
+        started, done = time.perf_counter(), 0
+
+        def progress(bytes: int) -> None:
+            nonlocal done
+            done += bytes
+            self.progress(done, total)
+
+        modules = {
+            role: binding.fill(self._put_as(self.dtypes[role]), progress) for role, binding in self.bindings.items()
+        }
+        for module in modules.values():
+            for name, buffer in module.named_buffers():
+                owner, _, leaf = name.rpartition(".")
+                module.get_submodule(owner)._buffers[leaf] = buffer.to(self.device.torch)
+            if self.device.is_cuda:
+                module.to(memory_format=torch.channels_last)
+        self.device.synchronize()
+        upload_ms = (time.perf_counter() - started) * 1e3
+        phase = "convert" if self.device.torch.type == "cpu" else "upload"
+        self.phases_ms = {"read": read_ms, phase: upload_ms}
+        return modules
+
+    def _put_as(self, dtype: torch.dtype) -> Put:
+        return lambda tensor: self.uploader.put(tensor, dtype)

@@ -1,0 +1,34 @@
+"""Which family serves which word on the wire, and in which formats."""
+
+from collections.abc import Callable
+
+from calotype_worker.device import Device
+from calotype_worker.errors import NotSupported
+from calotype_worker.pipelines import control, flux, sd, sd3, sdxl
+from calotype_worker.pipelines.control import ControlNet
+from calotype_worker.pipelines.family import Family, Progress
+from calotype_worker.wire.down import Load
+
+Resident = Family | ControlNet
+"""What a `load` can make resident."""
+
+LOADERS: dict[str, Callable[[Load, Device, Progress], Resident]] = {
+    "sd": sd.load,
+    "sdxl": sdxl.load,
+    "sdxl_refiner": sdxl.load,
+    "sd3": sd3.load,
+    "flux": flux.load,
+    "controlnet": control.load,
+}
+FORMATS = ("diffusers", "checkpoint")
+ADAPTERS = ("lora", "embedding", "controlnet", "refiner")
+
+
+def load(asked: Load, device: Device, progress: Progress) -> Resident:
+    """Make a model resident."""
+    family, format = asked.model.family, asked.model.format
+    if family not in LOADERS:
+        raise NotSupported(f"models of the family `{family}` are not served here; {', '.join(LOADERS)} are")
+    if format not in FORMATS:
+        raise NotSupported(f"models in the format `{format}` are not served here; {', '.join(FORMATS)} are")
+    return LOADERS[family](asked, device, progress)

@@ -1,0 +1,65 @@
+"""T5 as a text encoder: one sequence of a fixed length, weighted like CLIP's chunks."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from calotype_worker.errors import InvalidInput, ModelLoad
+from calotype_worker.prompt import weighed
+from calotype_worker.wire.work import Span
+
+
+class T5Tokenizer:
+    """The pieces of T5's vocabulary."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoTokenizer
+
+        try:
+            self._inner: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self.end, self.pad = int(self._inner.eos_token_id), int(self._inner.pad_token_id)
+        except Exception as error:  # Whatever a library finds wrong with a file is wrong with the file.
+            raise ModelLoad("the tokenizer cannot be read", f"{folder}: {error}") from None
+
+    def ids(self, text: str) -> list[int]:
+        """The ids of `text`, without the one that ends a sequence."""
+        return [int(id) for id in self._inner(text, add_special_tokens=False, verbose=False).input_ids]
+
+
+class T5Encoder:
+    """A T5 encoder with its tokenizer; `tokens` is the length of its sequences."""
+
+    def __init__(self, module: nn.Module, tokenizer: T5Tokenizer, tokens: int) -> None:
+        self.module: Any = module
+        self.tokenizer = tokenizer
+        self.tokens = tokens
+
+    def encode(self, spans: Sequence[Span]) -> torch.Tensor:
+        """The states of a prompt: `[tokens, width]`."""
+        if any(not math.isfinite(span.weight) for span in spans):
+            raise InvalidInput("a weight in the prompt is not a number")
+        pieces = [(id, span.weight) for span in spans for id in self.tokenizer.ids(span.text)]
+        if len(pieces) >= self.tokens:
+            raise InvalidInput(f"the prompt has {len(pieces)} tokens, at most {self.tokens - 1} are taken")
+        padding = self.tokens - len(pieces) - 1
+        ids = [*(id for id, _ in pieces), self.tokenizer.end, *[self.tokenizer.pad] * padding]
+        weights = [*(weight for _, weight in pieces), *[1.0] * (padding + 1)]
+        device = next(self.module.parameters()).device
+        states = self.module(input_ids=torch.tensor([ids], device=device)).last_hidden_state[0]
+        return weighed(states, weights)
+
+
+def tied(module: nn.Module) -> nn.Module:
+    """T5 has its table of words under two names; after a load both are one again."""
+    inner: Any = module
+    inner.encoder.embed_tokens.weight = inner.shared.weight
+    return module
+
+
+def t5_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type that T5 computes in: its states overflow in f16."""
+    return torch.bfloat16 if dtype == torch.float16 else dtype

@@ -1,0 +1,217 @@
+"""Safetensors files, mapped, and modules built from them. Headers are checked before anything is read by them.
+
+Everything that is wrong with a file is a `ModelLoad` that names the file and the tensor. Pickle files are never opened.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from calotype_worker.errors import ModelLoad
+
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+USUAL_NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")
+_FLOATS = ("F32", "F16", "BF16")
+
+PIECE_BYTES = 64 << 20
+"""Progress is told so often."""
+
+Put = Callable[[torch.Tensor], torch.Tensor]
+"""Takes a tensor of the host to the device, in the type to compute with."""
+
+
+def refuse_pickle(path: Path) -> None:
+    """Refuse files that run code when they are read."""
+    if path.suffix.lower() in PICKLES:
+        raise ModelLoad("pickle files are never opened, since they can run code; safetensors are needed", f"{path}")
+
+
+class WeightFile:
+    """A safetensors file whose header was read."""
+
+    def __init__(self, path: Path) -> None:
+        refuse_pickle(path)
+        self.path = path
+        try:
+            opened: Any = safe_open(path, framework="pt", device="cpu")
+            self._file = opened
+            self.names: list[str] = list(opened.keys())
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ModelLoad("a weights file cannot be read", f"{path}: {error}") from None
+
+    def shape(self, name: str) -> list[int]:
+        """The shape of a tensor, from the header."""
+        return [int(extent) for extent in self._file.get_slice(name).get_shape()]
+
+    def dtype(self, name: str) -> str:
+        """The type of a tensor, from the header."""
+        return str(self._file.get_slice(name).get_dtype())
+
+    def metadata(self) -> dict[str, str]:
+        """What the file says of itself."""
+        return dict(self._file.metadata() or {})
+
+    def read(self, name: str) -> torch.Tensor:
+        """A tensor of the host, backed by the file."""
+        try:
+            tensor: torch.Tensor = self._file.get_tensor(name)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise self.wrong(name, str(error)) from None
+        return tensor
+
+    def read_float(self, name: str) -> torch.Tensor:
+        """A tensor of the host as f32."""
+        if self.dtype(name) not in _FLOATS:
+            raise self.wrong(name, f"has the type {self.dtype(name)}; f32, f16 and bf16 are read")
+        return self.read(name).float()
+
+    def wrong(self, name: str, why: str) -> ModelLoad:
+        """What is wrong with a tensor."""
+        return ModelLoad("the weights are not usable", f"{self.path}: tensor `{name}` {why}")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a parameter is stored: a tensor of a file, or a third of its rows, or its transpose."""
+
+    file: WeightFile
+    name: str
+    third: int | None = None
+    transposed: bool = False
+
+    def shape(self) -> list[int]:
+        """The parameter's shape, from the header."""
+        shape = self.file.shape(self.name)
+        if self.third is not None:
+            return [shape[0] // 3, *shape[1:]]
+        return shape[::-1] if self.transposed else shape
+
+    def read(self) -> torch.Tensor:
+        """The parameter on the host."""
+        tensor = self.file.read(self.name)
+        if self.third is not None:
+            return tensor.chunk(3)[self.third]
+        return tensor.T.contiguous() if self.transposed else tensor
+
+
+class Store(Protocol):
+    """Knows where the parameters of a module are stored."""
+
+    path: Path
+
+    def find(self, name: str) -> Source | None:
+        """Where a parameter is."""
+
+
+class Weights:
+    """All files of one component: one file, or the shards of a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        paths = [path]
+        if path.is_dir():
+            usual = [path / name for name in USUAL_NAMES if (path / name).is_file()]
+            paths = usual[:1] or sorted(path.glob("*.safetensors"))
+            if not paths:
+                for pickle in sorted(path.iterdir()):
+                    refuse_pickle(pickle)
+                raise ModelLoad("the model has no weights", f"{path}: no safetensors file")
+        self.files = [WeightFile(path) for path in paths]
+        self.where = {name: file for file in self.files for name in file.names}
+
+    def find(self, name: str) -> Source | None:
+        """Where a parameter is, under any of the names that it has had."""
+        for spelling in other_names(name):
+            file = self.where.get(spelling)
+            if file is not None:
+                return Source(file, spelling)
+        return None
+
+
+def other_names(name: str) -> list[str]:
+    """The names that a tensor has had: today's, the attention of older VAEs, text encoders with or without prefix."""
+    names = [name]
+    if ".attentions." in name:
+        older = name
+        for new, old in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
+            older = older.replace(f".{new}.", f".{old}.")
+        names.append(older)
+    bare = name.removeprefix("text_model.")
+    names += [bare, f"text_model.{bare}"]
+    if bare == "shared.weight":  # T5 stores its embedding once, under either name.
+        names.append("encoder.embed_tokens.weight")
+    if bare == "encoder.embed_tokens.weight":
+        names.append("shared.weight")
+    return names
+
+
+def _squeezed(shape: list[int]) -> list[int]:
+    # Older files keep 1x1 convolutions where newer ones have matrices.
+    while shape and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Modules built inside have parameters without memory; buffers, which no file holds, are real."""
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None:
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=False)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+class Binding:
+    """A module without weights and the files that they are in; checked when it is made, filled when it is told."""
+
+    def __init__(self, module: nn.Module, weights: Store) -> None:
+        self.module = module
+        self.found: list[tuple[str, nn.Parameter, Source]] = []
+        for name, parameter in module.named_parameters():
+            source = weights.find(name)
+            if source is None:
+                raise ModelLoad(
+                    "the weights do not fit the model's config", f"{weights.path}: tensor `{name}` is missing"
+                )
+            file, spelling, shape = source.file, source.name, source.shape()
+            if _squeezed(shape) != _squeezed(list(parameter.shape)):
+                raise ModelLoad(
+                    "the weights do not fit the model's config",
+                    f"{file.path}: tensor `{spelling}` has the shape {shape}, not {list(parameter.shape)}",
+                )
+            if file.dtype(spelling) not in _FLOATS:
+                raise file.wrong(spelling, f"has the type {file.dtype(spelling)}; f32, f16 and bf16 are read")
+            self.found.append((name, parameter, source))
+
+    def elements(self) -> int:
+        """Numbers in all."""
+        return sum(parameter.numel() for _, parameter, _ in self.found)
+
+    def fill(self, put: Put, progress: Callable[[int], None]) -> nn.Module:
+        """Read the weights; `progress` hears of the bytes of each piece. Gives the module, ready to compute."""
+        pending = 0
+        for name, parameter, source in self.found:
+            tensor = put(source.read().reshape(parameter.shape))
+            owner, _, leaf = name.rpartition(".")
+            setattr(self.module.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
+            pending += tensor.nbytes
+            if pending >= PIECE_BYTES:
+                progress(pending)
+                pending = 0
+        progress(pending)
+        self.found.clear()
+        return self.module.eval()

@@ -1,0 +1,155 @@
+"""Orchestrator to worker."""
+
+from typing import Literal
+
+from calotype_worker.wire.words import Dtype, Message, ModelFormat, Version
+from calotype_worker.wire.work import Work
+
+
+class WorkerDevice(Message, frozen=True, kw_only=True):
+    """A device by kind (`cpu`, `cuda`, `rocm`, `xpu`, `mps`, `directml`) and index."""
+
+    kind: str
+    index: int
+    uuid: str | None = None
+
+
+class Limits(Message, frozen=True, kw_only=True):
+    """The largest frames that the orchestrator takes."""
+
+    frame_bytes: int
+    blob_bytes: int
+
+
+class Heartbeat(Message, frozen=True, kw_only=True):
+    """Time between two beats."""
+
+    every_ms: int
+
+
+class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
+    """What the worker owns, and the rules of the house."""
+
+    protocol: Version
+    device: WorkerDevice
+    limits: Limits
+    heartbeat: Heartbeat
+    scratch: str
+    threads: int = 0
+    deterministic: bool = False
+
+
+class ModelSpec(Message, frozen=True, kw_only=True):
+    """Where a model's parts lie: role (`root`, `unet`, `vae`, …) to absolute path."""
+
+    id: str
+    family: str
+    format: ModelFormat
+    components: dict[str, str]
+
+
+class Load(Message, frozen=True, kw_only=True, tag="load"):
+    """Make a model resident; answered by `loaded` or `load_failed`."""
+
+    load: str
+    model: ModelSpec
+    dtype: Dtype
+    budget_bytes: int
+
+
+class Release(Message, frozen=True, kw_only=True, tag="release"):
+    """Unmap a shared-memory segment; answered by `released`."""
+
+    segment: str
+
+
+class Unload(Message, frozen=True, kw_only=True, tag="unload"):
+    """Drop one model, or all of them; answered by `unloaded`."""
+
+    unload: str
+    model: str | None = None
+
+
+class Run(Message, frozen=True, kw_only=True, tag="run"):
+    """A job for the worker; a larger priority goes first when not all can tick."""
+
+    job: str
+    attempt: int
+    step: str
+    priority: int = 0
+    deadline_ms: int | None = None
+    work: Work
+
+
+class Pause(Message, frozen=True, kw_only=True, tag="pause"):
+    """Leave the tick loop at the next step and keep the state; `offload` moves it off the device too."""
+
+    job: str
+    attempt: int
+    offload: bool = False
+
+
+class Resume(Message, frozen=True, kw_only=True, tag="resume"):
+    """Rejoin the tick loop."""
+
+    job: str
+    attempt: int
+
+
+class Cancel(Message, frozen=True, kw_only=True, tag="cancel"):
+    """Drop at the next tick."""
+
+    job: str
+    attempt: int
+
+
+class AskMemory(Message, frozen=True, kw_only=True, tag="memory"):
+    """Answered by `memory`, after `op` was done."""
+
+    seq: int
+    op: Literal["status", "trim", "reset_peak"]
+
+
+class Probe(Message, frozen=True, kw_only=True, tag="probe"):
+    """Answered by `probed`."""
+
+    seq: int
+    op: Literal["device", "benchmark"]
+
+
+class Ping(Message, frozen=True, kw_only=True, tag="ping"):
+    """Answered by `pong`, by a thread that the work cannot block."""
+
+    seq: int
+
+
+class Drain(Message, frozen=True, kw_only=True, tag="drain"):
+    """Finish what runs, take nothing new, say `bye` and leave."""
+
+
+class Exit(Message, frozen=True, kw_only=True, tag="exit"):
+    """Leave now."""
+
+
+class Dismissed(Message, frozen=True, kw_only=True, tag="bye"):
+    """The handshake failed; leave."""
+
+    reason: str
+
+
+Down = (
+    Welcome
+    | Load
+    | Release
+    | Unload
+    | Run
+    | Pause
+    | Resume
+    | Cancel
+    | AskMemory
+    | Probe
+    | Ping
+    | Drain
+    | Exit
+    | Dismissed
+)
