@@ -137,7 +137,7 @@ def plain(pipeline: Any, edge: int, steps: int, runs: int) -> float:
 
     def next_step(_: Any, __: int, ___: Any, kept: dict[str, Any]) -> dict[str, Any]:
         # A compiled UNet's output is overwritten by its next run, which it must be told of.
-        torch.compiler.cudagraph_mark_step_begin()
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         return kept
 
     def image() -> None:

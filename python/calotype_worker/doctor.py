@@ -1,7 +1,7 @@
 """`python -m calotype_worker.doctor`: what this environment has and lacks, as one JSON object on stdout.
 
 Fields: `version`, `python`, `libraries` (name to version, null where it is missing), `problem` (why torch cannot be
-imported, or null) and `devices` (each with kind, index, name and memory). Exits with 1 where the worker would not start.
+imported, or null) and `devices` (each with kind, index, name, memory). Exits with 1 where the worker would not start.
 """
 
 import importlib.util
