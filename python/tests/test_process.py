@@ -1,6 +1,5 @@
 """The worker as a process: handshake, hygiene of stdout, ping, pulse, a clean leave, and the end of stdin."""
 
-import json
 import os
 import signal
 import subprocess
@@ -9,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 import pytest
 
@@ -212,25 +211,3 @@ def test_a_signal_ends_the_process_at_once(start: Start) -> None:
     worker.handshake()
     worker.process.send_signal(signal.SIGTERM)
     assert worker.process.wait(10) == -signal.SIGTERM
-
-
-def test_the_doctor_tells_what_is_there_and_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def doctor() -> tuple[int, dict[str, Any]]:
-        answer = subprocess.run(
-            [sys.executable, "-m", "calotype_worker.doctor"],
-            cwd=REPOSITORY / "python",
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return answer.returncode, json.loads(answer.stdout)
-
-    status, found = doctor()
-    assert status == 0
-    assert found["devices"][-1]["kind"] == "cpu"
-    assert all(found["libraries"].values())
-    (tmp_path / "torch.py").write_text("raise ImportError('no driver')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    status, found = doctor()
-    assert status == 1
-    assert "no driver" in found["problem"]
