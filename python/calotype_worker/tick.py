@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from calotype_worker import phases, probe
+from calotype_worker import intake, phases
 from calotype_worker.channel import Buffer, Frame
 from calotype_worker.device import Device
 from calotype_worker.errors import DeviceLost, InvalidInput, WorkerError, told
@@ -41,164 +41,17 @@ class Loop:
         self.stepper = Stepper(device)
         self.models: dict[str, registry.Resident] = {}
         self.jobs: list[Held] = []
-        self._pulse = pulse
+        self.pulse = pulse
         self._say = say
-        self._arrivals = 0
-        self._draining = False
-
-    # --- Messages ---
+        self.arrivals = 0
+        self.draining = False
 
     def handle(self, frame: Frame[down.Down]) -> bool:
         """Take one message. Gives whether the process goes on."""
-        message = frame.message
         with torch.no_grad():
-            match message:
-                case down.Run():
-                    self._take(message, frame.blobs)
-                case down.Cancel():
-                    self._cancel(message)
-                case down.Pause():
-                    self._pause(message)
-                case down.Resume():
-                    self._resume(message)
-                case down.Load():
-                    self._load(message)
-                case down.Unload():
-                    self._unload(message)
-                case down.AskMemory():
-                    self._memory(message)
-                case down.Probe():
-                    self._probe(message)
-                case down.Release():
-                    self.say(up.Released(segment=message.segment))
-                case down.Ping():
-                    self.say(up.Pong(seq=message.seq))
-                case down.Drain():
-                    self._draining = True
-                    for held in [held for held in self.jobs if held.paused]:
-                        self.fail(held, WorkerError("the worker left while the job was paused"))
-                case down.Exit() | down.Dismissed():
-                    return False
-                case down.Welcome():
-                    self.log("warn", "a second welcome was ignored")
+            leaves = intake.take(self, frame)
         self._show()
-        return self._goes_on()
-
-    def _take(self, run: down.Run, blobs: Sequence[bytearray]) -> None:
-        if any((held.job, held.attempt) == (run.job, run.attempt) for held in self.jobs):
-            return self.log("warn", "a job that is here already was sent again", run.job)
-        if self._draining:
-            failure = WorkerError("the worker is leaving and takes nothing new").failure()
-            return self.say(up.Failed(job=run.job, attempt=run.attempt, failure=failure))
-        if not self.jobs:
-            self.device.reset_peak()
-        self._arrivals += 1
-        self.jobs.append(Held.of(run, blobs, self._arrivals))
-        return None
-
-    def _known(self, what: str, job: str, attempt: int) -> Held | None:
-        held = next((held for held in self.jobs if (held.job, held.attempt) == (job, attempt)), None)
-        if held is None:
-            self.log("debug", f"{what} of a job that is not here (attempt {attempt})", job)
-        return held
-
-    def _cancel(self, message: down.Cancel) -> None:
-        held = self._known("cancel", message.job, message.attempt)
-        if held is not None:
-            self.jobs.remove(held)
-            self.say(up.Cancelled(job=held.job, attempt=held.attempt, at_step=held.steps_done))
-
-    def _pause(self, message: down.Pause) -> None:
-        held = self._known("pause", message.job, message.attempt)
-        if held is None:
-            return
-        self._report(self.stepper.land(0))
-        held.paused = True
-        if message.offload and isinstance(held.stage, Sampling) and self.device.torch.type != "cpu":
-            held.stage.move(torch.device("cpu"))
-            held.offloaded = True
-        self.say(up.Paused(job=held.job, attempt=held.attempt, at_step=held.steps_done))
-
-    def _resume(self, message: down.Resume) -> None:
-        held = self._known("resume", message.job, message.attempt)
-        if held is None:
-            return
-        if held.offloaded and isinstance(held.stage, Sampling):
-            try:
-                held.stage.move(self.device.torch)
-            except Exception as error:
-                return self.fail(held, told(error, self.device.numbers()))
-        held.paused = held.offloaded = False
-        return self.say(up.Resumed(job=held.job, attempt=held.attempt, at_step=held.steps_done))
-
-    def _load(self, load: down.Load) -> None:
-        self._report(self.stepper.land(0))
-        self._drop(load.model.id)
-        self._pulse.begin()
-
-        def progress(done: int, total: int) -> None:
-            self.say(up.LoadProgress(load=load.load, done_bytes=done, total_bytes=total))
-
-        problem: WorkerError | None = None
-        try:
-            self.models[load.model.id] = registry.load(load, self.device, progress)
-        except Exception as error:
-            problem = told(error, self.device.numbers())
-        self._pulse.end()
-        if problem is None:
-            model = self.models[load.model.id]
-            self.say(
-                up.Loaded(
-                    load=load.load,
-                    model=model.id,
-                    resident_bytes=model.resident_bytes,
-                    phases_ms=model.phases_ms,
-                )
-            )
-            return
-        if isinstance(problem, DeviceLost):
-            raise problem
-        self.device.trim()
-        self.say(up.LoadFailed(load=load.load, failure=problem.failure()))
-
-    def _unload(self, unload: down.Unload) -> None:
-        self._report(self.stepper.land(0))
-        leaving = [id for id in self.models if unload.model in (None, id)]
-        for held in [held for held in self.jobs if unload.model is None or held.uses(unload.model)]:
-            self.fail(held, WorkerError("the job's model was unloaded"))
-        before = self.device.used_bytes()
-        for id in leaving:
-            self._drop(id)
-        self.device.trim()
-        self.say(up.Unloaded(unload=unload.unload, freed_bytes=max(before - self.device.used_bytes(), 0)))
-
-    def _drop(self, id: str) -> None:
-        model = self.models.pop(id, None)
-        if isinstance(model, Family):
-            self.stepper.graphs.forget(model)
-
-    def _memory(self, ask: down.AskMemory) -> None:
-        if ask.op == "trim":
-            for model in self.models.values():
-                model.trim()
-            self._report(self.stepper.land(0))
-            self.stepper.graphs.clear()
-        elif ask.op == "reset_peak":
-            self.device.reset_peak()
-        self.say(up.Memory(seq=ask.seq, report=self.device.report()))
-
-    def _probe(self, ask: down.Probe) -> None:
-        try:
-            figures = probe.figures(self, ask.op)
-        except Exception as error:
-            problem = told(error, self.device.numbers())
-            if isinstance(problem, DeviceLost):
-                raise problem from None
-            self.log("warn", f"the device was not measured: {problem.message}")
-            figures = probe.figures(self, "device")
-        self.say(up.Probed(seq=ask.seq, figures=figures))
-
-    # --- Work ---
+        return not leaves and self._goes_on()
 
     def has_work(self) -> bool:
         """Whether a tick would do anything."""
@@ -206,10 +59,10 @@ class Loop:
 
     def tick(self) -> bool:
         """Do one piece of work. Gives whether the process goes on."""
-        self._pulse.begin()
+        self.pulse.begin()
         with torch.no_grad():
             self._work(sorted((h for h in self.jobs if not h.paused), key=lambda h: (-h.priority, h.arrival)))
-        self._pulse.end()
+        self.pulse.end()
         self._show()
         return self._goes_on()
 
@@ -222,7 +75,7 @@ class Loop:
         if arrived is None and arriving and not steps and sampled is None and waiting is None:
             arrived = arriving[0]
         if arrived is not None:
-            self._report(self.stepper.land(0))
+            self.report(self.stepper.land(0))
             phases.deliver(self, *arrived)
         elif sampled is not None:
             phases.decode(self, sampled)
@@ -239,9 +92,10 @@ class Loop:
             failed = [(held, error) for held, _ in chosen]
         for held, problem in failed:
             self.fail_all([held], problem)
-        self._report(self.stepper.land(self.device.run_ahead))
+        self.report(self.stepper.land(self.device.run_ahead))
 
-    def _report(self, landed: list[Landed]) -> None:
+    def report(self, landed: list[Landed]) -> None:
+        """Tell of steps that are over."""
         for one in landed:
             for held in one.flight.jobs:
                 held.tally.spend("denoise", one.step_ms)
@@ -264,8 +118,6 @@ class Loop:
         image = image_ref(small, 0)
         preview = up.Preview(job=ended.held.job, attempt=ended.held.attempt, done=step.done, image=image)
         return self._say(preview, [bytes_from(small)])
-
-    # --- What goes up ---
 
     def say(self, message: Message, blobs: Sequence[Buffer] = ()) -> None:
         """Send a message up."""
@@ -313,11 +165,17 @@ class Loop:
             raise WorkerError(f"the model `{id}` is not resident")
         return model
 
+    def drop(self, id: str) -> None:
+        """Forget a model, and the graphs that hold its weights."""
+        model = self.models.pop(id, None)
+        if isinstance(model, Family):
+            self.stepper.graphs.forget(model)
+
     def _show(self) -> None:
-        self._pulse.show(list(self.models), [held.job for held in self.jobs])
+        self.pulse.show(list(self.models), [held.job for held in self.jobs])
 
     def _goes_on(self) -> bool:
-        if self._draining and not self.jobs:
+        if self.draining and not self.jobs:
             self.say(up.Bye())
             return False
         return True
