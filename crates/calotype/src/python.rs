@@ -140,11 +140,30 @@ pub fn install(
             "off",
             "--constraint",
             &constraints,
-            &package,
+            "--requirement",
+            &requirements,
         ];
         run(&python, &arguments, &[], &mut line)?;
     }
     Ok(places::python_of(data_dir))
+}
+
+fn written(path: &Path, text: &str) -> Result<String, SetupError> {
+    std::fs::write(path, text).map_err(|error| SetupError::Failed {
+        program: format!("writing {}", path.display()),
+        reason: error.to_string(),
+    })?;
+    Ok(path.display().to_string())
+}
+
+/// What a `pyproject.toml` says that the package depends on. The package itself is not installed: it is run from where
+/// it is, and building it would write beside it.
+fn needed(project: &str) -> Vec<String> {
+    let list = project.split("\ndependencies = [").nth(1).unwrap_or_default();
+    list.lines()
+        .take_while(|line| !line.starts_with(']'))
+        .filter_map(|line| line.split('"').nth(1).map(str::to_owned))
+        .collect()
 }
 
 /// The first Python that is new enough.
@@ -269,6 +288,15 @@ source = { registry = "x" }
             BTreeMap::from([("torch".to_owned(), "2.15.0".to_owned())])
         );
         assert!(locked("").is_empty());
+    }
+
+    #[test]
+    fn what_the_package_needs_is_what_its_project_says() {
+        let project =
+            "[project]\nname = \"x\"\ndependencies = [\n  \"torch>=2.4\",  # why\n  \"numpy\",\n]\n[y]\n";
+        assert_eq!(needed(project), ["torch>=2.4", "numpy"]);
+        let own = include_str!("../../../python/pyproject.toml");
+        assert!(needed(own).iter().any(|need| need.starts_with("diffusers")));
     }
 
     #[test]
