@@ -5,24 +5,32 @@
 //! | --- | --- |
 //! | `decode` | bytes from anyone to pixels; the only place that meets foreign picture data |
 //! | `resize` | pixels to pixels of another size |
+//! | `mask` | where to repaint, made larger, smaller, softer or the opposite |
+//! | `area` | a rectangle of a picture: chosen from a mask, cut out, pasted back |
+//! | `canny` | the edges of a picture, for ControlNets |
 //! | `encode` | pixels to PNG, JPEG or WebP |
 //! | `metadata` | how a picture was made, written into it and read back |
 //! | `parameters` | the same as a line of text that other programs read |
 //! | `exif`, `container` | the bytes in which JPEG and WebP carry it |
 //! | `phash`, `compare` | how alike two pictures are |
 
+mod area;
+mod canny;
 mod compare;
 mod container;
 mod decode;
 mod encode;
 mod error;
 mod exif;
+mod mask;
 mod metadata;
 mod parameters;
 mod phash;
 mod picture;
 mod resize;
 
+pub use area::{Area, crop_gray, crop_rgb, paste, repaint_area};
+pub use canny::canny;
 pub use compare::psnr;
 pub use decode::{DecodeLimits, Probed, SourceFormat, decode_gray, decode_rgb, probe};
 pub use encode::{Format, encode};

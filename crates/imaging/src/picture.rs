@@ -51,6 +51,11 @@ impl Gray {
             pixels,
         })
     }
+
+    /// As for `Rgb`.
+    pub(crate) fn check(&self) -> Result<(), ImageError> {
+        check_length(self.width, self.height, 1, self.pixels.len())
+    }
 }
 
 fn check_length(width: u32, height: u32, channels: u64, have: usize) -> Result<(), ImageError> {

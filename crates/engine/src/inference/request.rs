@@ -10,7 +10,8 @@ use crate::store::ArtifactHash;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GenerateRequest {
-    /// What to draw; `(words:1.2)` and `(words)` weigh more, `[words]` less. At most 32 000 characters.
+    /// What to draw; `(words:1.2)` and `(words)` weigh more, `[words]` less, `<lora:name:0.8>` lays a LoRA on, `BREAK`
+    /// ends a chunk of what the model reads at once. At most 32 000 characters.
     pub prompt: String,
     /// What not to draw; has effect at guidance above 1.
     #[serde(default)]

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::images::{Inputs, input};
-use super::{GenerateRequest, Needs, Plan, PlannedLora, not_served};
+use super::{GenerateRequest, Needs, Plan, PlannedLora, not_served, prompt};
 use crate::error::{Code, Error};
 use crate::model::{Catalogue, ModelRecord, Preset, nearest};
 
@@ -214,6 +214,12 @@ pub(crate) fn plan(
         .advice("raise strength or steps, so that their product is 1 at least"));
     }
     let loras = loras(request, preset, sampler, model, catalogue, &mut warnings)?;
+    if !prompt::parse(&negative_prompt).loras.is_empty() {
+        warnings.push(warning(
+            "negative_prompt",
+            "the LoRAs that it names are left out: a LoRA is for the whole picture",
+        ));
+    }
     if guidance <= 1.0 && !negative_prompt.is_empty() {
         warnings.push(warning(
             "negative_prompt",
@@ -421,7 +427,7 @@ fn mode(request: &GenerateRequest, abilities: &Abilities) -> Result<(Mode, Input
     ))
 }
 
-/// The preset's LoRAs and the request's. The preset's go where they would do harm: an LCM LoRA draws nothing good with
+/// The preset's LoRAs, the request's, and those that its prompt names, in this order. The preset's go where they would do harm: an LCM LoRA draws nothing good with
 /// another sampler than the preset's.
 fn loras(
     request: &GenerateRequest,
@@ -467,6 +473,22 @@ fn loras(
         )?;
         asked.push((format!("loras[{index}].name"), lora.name.clone(), weight));
     }
+    let prompt = prompt::parse(&request.prompt);
+    if own.len() + prompt.loras.len() > MOST_LORAS {
+        let message = format!("with those in it there are more than {MOST_LORAS} LoRAs, which is the most");
+        return Err(Error::invalid("prompt", message));
+    }
+    for tag in &prompt.loras {
+        if tag.weight.abs() > MOST_LORA_WEIGHT {
+            let message = format!(
+                "the weight {} of <lora:{}> is out of range, -{MOST_LORA_WEIGHT} to {MOST_LORA_WEIGHT} are allowed",
+                tag.weight,
+                short(&tag.name)
+            );
+            return Err(Error::invalid("prompt", message));
+        }
+        asked.push(("prompt".to_owned(), tag.name.clone(), tag.weight));
+    }
     let mut planned: Vec<PlannedLora> = Vec::new();
     for (field, name, weight) in asked {
         let record = catalogue
@@ -496,7 +518,7 @@ fn loras(
         }
     }
     planned.retain(|lora| lora.weight != 0.0);
-    let prompt = request.prompt.to_lowercase();
+    let prompt = prompt.text().to_lowercase();
     for lora in &planned {
         let record = catalogue.lora(lora.id.as_str())?;
         if let Some(trigger) = record

@@ -59,8 +59,8 @@ pub(crate) fn work(
     let generate = Generate {
         model: plan.model.clone(),
         mode: plan.mode,
-        prompt: prompt::spans(&plan.prompt),
-        negative_prompt: prompt::spans(&plan.negative_prompt),
+        prompt: prompt::parse(&plan.prompt).spans,
+        negative_prompt: prompt::parse(&plan.negative_prompt).spans,
         width: plan.width,
         height: plan.height,
         steps: plan.steps,

@@ -4,14 +4,24 @@ use std::path::{Path, PathBuf};
 
 use calotype_protocol::{ModelFormat, ModelSpec};
 
-use super::identify::{self, Graphs};
-use super::record::{ModelKind, ModelRecord};
+use super::record::{ModelKind, ModelRecord, Variant};
+use super::{file, folder, graphs};
 use crate::error::{Code, Error};
 
 /// How like a name must be to be offered instead, 0 to 1.
 const LIKE_ENOUGH: f64 = 0.7;
 
-/// Every model and LoRA of the folders. The first folder that has a name wins.
+/// Where below a folder of models what is looked for. The folder itself holds checkpoints, and folders of models.
+const PLACES: [(&str, ModelKind); 6] = [
+    ("", ModelKind::Checkpoint),
+    ("checkpoints", ModelKind::Checkpoint),
+    ("loras", ModelKind::Lora),
+    ("controlnets", ModelKind::Controlnet),
+    ("vaes", ModelKind::Vae),
+    ("embeddings", ModelKind::Embedding),
+];
+
+/// Everything in the folders. The first folder that has a name wins.
 #[derive(Debug, Clone, Default)]
 pub struct Catalogue {
     records: Vec<ModelRecord>,
@@ -20,34 +30,42 @@ pub struct Catalogue {
 impl Catalogue {
     /// Looks into the folders. What is broken becomes a record that says so.
     pub fn scan(dirs: &[PathBuf]) -> Self {
-        let architectures: Vec<Graphs> = dirs
+        let architectures: Vec<graphs::Graphs> = dirs
             .iter()
             .flat_map(|dir| children(&dir.join("graphs")))
-            .filter_map(|folder| identify::graphs(&folder))
+            .filter_map(|folder| graphs::read(&folder))
             .collect();
         let mut catalogue = Self::default();
         for dir in dirs {
             for path in children(dir) {
                 if path.join("model_index.json").is_file() {
-                    catalogue.add(identify::folder(&path, &architectures));
+                    catalogue.add(folder::record(&path, &architectures));
                 }
             }
-            for path in children(&dir.join("loras")) {
-                if path
-                    .extension()
-                    .is_some_and(|extension| extension == "safetensors")
-                {
-                    catalogue.add(identify::lora(&path));
+            for (place, kind) in PLACES {
+                for path in children(&dir.join(place)) {
+                    if let Some(record) = file::record(&path, kind) {
+                        catalogue.add(record);
+                    }
                 }
             }
         }
         catalogue
     }
 
-    fn add(&mut self, record: ModelRecord) {
-        if !self.records.iter().any(|known| known.id == record.id) {
-            self.records.push(record);
+    /// Two kinds may have the same name, two models of a kind may not: ids are told apart by the kind.
+    fn add(&mut self, mut record: ModelRecord) {
+        let known = |id: &str| self.records.iter().find(|known| known.id.as_str() == id);
+        if let Some(first) = known(record.id.as_str()) {
+            if first.kind.word() == record.kind.word() {
+                return;
+            }
+            record.id.0 = format!("{}.{}", record.id, record.kind.word());
+            if known(record.id.as_str()).is_some() {
+                return;
+            }
         }
+        self.records.push(record);
     }
 
     /// All of them.
@@ -57,29 +75,55 @@ impl Catalogue {
 
     /// A model that makes pictures.
     pub fn model(&self, name: &str) -> Result<&ModelRecord, Error> {
-        self.named(name, "model", "model", |record| record.kind != ModelKind::Lora)
+        self.named(name, "model", "model", ModelKind::makes_pictures)
     }
 
-    /// A model that a worker can be told to load.
+    /// A model that a worker can be told to load: one that makes pictures, or a ControlNet.
     pub fn loadable(&self, name: &str) -> Result<&ModelRecord, Error> {
-        self.model(name)
+        self.named(name, "model", "model", |kind| {
+            kind.makes_pictures() || kind == ModelKind::Controlnet
+        })
     }
 
-    /// A LoRA, by its id or the name of its sidecar.
+    /// A LoRA, by its id or its name.
     pub fn lora(&self, name: &str) -> Result<&ModelRecord, Error> {
-        self.named(name, "LoRA", "loras", |record| record.kind == ModelKind::Lora)
+        self.named(name, "LoRA", "loras", |kind| kind == ModelKind::Lora)
     }
 
-    /// The model of a request that names none: the first usable one.
-    pub fn default_model(&self) -> Result<&ModelRecord, Error> {
-        let mut models = self
-            .records
+    /// A ControlNet, by its id or its name.
+    pub fn controlnet(&self, name: &str) -> Result<&ModelRecord, Error> {
+        self.named(name, "ControlNet", "control", |kind| {
+            kind == ModelKind::Controlnet
+        })
+    }
+
+    /// A VAE, by its id or its name.
+    pub fn vae(&self, name: &str) -> Result<&ModelRecord, Error> {
+        self.named(name, "VAE", "vae", |kind| kind == ModelKind::Vae)
+    }
+
+    /// A textual inversion, by its id or its name.
+    pub fn embedding(&self, name: &str) -> Result<&ModelRecord, Error> {
+        self.named(name, "embedding", "prompt", |kind| kind == ModelKind::Embedding)
+    }
+
+    /// All textual inversions that can be used; each stands for the word that is its `trigger`.
+    pub fn embeddings(&self) -> impl Iterator<Item = &ModelRecord> {
+        self.records
             .iter()
-            .filter(|record| record.kind != ModelKind::Lora);
-        let first = models.clone().next();
-        models
-            .find(|record| record.problem.is_none())
-            .or(first)
+            .filter(|record| record.kind == ModelKind::Embedding && record.problem.is_none())
+    }
+
+    /// The model of a request that names none: the first one that the native worker can take, else the first usable
+    /// one. Variants, which ask for more than a prompt, come last.
+    pub fn default_model(&self) -> Result<&ModelRecord, Error> {
+        let models = || self.records.iter().filter(|record| record.kind.makes_pictures());
+        let usable = || models().filter(|record| record.problem.is_none());
+        usable()
+            .find(|record| record.has_graphs())
+            .or_else(|| usable().find(|record| record.variant == Variant::Base))
+            .or_else(|| usable().next())
+            .or_else(|| models().next())
             .ok_or_else(|| {
                 Error::new(Code::UnknownModel, "there is no model")
                     .field("model")
@@ -92,23 +136,19 @@ impl Catalogue {
         name: &str,
         what: &str,
         field: &str,
-        wanted: impl Fn(&ModelRecord) -> bool,
+        wanted: impl Fn(ModelKind) -> bool,
     ) -> Result<&ModelRecord, Error> {
-        let mut of_kind = self.records.iter().filter(|record| wanted(record));
-        if let Some(found) = of_kind.clone().find(|record| record.id.as_str() == name) {
+        let of_kind = || self.records.iter().filter(|record| wanted(record.kind));
+        let by_name = |record: &&ModelRecord| !record.kind.makes_pictures() && record.name == name;
+        let found = of_kind().find(|record| record.id.as_str() == name);
+        if let Some(found) = found.or_else(|| of_kind().find(by_name)) {
             return Ok(found);
         }
-        if let Some(found) = of_kind.find(|record| record.kind == ModelKind::Lora && record.name == name) {
-            return Ok(found);
-        }
-        let names = self
-            .records
-            .iter()
-            .filter(|record| wanted(record))
-            .flat_map(|record| {
-                let known_as = (record.kind == ModelKind::Lora).then_some(record.name.as_str());
-                known_as.into_iter().chain([record.id.as_str()])
-            });
+        let names = of_kind().flat_map(|record| {
+            let also = !record.kind.makes_pictures() && record.name != record.id.as_str();
+            let known_as = also.then_some(record.name.as_str());
+            known_as.into_iter().chain([record.id.as_str()])
+        });
         let shown: String = name.chars().take(100).collect();
         Err(
             Error::new(Code::UnknownModel, format!("unknown {what} `{shown}`"))
@@ -121,7 +161,16 @@ impl Catalogue {
     pub fn spec(&self, record: &ModelRecord) -> ModelSpec {
         ModelSpec {
             id: record.id.clone(),
-            family: record.family.clone(),
+            // Workers take ControlNets as a family of their own.
+            family: match record.kind {
+                ModelKind::Controlnet => "controlnet".into(),
+                ModelKind::Diffusers
+                | ModelKind::Onnx
+                | ModelKind::Checkpoint
+                | ModelKind::Lora
+                | ModelKind::Vae
+                | ModelKind::Embedding => record.family.clone(),
+            },
             format: record.format.unwrap_or(ModelFormat::Diffusers),
             components: record.components.clone(),
         }
@@ -154,78 +203,10 @@ fn children(folder: &Path) -> Vec<PathBuf> {
     let mut paths: Vec<PathBuf> = std::fs::read_dir(folder)
         .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
         .unwrap_or_default();
-    paths.sort();
+    // What is never opened comes last, so that a file that can be goes before it under the same name.
+    paths.sort_by_key(|path| (file::is_pickle(path), path.clone()));
     paths
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn embedded() -> Catalogue {
-        Catalogue::scan(&[PathBuf::from(concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/../../models"
-        ))])
-    }
-
-    #[test]
-    fn the_embedded_model_is_found_with_its_presets_and_its_graphs() {
-        let catalogue = embedded();
-        let model = catalogue.default_model().unwrap();
-        assert_eq!(model.problem, None);
-        assert_eq!(
-            (model.id.as_str(), model.architecture.as_deref()),
-            ("calotype-tiny", Some("calotype-tiny"))
-        );
-        assert_eq!(
-            (model.size, model.size_multiple, model.default_preset.as_deref()),
-            ((256, 256), 32, Some("fast"))
-        );
-        assert_eq!(
-            catalogue.lora("pixel").unwrap().id.as_str(),
-            "calotype-tiny-pixel"
-        );
-    }
-
-    #[test]
-    fn an_unknown_name_is_answered_with_its_neighbours() {
-        let catalogue = embedded();
-        let error = catalogue.model("calotype-tny").unwrap_err();
-        assert_eq!(
-            (error.code, error.field.as_deref()),
-            (Code::UnknownModel, Some("model"))
-        );
-        assert!(error.advice.unwrap().contains("calotype-tiny"));
-        assert!(
-            catalogue
-                .lora("pixl")
-                .unwrap_err()
-                .advice
-                .unwrap()
-                .contains("pixel")
-        );
-    }
-
-    #[test]
-    fn hostile_files_become_records_that_say_so() {
-        let dir = tempfile::tempdir().unwrap();
-        let loras = dir.path().join("loras");
-        std::fs::create_dir(&loras).unwrap();
-        let mut huge = u64::MAX.to_le_bytes().to_vec();
-        huge.extend(b"{}");
-        for (name, bytes) in [
-            ("empty", vec![]),
-            ("huge", huge),
-            ("junk", b"\x02\0\0\0\0\0\0\0{]".to_vec()),
-        ] {
-            std::fs::write(loras.join(format!("{name}.safetensors")), bytes).unwrap();
-        }
-        let model = dir.path().join("half");
-        std::fs::create_dir(&model).unwrap();
-        std::fs::write(model.join("model_index.json"), "{}").unwrap();
-        let catalogue = Catalogue::scan(&[dir.path().to_owned(), dir.path().join("absent")]);
-        assert_eq!(catalogue.models().count(), 4);
-        assert!(catalogue.models().all(|record| record.problem.is_some()));
-    }
-}
+mod tests;

@@ -1,5 +1,6 @@
 //! A safetensors header: names, types, shapes and bounds, without reading a weight.
 
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -14,7 +15,32 @@ const MOST_BYTES: u64 = 100_000_000;
 pub(super) struct Header {
     pub(super) file_bytes: u64,
     pub(super) parameters: u64,
-    pub(super) names: Vec<String>,
+    /// Tensors by name, with their shapes.
+    pub(super) shapes: BTreeMap<String, Vec<usize>>,
+    /// What the file says of itself.
+    pub(super) said: HashMap<String, String>,
+}
+
+impl Header {
+    /// Whether a tensor is named so or a tensor's name begins so.
+    pub(super) fn has(&self, prefix: &str) -> bool {
+        self.shapes
+            .range(prefix.to_owned()..)
+            .next()
+            .is_some_and(|(name, _)| name.starts_with(prefix))
+    }
+
+    /// The extent of a tensor along an axis.
+    pub(super) fn extent(&self, name: &str, axis: usize) -> Option<u32> {
+        let extent = self.shapes.get(name)?.get(axis)?;
+        u32::try_from(*extent).ok()
+    }
+
+    /// The extent along an axis of the first tensor whose name is one of these.
+    pub(super) fn extent_of(&self, wanted: impl Fn(&str) -> bool, axis: usize) -> Option<u32> {
+        let (name, _) = self.shapes.iter().find(|(name, _)| wanted(name))?;
+        self.extent(name, axis)
+    }
 }
 
 /// Reads and checks the header of a file.
@@ -42,10 +68,10 @@ pub(super) fn read(path: &Path) -> Result<Header, String> {
         .map_err(|error| wrong(error.to_string()))?;
     // Not `SafeTensors::read_metadata`: it wants the weights behind the header, and adds their sizes unchecked.
     let metadata: Metadata = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
-    let names = metadata.offset_keys();
+    let mut shapes = BTreeMap::new();
     let (mut parameters, mut end) = (0u64, 0u64);
-    for name in &names {
-        let Some(tensor) = metadata.info(name) else {
+    for name in metadata.offset_keys() {
+        let Some(tensor) = metadata.info(&name) else {
             continue;
         };
         let (from, to) = (tensor.data_offsets.0 as u64, tensor.data_offsets.1 as u64);
@@ -59,6 +85,7 @@ pub(super) fn read(path: &Path) -> Result<Header, String> {
         }
         end = to;
         parameters = parameters.saturating_add(elements.unwrap_or(0));
+        shapes.insert(name, tensor.shape.clone());
     }
     let need_bytes = end.saturating_add(8 + header_bytes);
     if need_bytes != file_bytes {
@@ -69,13 +96,33 @@ pub(super) fn read(path: &Path) -> Result<Header, String> {
     Ok(Header {
         file_bytes,
         parameters,
-        names,
+        shapes,
+        said: metadata.metadata().clone().unwrap_or_default(),
     })
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// Writes a safetensors file of half-precision zeros.
+    pub(in super::super) fn write(path: &Path, tensors: &[(&str, &[usize])], said: &[(&str, &str)]) {
+        let mut end = 0;
+        let mut header = serde_json::Map::new();
+        for (name, shape) in tensors {
+            let from = end;
+            end += 2 * shape.iter().product::<usize>();
+            let tensor = serde_json::json!({"dtype": "F16", "shape": shape, "data_offsets": [from, end]});
+            header.insert((*name).to_owned(), tensor);
+        }
+        let said: BTreeMap<&str, &str> = said.iter().copied().collect();
+        header.insert("__metadata__".into(), serde_json::json!(said));
+        let header = serde_json::to_vec(&header).unwrap();
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header);
+        bytes.resize(bytes.len() + end, 0);
+        std::fs::write(path, bytes).unwrap();
+    }
 
     fn file(header: &str, data_bytes: usize) -> (tempfile::TempDir, std::path::PathBuf) {
         let dir = tempfile::tempdir().unwrap();
@@ -91,7 +138,19 @@ mod tests {
     fn a_header_is_read_without_its_weights() {
         let (_dir, path) = file(r#"{"a":{"dtype":"F16","shape":[2,3],"data_offsets":[0,12]}}"#, 12);
         let header = read(&path).unwrap();
-        assert_eq!((header.parameters, header.names), (6, vec!["a".to_owned()]));
+        assert_eq!(
+            (header.parameters, header.shapes["a"].as_slice()),
+            (6, &[2, 3][..])
+        );
+        assert_eq!(
+            (
+                header.extent("a", 1),
+                header.extent("a", 2),
+                header.extent("b", 0)
+            ),
+            (Some(3), None, None)
+        );
+        assert!(header.has("a") && !header.has("ab") && !header.has("b"));
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! What is known of a model.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use calotype_protocol::{ModelFormat, ModelId};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::sidecar::Preset;
+use super::sidecar::{Preset, Sidecar};
 
 /// What a file or folder is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -16,8 +17,54 @@ pub enum ModelKind {
     Diffusers,
     /// A folder of ONNX files in Optimum's layout.
     Onnx,
+    /// One safetensors file with everything in it.
+    Checkpoint,
     /// A LoRA.
     Lora,
+    /// A ControlNet.
+    Controlnet,
+    /// A VAE by itself, to take the place of a model's own.
+    Vae,
+    /// A textual inversion: a word with a meaning of its own.
+    Embedding,
+}
+
+impl ModelKind {
+    /// Whether it makes pictures by itself.
+    pub fn makes_pictures(self) -> bool {
+        match self {
+            Self::Diffusers | Self::Onnx | Self::Checkpoint => true,
+            Self::Lora | Self::Controlnet | Self::Vae | Self::Embedding => false,
+        }
+    }
+
+    /// The word for it in ids that two kinds would share.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Diffusers | Self::Onnx | Self::Checkpoint => "model",
+            Self::Lora => "lora",
+            Self::Controlnet => "controlnet",
+            Self::Vae => "vae",
+            Self::Embedding => "embedding",
+        }
+    }
+}
+
+/// What a UNet takes beside the latents.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Variant {
+    /// Nothing.
+    #[default]
+    Base,
+    /// A mask and what it leaves of the image.
+    Inpaint,
+    /// The image to change.
+    Edit,
+    /// A map of depths.
+    Depth,
+    /// Nothing, and it is made to finish what another model began.
+    Refiner,
 }
 
 /// One model of the catalogue.
@@ -35,8 +82,11 @@ pub struct ModelRecord {
     /// From its sidecar.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub licence: Option<String>,
-    /// For instance `sd`.
+    /// `sd` (1.x and 2.x), `sdxl`, `sdxl_refiner`, `sd3`, `flux`; of what is laid on a model, that model's.
     pub family: String,
+    /// What its UNet takes beside the latents.
+    #[serde(default)]
+    pub variant: Variant,
     /// Layout of the files, for a worker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<ModelFormat>,
@@ -50,6 +100,12 @@ pub struct ModelRecord {
     pub parameters: u64,
     /// Channels of its latents.
     pub latent_channels: u32,
+    /// Channels that its UNet takes: those of the latents, and more in variants (9 to inpaint, 8 to edit).
+    #[serde(default)]
+    pub unet_channels: u32,
+    /// Width of the text that its UNet attends to; of a LoRA, a ControlNet or an embedding, of the UNets it fits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text_width: Option<u32>,
     /// Pixels an edge of one latent.
     pub latent_factor: u32,
     /// Size it was trained for.
@@ -67,10 +123,10 @@ pub struct ModelRecord {
     /// The model that a LoRA is for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<String>,
-    /// Words that a LoRA wants in the prompt.
+    /// Words that a LoRA wants in the prompt; the word that an embedding stands for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trigger: Option<String>,
-    /// The graphs that fit it.
+    /// The graphs that fit it; without any, the native worker cannot take it, another can.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub architecture: Option<String>,
     /// Why it cannot be used.
@@ -79,6 +135,83 @@ pub struct ModelRecord {
 }
 
 impl ModelRecord {
+    /// A record with nothing but its place. A file's name is its id without its end, a folder's as it is.
+    pub(super) fn at(path: &Path, kind: ModelKind) -> Self {
+        let name = if path.is_dir() {
+            path.file_name()
+        } else {
+            path.file_stem()
+        };
+        let id = name
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        Self {
+            name: id.clone(),
+            id: ModelId(id),
+            kind,
+            description: None,
+            licence: None,
+            family: "sd".into(),
+            variant: Variant::Base,
+            format: None,
+            path: path.display().to_string(),
+            components: BTreeMap::new(),
+            weights_bytes: 0,
+            parameters: 0,
+            latent_channels: 4,
+            unet_channels: 4,
+            text_width: None,
+            latent_factor: 8,
+            size: (512, 512),
+            size_multiple: 8,
+            presets: BTreeMap::new(),
+            default_preset: None,
+            prediction: None,
+            base: None,
+            trigger: None,
+            architecture: None,
+            problem: None,
+        }
+    }
+
+    /// Takes what its sidecar says over what was found.
+    pub(super) fn adopt(&mut self, sidecar: Sidecar) {
+        let Sidecar {
+            format: _,
+            name,
+            description,
+            licence,
+            family,
+            size,
+            size_multiple,
+            default_preset,
+            presets,
+            base,
+            trigger,
+        } = sidecar;
+        self.name = name.unwrap_or_else(|| self.name.clone());
+        self.description = description;
+        self.licence = licence;
+        self.family = family.unwrap_or_else(|| self.family.clone());
+        if let Some(size) = size {
+            self.size = (size.width, size.height);
+        }
+        // Never below what the VAE asks for, whatever the file says.
+        self.size_multiple = size_multiple
+            .unwrap_or(self.size_multiple)
+            .max(self.latent_factor)
+            .max(8);
+        self.presets = presets;
+        self.default_preset = default_preset;
+        self.base = base;
+        self.trigger = trigger.or_else(|| self.trigger.clone());
+    }
+
+    /// Whether the native worker can take it.
+    pub fn has_graphs(&self) -> bool {
+        self.kind == ModelKind::Onnx || self.architecture.is_some()
+    }
+
     /// The ways in which a worker can take it: a diffusers folder, an ONNX folder, a single file, and `graphs` where
     /// there are ONNX graphs to bind its weights to.
     pub fn formats(&self) -> Vec<String> {

@@ -1,5 +1,5 @@
 //! The small JSON file beside a model: defaults and presets come from here, never from code. `calotype.json` in a
-//! model's folder, `<name>.json` beside a LoRA.
+//! model's folder, `<name>.json` beside a file.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -54,6 +54,7 @@ pub(super) struct Sidecar {
     pub(super) name: Option<String>,
     pub(super) description: Option<String>,
     pub(super) licence: Option<String>,
+    pub(super) family: Option<String>,
     pub(super) size: Option<Size>,
     pub(super) size_multiple: Option<u32>,
     pub(super) default_preset: Option<String>,

@@ -1,5 +1,5 @@
 //! A weighted prompt to the states that the UNet attends to: chunks of 75 tokens, each framed, padded and encoded,
-//! then laid end to end. Weights multiply each token's state; the mean of the chunk is restored after it.
+//! then laid end to end; the span `BREAK` ends a chunk early. Weights multiply each token's state; the mean of the chunk is restored after it.
 
 use std::rc::Rc;
 
@@ -11,6 +11,8 @@ use crate::runtime::{Graph, Value};
 
 /// The most chunks of one prompt.
 const MOST_CHUNKS: usize = 16;
+/// The span that ends the chunk which is being filled; an empty one is not ended.
+const BREAK: &str = "BREAK";
 
 /// An encoded prompt: `[chunks * tokens, width]`.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,22 +43,25 @@ impl Embedding {
 type Chunk = (Vec<i64>, Vec<f32>);
 
 fn chunks_of(tokenizer: &Tokenizer, spans: &[Span], tokens: usize) -> Result<Vec<Chunk>, Failure> {
-    let mut pieces: Vec<(i64, f32)> = Vec::new();
+    let mut sections: Vec<Vec<(i64, f32)>> = vec![Vec::new()];
     for span in spans {
         if !span.weight.is_finite() {
             return Err(invalid("a weight in the prompt is not a number"));
         }
-        pieces.extend(tokenizer.ids(&span.text)?.into_iter().map(|id| (id, span.weight)));
+        if span.text == BREAK {
+            sections.push(Vec::new());
+        } else if let Some(section) = sections.last_mut() {
+            section.extend(tokenizer.ids(&span.text)?.into_iter().map(|id| (id, span.weight)));
+        }
     }
     let room = tokens.saturating_sub(2).max(1);
-    if pieces.len() > room * MOST_CHUNKS {
+    let mut groups: Vec<&[(i64, f32)]> = sections.iter().flat_map(|section| section.chunks(room)).collect();
+    if groups.len() > MOST_CHUNKS {
         return Err(invalid(format!(
-            "the prompt has {} tokens, at most {} are taken",
-            pieces.len(),
-            room * MOST_CHUNKS
+            "the prompt has {} chunks of {room} tokens, at most {MOST_CHUNKS} are taken",
+            groups.len()
         )));
     }
-    let mut groups: Vec<&[(i64, f32)]> = pieces.chunks(room).collect();
     if groups.is_empty() {
         groups.push(&[]);
     }
@@ -146,6 +151,43 @@ fn weigh(states: &mut [f32], weights: &[f32], width: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The tokens of each chunk, without frame and padding.
+    fn cut(prompt: &[&str]) -> Result<Vec<usize>, Failure> {
+        let folder = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../models/calotype-tiny/tokenizer"
+        );
+        let tokenizer = Tokenizer::open(std::path::Path::new(folder)).unwrap();
+        let span = |text: &&str| Span {
+            text: (*text).to_owned(),
+            weight: 1.5,
+        };
+        let spans: Vec<Span> = prompt.iter().map(span).collect();
+        let chunks = chunks_of(&tokenizer, &spans, 77)?;
+        assert!(
+            chunks
+                .iter()
+                .all(|(ids, weights)| ids.len() == 77 && weights.len() == 77)
+        );
+        let own = |weights: &Vec<f32>| weights.iter().filter(|weight| **weight == 1.5).count();
+        Ok(chunks.iter().map(|(_, weights)| own(weights)).collect())
+    }
+
+    #[test]
+    fn a_break_ends_a_chunk_that_is_begun_and_makes_no_empty_one() {
+        let long = "a ".repeat(80);
+        assert_eq!(cut(&["a a", "BREAK", "a"]).unwrap(), [2, 1]);
+        assert_eq!(cut(&[&long, "BREAK", "a"]).unwrap(), [75, 5, 1]);
+        assert_eq!(
+            cut(&["BREAK", "a", "BREAK", " ", "BREAK", "a", "BREAK"]).unwrap(),
+            [1, 1]
+        );
+        assert_eq!(cut(&["BREAK"]).unwrap(), [0]);
+        assert_eq!(cut(&["a BREAK a"]).unwrap().len(), 1);
+        assert_eq!(cut(&["a", "BREAK"].repeat(16)).unwrap().len(), 16);
+        assert!(cut(&["a", "BREAK"].repeat(17)).is_err());
+    }
 
     #[test]
     fn weights_keep_the_mean_of_the_chunk() {

@@ -56,6 +56,37 @@ fn a_lora_is_added_to_the_presets_and_an_empty_list_takes_them_away() {
 }
 
 #[test]
+fn loras_in_the_prompt_come_after_the_requests_own() {
+    let mut request = request();
+    request.prompt = "a red apple <lora:pixel:0.25>".into();
+    let loras = |request: &GenerateRequest| planned(request).unwrap().plan.loras;
+    assert_eq!(loras(&request).len(), 2);
+    request.loras = Some(vec![]);
+    assert_eq!(loras(&request)[0].weight, 0.25);
+    request.loras = Some(vec![LoraRequest {
+        name: "pixel".into(),
+        weight: Some(0.5),
+    }]);
+    assert_eq!(loras(&request)[1].weight, 0.25);
+    request.negative_prompt = Some("<lora:lcm>".into());
+    let warnings = planned(&request).unwrap().warnings;
+    assert!(
+        warnings
+            .iter()
+            .any(|warning| warning.message.contains("left out"))
+    );
+}
+
+#[test]
+fn a_lora_in_the_prompt_that_cannot_be_laid_on_is_refused_by_the_prompt() {
+    let field = |prompt: &str| refused(|request| request.prompt = prompt.into());
+    let prompt = || "prompt".to_owned();
+    assert_eq!(field("<lora:pixl>"), (Code::UnknownModel, prompt()));
+    assert_eq!(field("<lora:pixel:4.5>"), (Code::InvalidInput, prompt()));
+    assert_eq!(field(&"<lora:pixel>".repeat(17)), (Code::InvalidInput, prompt()));
+}
+
+#[test]
 fn every_field_out_of_range_is_refused_by_its_name() {
     let invalid = |field: &str| (Code::InvalidInput, field.to_owned());
     assert_eq!(refused(|r| r.width = Some(100)), invalid("width"));

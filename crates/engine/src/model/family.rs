@@ -1,0 +1,288 @@
+//! Which family a model is of, by the names and shapes of its tensors or by its small files. Pure.
+//!
+//! Families are named as the workers name them: `sd` (1.x and 2.x), `sdxl`, `sdxl_refiner`; `sd3` and `flux` are told
+//! apart from them, and served by no worker yet.
+
+use serde_json::Value;
+
+use super::header::Header;
+use super::record::{ModelRecord, Variant};
+
+/// Where the original checkpoints keep the UNet.
+const UNET: &str = "model.diffusion_model.";
+const VAE: &str = "first_stage_model.";
+const TEXT_ENCODERS: [&str; 3] = ["cond_stage_model.", "conditioner.embedders.", "text_encoders."];
+/// Under which the width of an image's text is found, in the original names and in diffusers'.
+const CONTEXT: &str = "attn2.to_k.weight";
+/// The files' own words for how the output is to be read; programs do not agree on one.
+const PREDICTION_KEYS: [&str; 3] = [
+    "modelspec.prediction_key",
+    "modelspec.prediction_type",
+    "modelspec.predict_key",
+];
+
+/// The family whose UNet attends to text of this width.
+pub(super) fn by_text_width(width: u32) -> Option<&'static str> {
+    match width {
+        768 | 1024 => Some("sd"),
+        2048 => Some("sdxl"),
+        1280 => Some("sdxl_refiner"),
+        _ => None,
+    }
+}
+
+/// The family of a diffusers pipeline. `has_first_encoder`: SDXL's refiner has only the second one.
+pub(super) fn by_pipeline(class: &str, has_first_encoder: bool) -> Option<&'static str> {
+    match class {
+        class if class.contains("StableDiffusionXL") && has_first_encoder => Some("sdxl"),
+        class if class.contains("StableDiffusionXL") => Some("sdxl_refiner"),
+        class if class.contains("StableDiffusion3") => Some("sd3"),
+        class if class.contains("Flux") => Some("flux"),
+        class if class.contains("StableDiffusion") || class.contains("LatentConsistency") => Some("sd"),
+        _ => None,
+    }
+}
+
+/// The parts of a diffusers folder that a model of this family has.
+pub(super) fn roles(family: &str) -> &'static [&'static str] {
+    match family {
+        "sdxl" => &[
+            "unet",
+            "vae",
+            "text_encoder",
+            "text_encoder_2",
+            "tokenizer",
+            "tokenizer_2",
+            "scheduler",
+        ],
+        "sdxl_refiner" => &["unet", "vae", "text_encoder_2", "tokenizer_2", "scheduler"],
+        "sd3" => &[
+            "transformer",
+            "vae",
+            "text_encoder",
+            "text_encoder_2",
+            "text_encoder_3",
+            "tokenizer",
+            "tokenizer_2",
+            "tokenizer_3",
+            "scheduler",
+        ],
+        "flux" => &[
+            "transformer",
+            "vae",
+            "text_encoder",
+            "text_encoder_2",
+            "tokenizer",
+            "tokenizer_2",
+            "scheduler",
+        ],
+        _ => &["unet", "vae", "text_encoder", "tokenizer", "scheduler"],
+    }
+}
+
+/// The size that models of a family were trained for, in pixels an edge, where their files do not say it.
+pub(super) fn native_edge(family: &str) -> u32 {
+    if family == "sd" { 512 } else { 1024 }
+}
+
+/// What more than the latents an input of so many channels holds.
+pub(super) fn variant(family: &str, unet_channels: u32, latent_channels: u32) -> Variant {
+    match unet_channels.checked_sub(latent_channels) {
+        _ if family == "sdxl_refiner" => Variant::Refiner,
+        None | Some(0) => Variant::Base,
+        Some(1) => Variant::Depth,
+        Some(more) if more == latent_channels => Variant::Edit,
+        Some(_) => Variant::Inpaint,
+    }
+}
+
+/// Fills in what the header of a checkpoint tells; what keeps it from being used is the error.
+pub(super) fn of_checkpoint(header: &Header, record: &mut ModelRecord) -> Result<(), String> {
+    // Flux is often stored without its VAE, and then without the prefix.
+    let prefix = if header.has(UNET) { UNET } else { "" };
+    let named = |name: &str| format!("{prefix}{name}");
+    let input = if header.has(&named("joint_blocks.")) {
+        record.family = "sd3".into();
+        header.extent(&named("x_embedder.proj.weight"), 1)
+    } else if header.has(&named("double_blocks.")) {
+        record.family = "flux".into();
+        // Four pixels of the latents stand side by side.
+        header.extent(&named("img_in.weight"), 1).map(|width| width / 4)
+    } else if !header.has(UNET) {
+        return Err(match elsewhere(header) {
+            Some(place) => format!("it is no checkpoint; a file like it belongs into models/{place}"),
+            None => "no tensor of it is named as a checkpoint's".into(),
+        });
+    } else {
+        let width = text_width(header, UNET);
+        record.text_width = width;
+        record.family = width
+            .and_then(by_text_width)
+            .ok_or_else(|| {
+                format!(
+                    "its UNet attends to text of width {}, that of no known family",
+                    width.unwrap_or(0)
+                )
+            })?
+            .into();
+        header.extent(&named("input_blocks.0.0.weight"), 1)
+    };
+    let transformer = matches!(record.family.as_str(), "sd3" | "flux");
+    let usual = if transformer { 16 } else { 4 };
+    record.latent_channels = header
+        .extent(&format!("{VAE}decoder.conv_in.weight"), 1)
+        .unwrap_or(usual);
+    record.unet_channels = input.unwrap_or(record.latent_channels);
+    record.variant = variant(&record.family, record.unet_channels, record.latent_channels);
+    record.prediction = prediction(header, record).map(str::to_owned);
+    let second = record.text_width == Some(1024) && record.prediction.as_deref() == Some("v_prediction");
+    let edge = if second { 768 } else { native_edge(&record.family) };
+    record.size = said_size(header).unwrap_or((edge, edge));
+    if !header.has(VAE) {
+        return Err("it holds no VAE".into());
+    }
+    if !TEXT_ENCODERS.iter().any(|prefix| header.has(prefix)) {
+        return Err("it holds no text encoder".into());
+    }
+    Ok(())
+}
+
+/// The width of the text that the UNet below a prefix attends to; none where its layers do not agree.
+pub(super) fn text_width(header: &Header, prefix: &str) -> Option<u32> {
+    let mut widths: Vec<u32> = header
+        .shapes
+        .keys()
+        .filter(|name| name.starts_with(prefix) && name.ends_with(CONTEXT))
+        .filter_map(|name| header.extent(name, 1))
+        .collect();
+    widths.dedup();
+    match widths.as_slice() {
+        [width] => Some(*width),
+        _ => None,
+    }
+}
+
+/// As the file says it; else as is usual for its architecture.
+fn prediction(header: &Header, record: &ModelRecord) -> Option<&'static str> {
+    if matches!(record.family.as_str(), "sd3" | "flux") {
+        return Some("flow");
+    }
+    let said = PREDICTION_KEYS.iter().find_map(|key| header.said.get(*key));
+    let velocity = match said {
+        Some(word) => word.starts_with('v'),
+        None => header.shapes.contains_key("v_pred") || record.text_width == Some(1024),
+    };
+    Some(if velocity { "v_prediction" } else { "epsilon" })
+}
+
+/// The size that the file says it was trained for.
+fn said_size(header: &Header) -> Option<(u32, u32)> {
+    let (width, height) = header.said.get("modelspec.resolution")?.split_once('x')?;
+    let edge = |text: &str| {
+        let edge = text.trim().parse::<u32>().ok()?;
+        ((64..=4096).contains(&edge) && edge.is_multiple_of(8)).then_some(edge)
+    };
+    Some((edge(width)?, edge(height)?))
+}
+
+/// The folder below `models` that a file of such tensors belongs into.
+fn elsewhere(header: &Header) -> Option<&'static str> {
+    if is_lora(header) {
+        Some("loras")
+    } else if is_controlnet(header) {
+        Some("controlnets")
+    } else if vae_channels(header).is_some() {
+        Some("vaes")
+    } else if header.has("emb_params") || header.has("clip_l") || header.has("clip_g") {
+        Some("embeddings")
+    } else {
+        None
+    }
+}
+
+/// Whether tensors are named as a LoRA's.
+pub(super) fn is_lora(header: &Header) -> bool {
+    header.shapes.keys().any(|name| name.contains("lora"))
+}
+
+/// Whether tensors are named as a ControlNet's, in the original names or in diffusers'.
+pub(super) fn is_controlnet(header: &Header) -> bool {
+    [
+        "control_model.",
+        "input_hint_block.",
+        "controlnet_cond_embedding.",
+    ]
+    .iter()
+    .any(|prefix| header.has(prefix))
+}
+
+/// The channels of the latents of a VAE by itself.
+pub(super) fn vae_channels(header: &Header) -> Option<u32> {
+    header
+        .extent("decoder.conv_in.weight", 1)
+        .or_else(|| header.extent(&format!("{VAE}decoder.conv_in.weight"), 1))
+}
+
+/// Fills in what a LoRA fits. A LoRA that tells nothing is taken to be for the family that is here most often.
+pub(super) fn of_lora(header: &Header, record: &mut ModelRecord) {
+    let reads_text = |name: &str| {
+        let below = name.contains("lora_A") || name.contains("lora_down") || name.contains("lora.down");
+        below && (name.contains("attn2.to_k") || name.contains("attn2_to_k"))
+    };
+    let holds = |words: &[&str]| {
+        let one_of = |name: &String| words.iter().any(|word| name.contains(word));
+        header.shapes.keys().any(one_of)
+    };
+    record.text_width = header.extent_of(reads_text, 1);
+    let family = if holds(&["double_blocks", "single_transformer_blocks"]) {
+        "flux"
+    } else if holds(&["joint_blocks", "add_k_proj"]) {
+        "sd3"
+    } else if let Some(family) = record.text_width.and_then(by_text_width) {
+        family
+    } else if holds(&["lora_te2_", "text_encoder_2."]) {
+        "sdxl"
+    } else {
+        "sd"
+    };
+    record.family = family.into();
+}
+
+/// Fills in what a textual inversion fits.
+pub(super) fn of_embedding(header: &Header, record: &mut ModelRecord) -> Result<(), String> {
+    let width = |shape: &Vec<usize>| u32::try_from(*shape.last()?).ok();
+    if !header.shapes.values().all(|shape| matches!(shape.len(), 1 | 2)) || header.shapes.is_empty() {
+        return Err("its tensors are not those of a textual inversion".into());
+    }
+    if header.has("clip_l") || header.has("clip_g") {
+        record.family = "sdxl".into();
+        record.text_width = Some(2048);
+        return Ok(());
+    }
+    record.text_width = header.shapes.values().next().and_then(width);
+    match record.text_width.and_then(by_text_width) {
+        Some(family) => record.family = family.into(),
+        None => record.family = "sd".into(),
+    }
+    Ok(())
+}
+
+/// The family of a VAE, by its config: the shapes of two families are the same, their scales are not.
+pub(super) fn of_vae(config: &Value) -> &'static str {
+    let near = |field: &str, wanted: f64| {
+        let value = config[field].as_f64();
+        value.is_some_and(|value| (value - wanted).abs() < 1e-3)
+    };
+    if near("scaling_factor", 0.13025) {
+        "sdxl"
+    } else if near("scaling_factor", 1.5305) {
+        "sd3"
+    } else if near("scaling_factor", 0.3611) {
+        "flux"
+    } else {
+        "sd"
+    }
+}
+
+#[cfg(test)]
+mod tests;
