@@ -120,17 +120,17 @@ pub fn install(
             &[],
             &mut line,
         )?;
-        let constraints = environment.join("constraints.txt");
-        let text: String = locked
+        let versions: String = locked
             .iter()
             .map(|(name, version)| format!("{name}=={version}\n"))
             .collect();
-        std::fs::write(&constraints, text).map_err(|error| SetupError::Failed {
-            program: "writing constraints.txt".into(),
-            reason: error.to_string(),
-        })?;
+        let project = std::fs::read_to_string(package.join("pyproject.toml")).unwrap_or_default();
+        let constraints = written(&environment.join("constraints.txt"), &versions)?;
+        let requirements = written(
+            &environment.join("requirements.txt"),
+            &needed(&project).join("\n"),
+        )?;
         let python = environment.join("bin/python").display().to_string();
-        let (constraints, package) = (constraints.display().to_string(), package.display().to_string());
         let arguments = [
             "-m",
             "pip",
