@@ -12,6 +12,7 @@ from torch import nn
 from calotype_worker.device import TORCH_DTYPES, Device
 from calotype_worker.errors import InvalidInput, ModelLoad, NotSupported, OutOfMemory
 from calotype_worker.pipelines.family import Progress
+from calotype_worker.pipelines.quick import quicken
 from calotype_worker.upload import Uploader
 from calotype_worker.weights import Binding, Put, Store, without_weights
 from calotype_worker.wire.down import Load, ModelSpec
@@ -128,6 +129,7 @@ class Loader:
             for name, buffer in module.named_buffers():
                 owner, _, leaf = name.rpartition(".")
                 module.get_submodule(owner)._buffers[leaf] = buffer.to(self.device.torch)
+            quicken(module)
             if self.device.is_cuda:
                 module.to(memory_format=torch.channels_last)
         self.device.synchronize()
