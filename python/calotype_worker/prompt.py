@@ -17,6 +17,8 @@ from torch import nn
 from calotype_worker.errors import InvalidInput, ModelLoad, NotSupported
 from calotype_worker.wire.work import Span
 
+BREAK = "BREAK"
+"""The span that ends a chunk."""
 MOST_CHUNKS = 16
 """The most chunks of one prompt."""
 
@@ -76,12 +78,16 @@ class Encoded:
 def chunked(
     tokenizer: Tokenizer, spans: Sequence[Span], tokens: int, vocabulary: int, embeddings: Embeddings
 ) -> Chunked:
-    """Cut `spans` into chunks of `tokens` ids."""
-    pieces: list[tuple[int, float]] = []
+    """Cut `spans` into chunks of `tokens` ids. A span `BREAK` ends a chunk early; it never leaves an empty one."""
+    sections: list[list[tuple[int, float]]] = [[]]
     vectors: list[torch.Tensor] = []
     for span in spans:
         if not math.isfinite(span.weight):
             raise InvalidInput("a weight in the prompt is not a number")
+        if span.text == BREAK:
+            sections.append([])
+            continue
+        pieces = sections[-1]
         for text, vector in _split(span.text, embeddings):
             if vector is not None:
                 first = vocabulary + sum(len(known) for known in vectors)
@@ -90,9 +96,10 @@ def chunked(
             else:
                 pieces += [(id, span.weight) for id in tokenizer.ids(text)]
     room = max(tokens - 2, 1)
-    if len(pieces) > room * MOST_CHUNKS:
-        raise InvalidInput(f"the prompt has {len(pieces)} tokens, at most {room * MOST_CHUNKS} are taken")
-    groups = [pieces[at : at + room] for at in range(0, len(pieces), room)] or [[]]
+    groups = [pieces[at : at + room] for pieces in sections for at in range(0, len(pieces), room)]
+    if len(groups) > MOST_CHUNKS:
+        raise InvalidInput(f"the prompt has {len(groups)} chunks of {room} tokens, at most {MOST_CHUNKS} are taken")
+    groups = groups or [[]]
     chunks = []
     for group in groups:
         padding = tokens - len(group) - 2

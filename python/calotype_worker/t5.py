@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from calotype_worker.errors import InvalidInput, ModelLoad
-from calotype_worker.prompt import weighed
+from calotype_worker.prompt import BREAK, weighed
 from calotype_worker.wire.work import Span
 
 
@@ -42,7 +42,9 @@ class T5Encoder:
         """The states of a prompt: `[tokens, width]`."""
         if any(not math.isfinite(span.weight) for span in spans):
             raise InvalidInput("a weight in the prompt is not a number")
-        pieces = [(id, span.weight) for span in spans for id in self.tokenizer.ids(span.text)]
+        # Its sequence has no chunks that a BREAK could end.
+        texts = [span for span in spans if span.text != BREAK]
+        pieces = [(id, span.weight) for span in texts for id in self.tokenizer.ids(span.text)]
         if len(pieces) >= self.tokens:
             raise InvalidInput(f"the prompt has {len(pieces)} tokens, at most {self.tokens - 1} are taken")
         padding = self.tokens - len(pieces) - 1

@@ -62,6 +62,16 @@ def test_text_states_are_the_reference_values(model: StableDiffusion) -> None:
     assert close(pooled, ARRAYS["text/pooler_output"], 1e-5)
 
 
+def test_a_break_ends_a_chunk_and_leaves_no_empty_one(model: StableDiffusion) -> None:
+    def ids(*texts: str) -> list[list[int]]:
+        given = [Span(text=text, weight=1.0) for text in texts]
+        return [chunk.ids for chunk in chunked(model.encoder.tokenizer, given, 77, 8150, {}).chunks]
+
+    assert ids("a castle", "BREAK", "at night") == ids("a castle") + ids("at night")
+    assert ids("BREAK", "a castle", "BREAK", "BREAK") == ids("a castle")
+    assert ids("BREAK") == ids()
+
+
 def test_the_unet_gives_the_reference_values(model: StableDiffusion) -> None:
     assert close(unet_output(model), ARRAYS["unet/base"], 1e-5)
 
@@ -69,7 +79,7 @@ def test_the_unet_gives_the_reference_values(model: StableDiffusion) -> None:
 @torch.no_grad()
 def test_the_vae_gives_the_reference_values(model: StableDiffusion) -> None:
     latents = torch.from_numpy(noise.normal(4, 0, (4, 8, 8))) * 2 * model.scaling_factor
-    decoded = model.decode(latents)
+    decoded = model.decode(latents[None])[0]
     assert close(decoded, ARRAYS["vae/decoded"][0], 5e-5)
     encoded = model.encode_image(decoded[None].clamp(-1, 1)) / model.scaling_factor
     assert close(encoded, ARRAYS["vae/encoded_parameters"][:, :4], 5e-5)

@@ -27,6 +27,9 @@ pub struct EngineArgs {
     /// The ONNX Runtime library, when it lies in an unusual place.
     #[arg(long, value_name = "FILE", env = "CALOTYPE_ONNXRUNTIME")]
     pub onnxruntime: Option<PathBuf>,
+    /// Compile what GPUs run, in the background: faster after a minute or two a model and size.
+    #[arg(long)]
+    pub compile: bool,
     /// CPU threads of a worker; 0 for all cores.
     #[arg(long, default_value_t = 0)]
     pub threads: u32,
@@ -44,6 +47,7 @@ impl EngineArgs {
         let mut config = Config::new(data_dir.to_owned(), runtimes::chosen(self, data_dir)?);
         config.model_dirs = places::model_dirs(&self.models, data_dir);
         config.threads = self.threads;
+        config.compile = self.compile;
         Ok(config)
     }
 }

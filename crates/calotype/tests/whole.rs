@@ -167,6 +167,10 @@ fn nothing_accepted_is_lost_when_worker_and_server_are_killed() {
 fn bad_input_is_refused_by_field_and_changes_nothing() {
     let dir = folder();
     let server = Server::start(dir.path());
+    // From here on the worker has said what it can do.
+    let first = server.submit(&json!({ "prompt": "a", "seed": 1 }));
+    server.picture(&first);
+    assert_eq!(server.delete(&format!("/api/jobs/{first}")), 204);
     let bomb = encoded(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\x01\x86\xa0\0\x01\x86\xa0\x08\x02\0\0\0\0\0\0\0");
     let long = "x".repeat(32_001);
     for (body, status, code, field) in [
@@ -213,7 +217,7 @@ fn bad_input_is_refused_by_field_and_changes_nothing() {
             "colour",
         ),
         (
-            r#"{"prompt":"a","control":[{}]}"#.to_owned(),
+            r#"{"prompt":"a","control":[{"model":"canny","image":"x"}]}"#.to_owned(),
             422,
             "NOT_SUPPORTED",
             "control",

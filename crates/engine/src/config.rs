@@ -19,6 +19,8 @@ pub struct Config {
     pub queue_max_bytes: u64,
     /// Most jobs that share one worker; 0 for the worker's own figure.
     pub max_concurrency: u32,
+    /// Whether accelerators compile what they run, in the background.
+    pub compile: bool,
     /// Share of the host's memory that models and jobs may take, 0 to 1.
     pub memory_share: f64,
     /// CPU threads of a worker; 0 for its choice.
@@ -63,6 +65,7 @@ impl Config {
             queue_max_jobs: 10_000,
             queue_max_bytes: 1 << 30,
             max_concurrency: 0,
+            compile: false,
             memory_share: 0.8,
             threads: 0,
             timing: Timing::default(),

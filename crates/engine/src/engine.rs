@@ -87,6 +87,7 @@ impl Engine {
             log: Arc::clone(&log),
             abilities: abilities_in,
             max_concurrency: config.max_concurrency,
+            compile: config.compile,
             gate: Arc::clone(&gate),
             devices: devices.collect(),
             posts,
@@ -142,6 +143,9 @@ impl Engine {
         } = self.plan(request).await?;
         plan.init_image = self.keep_input(inputs.init_image, "init_image").await?;
         plan.mask = self.keep_input(inputs.mask, "mask").await?;
+        for (unit, image) in plan.control.iter_mut().zip(inputs.control) {
+            unit.image = self.keep_input(Some(image), "control").await?;
+        }
         let id = JobId(format!("job_{}", uuid::Uuid::now_v7().simple()));
         let created_at_ms = crate::processing::now_ms();
         let job = NewJob {
@@ -236,7 +240,7 @@ impl Engine {
         let catalogue = Arc::clone(&self.inner.catalogue);
         // 32 bits are plenty of pictures, and short enough to be read out.
         let random_seed = u64::from(uuid::Uuid::new_v4().as_fields().0);
-        if request.init_image.is_none() && request.mask.is_none() {
+        if request.init_image.is_none() && request.mask.is_none() && request.control.is_none() {
             return inference::plan(&request, &catalogue, &abilities, random_seed);
         }
         tokio::task::spawn_blocking(move || inference::plan(&request, &catalogue, &abilities, random_seed))

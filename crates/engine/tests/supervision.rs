@@ -180,6 +180,7 @@ fn run(job: &str, attempt: u32, steps: u32, seed: u64) -> Run {
         adapters: Vec::new(),
         control: Vec::new(),
         refiner: None,
+        hires: None,
         clip_skip: 0,
         preview_every: 0,
     });
@@ -205,6 +206,7 @@ fn load() -> Frame<Down> {
         model,
         dtype: Dtype::F32,
         budget_bytes: 1000,
+        plan: calotype_protocol::LoadPlan::default(),
     })
     .into()
 }

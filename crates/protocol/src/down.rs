@@ -147,6 +147,47 @@ pub struct Load {
     pub dtype: Dtype,
     /// The most that the weights may take.
     pub budget_bytes: u64,
+    /// What is given up for memory, or done for speed.
+    #[serde(default, skip_serializing_if = "LoadPlan::is_plain")]
+    pub plan: LoadPlan,
+}
+
+/// How a model is run where it is not simply resident and eager. A worker does what it can of it, and each result tells
+/// what was really done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LoadPlan {
+    /// What stays in host memory between its uses.
+    #[serde(default)]
+    pub offload: Offload,
+    /// The VAE works in tiles.
+    #[serde(default)]
+    pub vae_tiling: bool,
+    /// Attention is computed in slices.
+    #[serde(default)]
+    pub attention_slicing: bool,
+    /// The denoiser is compiled in the background; it runs uncompiled meanwhile.
+    #[serde(default)]
+    pub compile: bool,
+}
+
+impl LoadPlan {
+    /// Whether it asks for nothing.
+    pub fn is_plain(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What stays in host memory between its uses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Offload {
+    /// Nothing.
+    #[default]
+    None,
+    /// Each component as a whole.
+    Model,
+    /// Each block of a component.
+    Sequential,
 }
 
 /// The layout of a model's files.

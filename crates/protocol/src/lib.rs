@@ -17,8 +17,8 @@ mod up;
 mod work;
 
 pub use down::{
-    Adapter, Down, Heartbeat, Limits, Load, MemoryOp, ModelFormat, ModelSpec, ProbeOp, Run, Welcome,
-    WorkerDevice,
+    Adapter, Down, Heartbeat, Limits, Load, LoadPlan, MemoryOp, ModelFormat, ModelSpec, Offload, ProbeOp,
+    Run, Welcome, WorkerDevice,
 };
 pub use frame::{Blob, Frame, FrameError, FrameLimits, PROTOCOL, Version};
 pub use ids::{Attempt, InstanceId, JobId, LoadId, ModelId, SegmentId, StepId};
@@ -31,6 +31,6 @@ pub use up::{
     Progress, Ready, RunResult, Up,
 };
 pub use work::{
-    ControlUnit, Decode, Embed, Encode, Generate, Matte, Mode, NoiseSource, Prediction, Refiner,
-    RestoreFaces, Sampler, Schedule, ScoreSafety, Span, Style, Upscale, Work,
+    ControlUnit, Decode, Embed, Encode, Generate, Hires, Matte, Mode, NoiseSource, Prediction, Refiner,
+    RestoreFaces, Sampler, Schedule, ScoreSafety, Span, Style, Upscale, Upscaler, Work,
 };

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Adapter, Attempt, Beat, BlobRef, Capabilities, DeviceFacts, Down, Dtype, Failure, Generate, Heartbeat,
-    Hello, Limits, Load, Loaded, LogLevel, MemoryOp, MemoryReport, Mode, ModelFormat, ModelSpec, NoiseSource,
-    Outcome, PROTOCOL, Phase, ProbeOp, Progress, Ready, Run, RunResult, Sampler, Schedule, Span, Up, Version,
-    Welcome, Work, WorkerDevice,
+    Hello, Hires, Limits, Load, LoadPlan, Loaded, LogLevel, MemoryOp, MemoryReport, Mode, ModelFormat,
+    ModelSpec, NoiseSource, Outcome, PROTOCOL, Phase, ProbeOp, Progress, Ready, Run, RunResult, Sampler,
+    Schedule, Span, Up, Upscaler, Version, Welcome, Work, WorkerDevice,
 };
 
 /// JSON Schema of what goes down.
@@ -139,6 +139,10 @@ fn load() -> Vec<Line> {
             model,
             dtype: Dtype::F32,
             budget_bytes: 1 << 30,
+            plan: LoadPlan {
+                vae_tiling: true,
+                ..LoadPlan::default()
+            },
         })),
         Line::Up(Up::LoadProgress {
             load: crate::LoadId("load_1".into()),
@@ -221,6 +225,13 @@ fn generate() -> Vec<Line> {
         }],
         control: Vec::new(),
         refiner: None,
+        hires: Some(Hires {
+            width: 512,
+            height: 512,
+            steps: 10,
+            strength: 0.5,
+            upscaler: Upscaler::Lanczos,
+        }),
         clip_skip: 0,
         preview_every: 2,
     };
@@ -262,6 +273,7 @@ fn generate() -> Vec<Line> {
             peak_bytes: 300_000_000,
             batch_sizes: vec![2, 2, 2, 2],
             engine: "rten 0.27.0".into(),
+            plan: vec!["graphs".into()],
         }))),
         Line::Up(Up::Failed {
             job: "job_2".into(),

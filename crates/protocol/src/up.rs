@@ -276,6 +276,9 @@ pub struct RunResult {
     pub batch_sizes: Vec<u32>,
     /// What computed, for instance `rten 0.27`.
     pub engine: String,
+    /// What was done for memory or speed, for instance `graphs` or `vae_tiling`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub plan: Vec<String>,
 }
 
 /// How an attempt or a load ended, a closed set.

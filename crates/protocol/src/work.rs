@@ -168,7 +168,7 @@ pub enum NoiseSource {
     Philox,
 }
 
-/// A piece of a prompt with its weight; 1 is plain.
+/// A piece of a prompt with its weight; 1 is plain. One whose text is `BREAK` ends the chunk of tokens that it stands in.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Span {
     /// The words.
@@ -224,6 +224,9 @@ pub struct Generate {
     /// A second model for the last steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refiner: Option<Refiner>,
+    /// A second pass at a larger size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hires: Option<Hires>,
     /// Layers of the text encoder left out at its end, from 0.
     #[serde(default)]
     pub clip_skip: u32,
@@ -254,6 +257,32 @@ pub struct Refiner {
     pub model: ModelId,
     /// Share of the steps after which it takes over.
     pub switch_at: f32,
+}
+
+/// A second pass: the picture is made larger, noised to `strength`, and sampled again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Hires {
+    /// Width of the final images.
+    pub width: u32,
+    /// Height of the final images.
+    pub height: u32,
+    /// Sampling steps of its whole schedule, of which `strength` skips the first.
+    pub steps: u32,
+    /// How much of the schedule to run, 0 to 1.
+    pub strength: f32,
+    /// What makes the picture larger.
+    pub upscaler: Upscaler,
+}
+
+/// What makes a picture larger between two passes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Upscaler {
+    /// Bilinear interpolation of the latents.
+    #[default]
+    Latent,
+    /// Lanczos interpolation of the decoded picture.
+    Lanczos,
 }
 
 /// VAE encoding alone.

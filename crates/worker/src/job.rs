@@ -338,6 +338,9 @@ fn checked(work: &Generate, model: &Model) -> Result<[usize; 3], Failure> {
     if !control.is_empty() {
         return Err(unsupported("ControlNet needs a PyTorch worker"));
     }
+    if work.hires.is_some() {
+        return Err(unsupported("a second pass needs a PyTorch worker"));
+    }
     if refiner.is_some() {
         return Err(unsupported("a refiner needs a PyTorch worker"));
     }

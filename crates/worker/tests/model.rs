@@ -75,6 +75,7 @@ fn load() -> Load {
         model,
         dtype: Dtype::F32,
         budget_bytes: 1 << 30,
+        plan: calotype_protocol::LoadPlan::default(),
     }
 }
 
@@ -331,6 +332,7 @@ fn generate(
         adapters: Vec::new(),
         control: Vec::new(),
         refiner: None,
+        hires: None,
         clip_skip: 0,
         preview_every: 0,
     };

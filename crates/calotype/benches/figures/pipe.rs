@@ -155,6 +155,7 @@ fn run(job: &str, edge: u32) -> Frame<Down> {
         control: Vec::new(),
         adapters: Vec::new(),
         refiner: None,
+        hires: None,
         clip_skip: 0,
         preview_every: 0,
     });

@@ -1,15 +1,18 @@
 //! `calotype generate`: submit, follow, fetch. Without `--server` the server is started in this process, so that there
 //! is one way for both.
 
-use std::path::{Path, PathBuf};
+mod picture;
 
-use base64::Engine as _;
+use std::path::PathBuf;
+
 use calotype_engine::EventKind;
-use calotype_engine::inference::{GenerateRequest, LoraRequest, OutputFormat};
+use calotype_engine::inference::GenerateRequest;
 use calotype_engine::processing::{ImageView, JobState, JobView};
 use calotype_protocol::JobId;
 use calotype_server::ServerConfig;
 use tokio::sync::oneshot;
+
+use picture::PictureArgs;
 
 use crate::client::{Client, escaped};
 use crate::console::JobBar;
@@ -22,64 +25,12 @@ use crate::local::{self, EngineArgs};
 #[command(after_help = "Examples:\n  \
     calotype generate \"a red apple on the beach, 3d\"\n  \
     calotype generate \"a robot, pixel art\" --lora pixel --preset quality\n  \
-    calotype generate \"a lemon\" --init apple.png --strength 0.7 --preset quality")]
+    calotype generate \"a lemon\" --init apple.png --strength 0.7 --preset quality\n  \
+    calotype generate \"a red hat\" --init me.png --mask hat.png --mask-area masked --mask-blur 4\n  \
+    calotype generate \"a house\" --model sdxl --control canny-sdxl=house.png,canny,0.8 --hires 1.5")]
 pub struct Args {
-    /// What to draw; `(words:1.2)` weighs more, `[words]` less.
-    prompt: String,
-    /// File to write; more images get -2, -3. By default named after the prompt.
-    #[arg(long, short, value_name = "FILE")]
-    output: Option<PathBuf>,
-    /// What not to draw; has effect at guidance above 1.
-    #[arg(long, value_name = "TEXT")]
-    negative: Option<String>,
-    /// Seed of the first image; random by default, and always told.
-    #[arg(long)]
-    seed: Option<u64>,
-    /// Model of the catalogue; see `calotype models`.
-    #[arg(long)]
-    model: Option<String>,
-    /// Preset of the model, for instance `fast` or `quality`.
-    #[arg(long)]
-    preset: Option<String>,
-    /// LoRA with its weight; may be given several times.
-    #[arg(long, value_name = "NAME[:WEIGHT]")]
-    lora: Vec<String>,
-    /// Size in pixels.
-    #[arg(long, value_name = "WxH")]
-    size: Option<String>,
-    /// Sampling steps.
-    #[arg(long)]
-    steps: Option<u32>,
-    /// Guidance scale.
-    #[arg(long)]
-    guidance: Option<f32>,
-    /// Sampler, for instance `dpmpp_2m`.
-    #[arg(long)]
-    sampler: Option<String>,
-    /// Schedule: `default` or `karras`.
-    #[arg(long)]
-    schedule: Option<String>,
-    /// How many images; image i has seed + i.
-    #[arg(long, short = 'n')]
-    count: Option<u32>,
-    /// Image to start from.
-    #[arg(long, value_name = "FILE")]
-    init: Option<PathBuf>,
-    /// Where to repaint (white).
-    #[arg(long, value_name = "FILE")]
-    mask: Option<PathBuf>,
-    /// How far from the image to go, 0 to 1.
-    #[arg(long)]
-    strength: Option<f32>,
-    /// Layers of the text encoder to leave out.
-    #[arg(long)]
-    clip_skip: Option<u32>,
-    /// png, jpeg or webp; by default from the name of the output.
-    #[arg(long)]
-    format: Option<String>,
-    /// Quality of JPEG, 1 to 100.
-    #[arg(long)]
-    quality: Option<u8>,
+    #[command(flatten)]
+    picture: PictureArgs,
     /// Who goes first on a server: critical, interactive, batch or background.
     #[arg(long, value_name = "CLASS")]
     class: Option<String>,
@@ -102,7 +53,7 @@ pub struct Args {
 /// Makes the pictures.
 pub fn run(args: &Args) -> Result<Exit, Failure> {
     local::log("warn");
-    let request = request(args)?;
+    let request = args.picture.request()?;
     let runtime = local::runtime()?;
     if let Some(url) = &args.server {
         let client = Client::new(url, args.api_key.clone())?;
@@ -248,92 +199,6 @@ async fn cancel_on_interrupt(client: Client, job: JobId) {
     let _ = cancel.await;
 }
 
-fn request(args: &Args) -> Result<GenerateRequest, Failure> {
-    let invalid =
-        |field: &str, message: String| Failure::from(calotype_engine::Error::invalid(field, message));
-    let (width, height) = match &args.size {
-        None => (None, None),
-        Some(size) => {
-            let sides = size
-                .split_once(['x', 'X'])
-                .and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
-            let (width, height) = sides
-                .ok_or_else(|| invalid("size", format!("`{size}` is no size; give for instance 256x256")))?;
-            (Some(width), Some(height))
-        }
-    };
-    let mut loras = Vec::new();
-    for lora in &args.lora {
-        let (name, weight) = match lora.rsplit_once(':') {
-            None => (lora.as_str(), None),
-            Some((name, weight)) => {
-                let weight = weight.parse().map_err(|_| {
-                    invalid(
-                        "lora",
-                        format!("`{weight}` is no weight; give for instance {name}:0.8"),
-                    )
-                })?;
-                (name, Some(weight))
-            }
-        };
-        loras.push(LoraRequest {
-            name: name.to_owned(),
-            weight,
-        });
-    }
-    Ok(GenerateRequest {
-        prompt: args.prompt.clone(),
-        negative_prompt: args.negative.clone(),
-        model: args.model.clone(),
-        preset: args.preset.clone(),
-        width,
-        height,
-        steps: args.steps,
-        guidance: args.guidance,
-        sampler: args.sampler.clone(),
-        schedule: args.schedule.clone(),
-        seed: args.seed,
-        count: args.count,
-        loras: (!loras.is_empty()).then_some(loras),
-        init_image: file(args.init.as_deref())?,
-        mask: file(args.mask.as_deref())?,
-        strength: args.strength,
-        clip_skip: args.clip_skip,
-        format: format(args)?,
-        quality: args.quality,
-        ..GenerateRequest::default()
-    })
-}
-
-fn file(path: Option<&Path>) -> Result<Option<String>, Failure> {
-    let Some(path) = path else { return Ok(None) };
-    let bytes = std::fs::read(path).map_err(|error| Failure::File {
-        what: format!("read {}", path.display()),
-        reason: error.to_string(),
-    })?;
-    Ok(Some(base64::engine::general_purpose::STANDARD.encode(bytes)))
-}
-
-fn format(args: &Args) -> Result<Option<OutputFormat>, Failure> {
-    let extension = args
-        .output
-        .as_ref()
-        .and_then(|path| path.extension())
-        .and_then(|ext| ext.to_str());
-    let Some(name) = args.format.as_deref().or(extension) else {
-        return Ok(None);
-    };
-    match name.to_ascii_lowercase().as_str() {
-        "png" => Ok(Some(OutputFormat::Png)),
-        "jpg" | "jpeg" => Ok(Some(OutputFormat::Jpeg)),
-        "webp" => Ok(Some(OutputFormat::Webp)),
-        other => {
-            let message = format!("`{other}` is no format that can be written; png, jpeg and webp are");
-            Err(calotype_engine::Error::invalid("format", message).into())
-        }
-    }
-}
-
 /// Where image `index` goes: the output given, or a name from the prompt that is not taken yet.
 fn path_of(args: &Args, image: &ImageView, index: usize) -> PathBuf {
     let numbered = |stem: &str, number: usize, extension: &str| match number {
@@ -345,7 +210,7 @@ fn path_of(args: &Args, image: &ImageView, index: usize) -> PathBuf {
         "image/webp" => "webp",
         _ => "png",
     };
-    if let Some(output) = &args.output {
+    if let Some(output) = &args.picture.output {
         let stem = output
             .file_stem()
             .and_then(|stem| stem.to_str())
@@ -356,7 +221,7 @@ fn path_of(args: &Args, image: &ImageView, index: usize) -> PathBuf {
             .unwrap_or(by_type);
         return output.with_file_name(numbered(stem, index + 1, extension));
     }
-    let stem = slug(&args.prompt);
+    let stem = slug(&args.picture.prompt);
     (1..)
         .map(|number| PathBuf::from(numbered(&stem, number, by_type)))
         .find(|path| !path.exists())

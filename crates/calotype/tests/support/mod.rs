@@ -107,6 +107,12 @@ impl Server {
         )
     }
 
+    /// Status of a DELETE.
+    pub fn delete(&self, path: &str) -> u16 {
+        let response = self.agent.delete(format!("{}{path}", self.url)).call();
+        response.unwrap().status().as_u16()
+    }
+
     /// JSON of a GET.
     pub fn get(&self, path: &str) -> Value {
         serde_json::from_slice(&self.bytes(path, &[]).1).unwrap()

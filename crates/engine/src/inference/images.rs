@@ -23,6 +23,8 @@ pub struct Inputs {
     pub init_image: Option<InputImage>,
     /// Where to repaint.
     pub mask: Option<InputImage>,
+    /// Of the ControlNet units, in their order.
+    pub control: Vec<InputImage>,
 }
 
 /// Reads one of the three forms.

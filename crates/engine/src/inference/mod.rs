@@ -1,8 +1,10 @@
-//! From a request to a plan that can run: validation (`validate`), prompt syntax (`prompt`), what it will take
+//! From a request to a plan that can run: validation (`validate`, `extras`), prompt syntax (`prompt`), what it will take
 //! (`estimate`), what its worker must be able to do (`needs`), and the work that goes down the pipe (`work`).
 
 pub(crate) mod estimate;
+mod extras;
 mod images;
+mod mask;
 mod needs;
 mod prompt;
 mod request;
@@ -11,9 +13,13 @@ mod work;
 
 pub(crate) use images::check_image;
 pub use images::{InputImage, Inputs};
+pub(crate) use mask::paste_back;
 pub(crate) use needs::not_served;
 pub use needs::{Lack, Needs};
-pub use request::{GenerateRequest, LoraRequest, OutputFormat, Plan, PlannedLora};
+pub use request::{
+    ControlRequest, GenerateRequest, HiresRequest, LoraRequest, MaskArea, MaskTreatment, OutputFormat, Plan,
+    PlannedControl, PlannedEmbedding, PlannedLora, PlannedRefiner, Preprocessor, RefinerRequest, Variation,
+};
 pub(crate) use validate::plan;
 pub use validate::{Abilities, Planned, Warning};
-pub(crate) use work::work;
+pub(crate) use work::{InputFiles, work};

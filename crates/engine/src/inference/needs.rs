@@ -29,18 +29,32 @@ impl Needs {
     /// Of a plan. An error where its model is no longer in the catalogue.
     pub(crate) fn of(plan: &Plan, catalogue: &Catalogue) -> Result<Self, Error> {
         let model = catalogue.model(plan.model.as_str())?;
-        let mut adapters = Vec::new();
-        if !plan.loras.is_empty() {
-            adapters.push("lora".to_owned());
+        let mut families = vec![model.family.clone()];
+        let asked = [
+            ("lora", !plan.loras.is_empty()),
+            ("embedding", !plan.embeddings.is_empty()),
+            ("controlnet", !plan.control.is_empty()),
+            ("refiner", plan.refiner.is_some()),
+            ("hires", plan.hires.is_some()),
+            ("inpaint_unet", model.unet_channels != model.latent_channels),
+        ];
+        let adapters = asked.into_iter().filter(|(_, asked)| *asked);
+        let adapters = adapters.map(|(name, _)| name.to_owned()).collect();
+        if !plan.control.is_empty() {
+            families.push("controlnet".into());
         }
+        if let Some(refiner) = &plan.refiner {
+            families.push(catalogue.model(refiner.model.as_str())?.family.clone());
+        }
+        let (width, height) = plan.final_size();
         Ok(Self {
-            families: vec![model.family.clone()],
+            families,
             formats: model.formats(),
             mode: plan.mode,
             sampler: plan.sampler,
             schedule: plan.schedule,
             adapters,
-            edge: plan.width.max(plan.height),
+            edge: width.max(height),
         })
     }
 
@@ -60,16 +74,6 @@ impl Needs {
     /// The first thing that a worker with these capabilities lacks.
     pub fn lack(&self, can: &Capabilities) -> Option<Lack> {
         let lack = |field, words: String| Some(Lack { field, words });
-        if let Some(family) = self.families.iter().find(|family| !can.families.contains(family)) {
-            return lack("model", format!("has no models of the family `{family}`"));
-        }
-        if !self.formats.iter().any(|format| can.formats.contains(format)) {
-            let (takes, comes) = (can.formats.join(" or "), self.formats.join(" or "));
-            return lack(
-                "model",
-                format!("takes models as {takes}, this one comes as {comes}"),
-            );
-        }
         if !can.modes.contains(&self.mode) {
             return lack("mode", format!("has no {}", self.mode.name()));
         }
@@ -88,9 +92,21 @@ impl Needs {
                 "lora" => "loras",
                 "controlnet" => "control",
                 "refiner" => "refiner",
+                "hires" => "hires",
+                "inpaint_unet" => "model",
                 _ => "prompt",
             };
             return lack(field, format!("has no {adapter}"));
+        }
+        if let Some(family) = self.families.iter().find(|family| !can.families.contains(family)) {
+            return lack("model", format!("has no models of the family `{family}`"));
+        }
+        if !self.formats.iter().any(|format| can.formats.contains(format)) {
+            let (takes, comes) = (can.formats.join(" or "), self.formats.join(" or "));
+            return lack(
+                "model",
+                format!("takes models as {takes}, this one comes as {comes}"),
+            );
         }
         if self.edge > can.max_edge {
             let (most, edge) = (can.max_edge, self.edge);

@@ -1,6 +1,6 @@
 //! What a client may ask (`GenerateRequest`) and what was decided (`Plan`).
 
-use calotype_protocol::{Mode, ModelId, Sampler, Schedule};
+use calotype_protocol::{Hires, Mode, ModelId, Sampler, Schedule, Upscaler};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -73,12 +73,115 @@ pub struct GenerateRequest {
     /// Quality of JPEG, 1 to 100.
     #[serde(default)]
     pub quality: Option<u8>,
-    /// ControlNet units; no worker here can serve them yet.
+    /// ControlNet units, up to 8.
     #[serde(default)]
-    pub control: Option<Vec<serde_json::Value>>,
-    /// A refiner; no worker here can serve it yet.
+    pub control: Option<Vec<ControlRequest>>,
+    /// A model that takes over for the last steps.
     #[serde(default)]
-    pub refiner: Option<serde_json::Value>,
+    pub refiner: Option<RefinerRequest>,
+    /// A second pass at a larger size.
+    #[serde(default)]
+    pub hires: Option<HiresRequest>,
+    /// Seed of the noise that is mixed in; image i has variation_seed + i. Random when left out.
+    #[serde(default)]
+    pub variation_seed: Option<u64>,
+    /// How much of that noise, 0 (none) to 1 (nothing else).
+    #[serde(default)]
+    pub variation_strength: Option<f32>,
+    /// Pixels by which the mask's border is softened.
+    #[serde(default)]
+    pub mask_blur: Option<f32>,
+    /// Pixels by which the mask grows; below 0 it shrinks.
+    #[serde(default)]
+    pub mask_dilate: Option<i32>,
+    /// Repaint where the mask is black.
+    #[serde(default)]
+    pub mask_invert: Option<bool>,
+    /// What is sampled: the whole image, or only the part around the mask at the full size, pasted back.
+    #[serde(default)]
+    pub mask_area: Option<MaskArea>,
+    /// Pixels around the mask that come along in the area `masked`; 32 by default.
+    #[serde(default)]
+    pub mask_padding: Option<u32>,
+}
+
+/// One ControlNet with its image.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ControlRequest {
+    /// A ControlNet of the catalogue.
+    pub model: String,
+    /// Its image, in the forms of `init_image`; resized to the picture's size.
+    pub image: String,
+    /// What is done to the image first, `none` or `canny`; `none` by default.
+    #[serde(default)]
+    pub preprocessor: Option<String>,
+    /// 0 to 4; 1 by default.
+    #[serde(default)]
+    pub weight: Option<f32>,
+    /// Share of the steps at which it begins; 0 by default.
+    #[serde(default)]
+    pub start: Option<f32>,
+    /// Share of the steps at which it ends; 1 by default.
+    #[serde(default)]
+    pub end: Option<f32>,
+}
+
+/// What is done to a ControlNet's image first.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Preprocessor {
+    /// Nothing: the image is what the ControlNet was trained on.
+    #[default]
+    None,
+    /// White edges on black.
+    Canny,
+}
+
+/// A model that takes over.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RefinerRequest {
+    /// A model of the catalogue with the same latents.
+    pub model: String,
+    /// Share of the steps after which it takes over; 0.8 by default.
+    #[serde(default)]
+    pub switch_at: Option<f32>,
+}
+
+/// A second pass at a larger size.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HiresRequest {
+    /// Factor on both edges, 1 to 8; 2 by default.
+    #[serde(default)]
+    pub scale: Option<f32>,
+    /// Final width in pixels, in place of a scale.
+    #[serde(default)]
+    pub width: Option<u32>,
+    /// Final height in pixels, likewise.
+    #[serde(default)]
+    pub height: Option<u32>,
+    /// Steps of its whole schedule; those of the first pass by default.
+    #[serde(default)]
+    pub steps: Option<u32>,
+    /// How much of the schedule it runs, 0 to 1; 0.5 by default.
+    #[serde(default)]
+    pub strength: Option<f32>,
+    /// What makes the picture larger; `latent` by default.
+    #[serde(default)]
+    pub upscaler: Option<Upscaler>,
+}
+
+/// What an inpainting samples.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MaskArea {
+    /// The whole image.
+    #[default]
+    Whole,
+    /// The part around the mask, at the full size; pasted back into the image, whose size stays.
+    Masked,
 }
 
 /// A LoRA by name.
@@ -151,6 +254,24 @@ pub struct Plan {
     pub format: OutputFormat,
     /// Quality of JPEG.
     pub quality: u8,
+    /// ControlNet units.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub control: Vec<PlannedControl>,
+    /// The model that takes over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refiner: Option<PlannedRefiner>,
+    /// The second pass.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hires: Option<Hires>,
+    /// Noise that is mixed in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variation: Option<Variation>,
+    /// How the mask is treated.
+    #[serde(default, skip_serializing_if = "MaskTreatment::is_plain")]
+    pub mask_treatment: MaskTreatment,
+    /// Embeddings whose word stands in a prompt.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub embeddings: Vec<PlannedEmbedding>,
     /// Channels of the model's latents.
     pub latent_channels: u32,
     /// Pixels an edge of one latent.
@@ -160,8 +281,104 @@ pub struct Plan {
 impl Plan {
     /// The models that must be resident together, the one that makes the pictures first.
     pub fn models(&self) -> impl Iterator<Item = &ModelId> {
-        std::iter::once(&self.model)
+        let refiner = self.refiner.as_ref().map(|refiner| &refiner.model);
+        let control = self.control.iter().map(|unit| &unit.model);
+        let all = std::iter::once(&self.model).chain(refiner).chain(control);
+        // Two units may share a ControlNet.
+        let mut seen = Vec::new();
+        all.filter(move |model| {
+            let new = !seen.contains(model);
+            seen.push(*model);
+            new
+        })
     }
+
+    /// Every kept image that goes into it.
+    pub fn inputs(&self) -> impl Iterator<Item = &ArtifactHash> {
+        let control = self.control.iter().filter_map(|unit| unit.image.as_ref());
+        self.init_image.iter().chain(&self.mask).chain(control)
+    }
+
+    /// Size of the pictures that the worker makes, in pixels.
+    pub fn final_size(&self) -> (u32, u32) {
+        match &self.hires {
+            Some(hires) => (hires.width, hires.height),
+            None => (self.width, self.height),
+        }
+    }
+}
+
+/// A ControlNet with its image.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PlannedControl {
+    /// Catalogue name.
+    pub model: ModelId,
+    /// Its image, once it is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ArtifactHash>,
+    /// What is done to the image first.
+    pub preprocessor: Preprocessor,
+    /// Factor on its residuals.
+    pub weight: f32,
+    /// Share of the steps at which it begins.
+    pub start: f32,
+    /// Share of the steps at which it ends.
+    pub end: f32,
+}
+
+/// A model that takes over.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PlannedRefiner {
+    /// Catalogue name.
+    pub model: ModelId,
+    /// Share of the steps after which it takes over.
+    pub switch_at: f32,
+}
+
+/// Noise of another seed, mixed into the initial noise along the sphere.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Variation {
+    /// Seed of the first image's; image i has seed + i.
+    pub seed: u64,
+    /// 0 to 1.
+    pub strength: f32,
+}
+
+/// How a mask is treated, in the order of the fields.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct MaskTreatment {
+    /// Black and white change places.
+    pub invert: bool,
+    /// Pixels by which it grows; below 0 it shrinks.
+    pub dilate_pixels: i32,
+    /// Pixels by which its border is softened.
+    pub blur_pixels: f32,
+    /// What is sampled.
+    pub area: MaskArea,
+    /// Pixels around the mask that come along in the area `masked`.
+    pub padding_pixels: u32,
+}
+
+impl MaskTreatment {
+    fn is_plain(&self) -> bool {
+        let Self {
+            invert,
+            dilate_pixels,
+            blur_pixels,
+            area,
+            padding_pixels: _,
+        } = self;
+        !invert && *dilate_pixels == 0 && *blur_pixels == 0.0 && *area == MaskArea::Whole
+    }
+}
+
+/// An embedding with the word that it stands for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PlannedEmbedding {
+    /// Catalogue name.
+    pub id: ModelId,
+    /// The word.
+    pub word: String,
 }
 
 /// A LoRA of the catalogue with its weight.
@@ -171,4 +388,24 @@ pub struct PlannedLora {
     pub id: ModelId,
     /// Strength.
     pub weight: f32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_of_an_earlier_version_is_still_a_plan() {
+        let old = r#"{"model":"m","mode":"text_to_image","prompt":"a","negative_prompt":"","width":256,"height":256,
+            "steps":4,"guidance":1.0,"sampler":"lcm","schedule":"default","seeds":[1],"loras":[],"strength":1.0,
+            "clip_skip":0,"preview_every":0,"format":"png","quality":90,"latent_channels":4,"latent_factor":8}"#;
+        let plan: Plan = serde_json::from_str(old).unwrap();
+        assert!(plan.control.is_empty() && plan.mask_treatment.is_plain());
+        // And what is not asked for is not written.
+        let text = serde_json::to_string(&plan).unwrap();
+        assert!(
+            !text.contains("mask_treatment") && !text.contains("hires"),
+            "{text}"
+        );
+    }
 }

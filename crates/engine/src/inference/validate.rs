@@ -5,7 +5,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::images::{Inputs, input};
-use super::{GenerateRequest, Needs, Plan, PlannedLora, not_served, prompt};
+use super::request::MaskArea;
+use super::{GenerateRequest, Lack, Needs, Plan, PlannedLora, extras, not_served, prompt};
 use crate::error::{Code, Error};
 use crate::model::{Catalogue, ModelRecord, Preset, nearest};
 
@@ -94,6 +95,34 @@ impl Abilities {
         Self::of(vec![("cpu0-native".into(), can)], false)
     }
 
+    /// Refuses what no worker has at all, before it is looked at any closer.
+    fn have(&self, request: &GenerateRequest) -> Result<(), Error> {
+        let asked = [
+            (
+                "control",
+                "controlnet",
+                request.control.as_ref().is_some_and(|units| !units.is_empty()),
+            ),
+            ("refiner", "refiner", request.refiner.is_some()),
+            ("hires", "hires", request.hires.is_some()),
+        ];
+        let has = |name: &str| {
+            let own = |can: &Capabilities| can.adapters.iter().any(|adapter| adapter == name);
+            self.unknown || self.workers.iter().any(|(_, can)| own(can))
+        };
+        match asked.into_iter().find(|(_, name, asked)| *asked && !has(name)) {
+            None => Ok(()),
+            Some((field, name, _)) => {
+                let words = format!("has no {name}");
+                let lacks = self.workers.iter().map(|(worker, _)| {
+                    let words = words.clone();
+                    (worker.clone(), Lack { field, words })
+                });
+                Err(not_served(&lacks.collect::<Vec<_>>()).field(field))
+            }
+        }
+    }
+
     /// Whether a worker can do all of it, or what each of them lacks.
     fn serve(&self, needs: &Needs) -> Result<(), Error> {
         let lacks: Vec<_> = self
@@ -135,7 +164,7 @@ pub(crate) fn plan(
     abilities: &Abilities,
     random_seed: u64,
 ) -> Result<Planned, Error> {
-    unsupported(request)?;
+    abilities.have(request)?;
     text("prompt", &request.prompt)?;
     let negative_prompt = request.negative_prompt.clone().unwrap_or_default();
     text("negative_prompt", &negative_prompt)?;
@@ -143,13 +172,7 @@ pub(crate) fn plan(
         Some(name) => catalogue.model(name)?,
         None => catalogue.default_model()?,
     };
-    if let Some(problem) = &model.problem {
-        return Err(Error::new(
-            Code::ModelUnusable,
-            format!("{} cannot be used: {problem}", model.id),
-        )
-        .field("model"));
-    }
+    usable(model, "model")?;
     let mut warnings = Vec::new();
     let (preset_name, preset) = preset(request, model)?;
     let sampler = one_of(
@@ -194,7 +217,7 @@ pub(crate) fn plan(
             format!("seed + count must stay below 2^64, {first_seed} + {count} does not"),
         )
     })?;
-    let (mode, inputs) = mode(request, abilities)?;
+    let (mode, mut inputs) = mode(request, abilities)?;
     let edge = |field, asked: Option<u32>, default| {
         edge(
             field,
@@ -213,6 +236,23 @@ pub(crate) fn plan(
         )
         .advice("raise strength or steps, so that their product is 1 at least"));
     }
+    let hires = extras::hires(
+        request,
+        (width, height),
+        steps,
+        model.size_multiple,
+        abilities.max_edge,
+    )?;
+    let units = extras::control(request, model, catalogue)?;
+    let (control, images): (Vec<_>, Vec<_>) = units.into_iter().unzip();
+    inputs.control = images;
+    let mask_treatment = extras::mask(request)?;
+    if hires.is_some() && mask_treatment.area == MaskArea::Masked {
+        return Err(
+            Error::invalid("hires", "a part of an image is sampled at its full size already")
+                .advice("leave hires out, or set mask_area to `whole`"),
+        );
+    }
     let loras = loras(request, preset, sampler, model, catalogue, &mut warnings)?;
     if !prompt::parse(&negative_prompt).loras.is_empty() {
         warnings.push(warning(
@@ -226,6 +266,7 @@ pub(crate) fn plan(
             "it has no effect at guidance 1 or below; the preset `quality` uses more",
         ));
     }
+    let negative = negative_prompt.clone();
     let plan = Plan {
         model: model.id.clone(),
         preset: preset_name,
@@ -247,6 +288,12 @@ pub(crate) fn plan(
         preview_every: within("preview_every", request.preview_every.unwrap_or(0), 0, MOST_STEPS)?,
         format: request.format.unwrap_or_default(),
         quality: within("quality", request.quality.unwrap_or(DEFAULT_QUALITY), 1, 100)?,
+        control,
+        refiner: extras::refiner(request, model, catalogue)?,
+        hires,
+        variation: extras::variation(request, random_seed.rotate_left(17))?,
+        mask_treatment,
+        embeddings: extras::embeddings([&request.prompt, &negative], model, catalogue),
         latent_channels: model.latent_channels,
         latent_factor: model.latent_factor,
     };
@@ -256,6 +303,17 @@ pub(crate) fn plan(
         warnings,
         inputs,
     })
+}
+
+/// Whether a record of the catalogue can be used at all.
+pub(super) fn usable(record: &ModelRecord, field: &str) -> Result<(), Error> {
+    match &record.problem {
+        None => Ok(()),
+        Some(problem) => {
+            let message = format!("{} cannot be used: {problem}", record.id);
+            Err(Error::new(Code::ModelUnusable, message).field(field))
+        }
+    }
 }
 
 fn warning(field: &str, message: impl Into<String>) -> Warning {
@@ -268,28 +326,6 @@ fn warning(field: &str, message: impl Into<String>) -> Warning {
 /// By way of the shortest decimal, as the worker counts: 0.7 of 10 steps are 7, though the nearest `f32` lies below 0.7.
 fn steps_kept(steps: u32, strength: f32) -> f64 {
     f64::from(steps) * strength.to_string().parse::<f64>().unwrap_or(1.0)
-}
-
-/// What no worker of this build can do.
-fn unsupported(request: &GenerateRequest) -> Result<(), Error> {
-    let asked = [
-        (
-            "control",
-            "ControlNet",
-            request.control.as_ref().is_some_and(|units| !units.is_empty()),
-        ),
-        (
-            "refiner",
-            "a refiner",
-            request.refiner.as_ref().is_some_and(|refiner| !refiner.is_null()),
-        ),
-    ];
-    match asked.into_iter().find(|(_, _, asked)| *asked) {
-        None => Ok(()),
-        Some((field, what, _)) => Err(Error::new(Code::NotSupported, format!("no worker here supports {what}"))
-            .field(field)
-            .advice("a worker of the Python runtime (PyTorch and diffusers) would; this build has the native one only")),
-    }
 }
 
 fn text(field: &str, text: &str) -> Result<(), Error> {
@@ -356,7 +392,12 @@ fn one_of<T: Copy + PartialEq>(
     }
 }
 
-fn within<T: PartialOrd + std::fmt::Display>(field: &str, value: T, least: T, most: T) -> Result<T, Error> {
+pub(super) fn within<T: PartialOrd + std::fmt::Display>(
+    field: &str,
+    value: T,
+    least: T,
+    most: T,
+) -> Result<T, Error> {
     if value < least || value > most {
         return Err(Error::invalid(
             field,
@@ -366,7 +407,7 @@ fn within<T: PartialOrd + std::fmt::Display>(field: &str, value: T, least: T, mo
     Ok(value)
 }
 
-fn fraction(field: &str, value: f32, least: f32, most: f32) -> Result<f32, Error> {
+pub(super) fn fraction(field: &str, value: f32, least: f32, most: f32) -> Result<f32, Error> {
     if !value.is_finite() {
         return Err(Error::invalid(
             field,
@@ -376,7 +417,7 @@ fn fraction(field: &str, value: f32, least: f32, most: f32) -> Result<f32, Error
     within(field, value, least, most)
 }
 
-fn edge(field: &str, edge: u32, multiple: u32, most: u32) -> Result<u32, Error> {
+pub(super) fn edge(field: &str, edge: u32, multiple: u32, most: u32) -> Result<u32, Error> {
     let multiple = multiple.max(1);
     if edge < LEAST_EDGE || edge > most || !edge.is_multiple_of(multiple) {
         let below = (edge.clamp(LEAST_EDGE, most.max(LEAST_EDGE)) / multiple) * multiple;
@@ -423,6 +464,7 @@ fn mode(request: &GenerateRequest, abilities: &Abilities) -> Result<(Mode, Input
         Inputs {
             init_image: image(&request.init_image, "init_image")?,
             mask: image(&request.mask, "mask")?,
+            control: Vec::new(),
         },
     ))
 }
@@ -494,11 +536,8 @@ fn loras(
         let record = catalogue
             .lora(&name)
             .map_err(|error| error.field(field.clone()))?;
-        if let Some(problem) = &record.problem {
-            return Err(
-                Error::new(Code::ModelUnusable, format!("{name} cannot be used: {problem}")).field(field),
-            );
-        }
+        usable(record, &field)?;
+        extras::fits(record, model, &field)?;
         if let Some(base) = record
             .base
             .as_ref()

@@ -127,6 +127,9 @@ pub struct JobResult {
     pub batch_sizes: Vec<u32>,
     /// What computed it.
     pub engine: String,
+    /// What was done for memory or speed, for instance `graphs` or `vae_tiling`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub plan: Vec<String>,
     /// The worker that did.
     pub worker: String,
 }

@@ -127,13 +127,17 @@ impl Artifacts {
 
     /// The bytes of an artifact.
     pub async fn read(&self, hash: &ArtifactHash) -> Result<Option<Vec<u8>>, StoreError> {
-        let path = self.path(hash);
-        blocking(move || match fs::read(path) {
+        let (artifacts, hash) = (self.clone(), hash.clone());
+        blocking(move || artifacts.read_now(&hash)).await
+    }
+
+    /// [`read`](Self::read) for a thread that may wait for the disk.
+    pub fn read_now(&self, hash: &ArtifactHash) -> Result<Option<Vec<u8>>, StoreError> {
+        match fs::read(self.path(hash)) {
             Ok(bytes) => Ok(Some(bytes)),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error.into()),
-        })
-        .await
+        }
     }
 
     /// Removes torn files, and those older than `older_than` that nobody refers to. Files of others stay.

@@ -352,8 +352,7 @@ impl Store {
             let mut kept = HashSet::new();
             while let Some(row) = rows.next()? {
                 let record = record(row)?;
-                kept.extend(record.plan.init_image);
-                kept.extend(record.plan.mask);
+                kept.extend(record.plan.inputs().cloned());
                 kept.extend(
                     record
                         .result

@@ -3,7 +3,7 @@
 use calotype_protocol::{JobId, Mode, Sampler, Schedule};
 
 use super::*;
-use crate::inference::{OutputFormat, Plan};
+use crate::inference::{MaskTreatment, OutputFormat, Plan};
 use crate::processing::{Class, ImageView, JobResult, JobState, Promise};
 use crate::store::writer::{Durable, Writer};
 
@@ -29,6 +29,12 @@ fn plan() -> Plan {
         preview_every: 0,
         format: OutputFormat::Png,
         quality: 90,
+        control: Vec::new(),
+        refiner: None,
+        hires: None,
+        variation: None,
+        mask_treatment: MaskTreatment::default(),
+        embeddings: Vec::new(),
         latent_channels: 4,
         latent_factor: 8,
     }

@@ -1,5 +1,6 @@
 //! A weighted prompt to the states that the UNet attends to: chunks of 75 tokens, each framed, padded and encoded,
-//! then laid end to end; the span `BREAK` ends a chunk early. Weights multiply each token's state; the mean of the chunk is restored after it.
+//! then laid end to end; the span `BREAK` ends a chunk early. Weights multiply each token's state; the mean of the
+//! chunk is restored after it.
 
 use std::rc::Rc;
 

@@ -187,6 +187,7 @@ impl Loop {
             peak_bytes: facts::peak_bytes(),
             batch_sizes: job.batch_sizes,
             engine: self.engine.name(),
+            plan: Vec::new(),
         };
         (self.emit)(Frame {
             message: Up::Result(Box::new(result)),

@@ -29,6 +29,7 @@ pub(crate) fn result(job: &Job, attempt: Attempt, step_ms: f64) -> Frame<Up> {
         peak_bytes: 2000,
         batch_sizes: job.batch_sizes.clone(),
         engine: "fake".to_owned(),
+        plan: Vec::new(),
     }));
     Frame { message, blobs }
 }

@@ -169,6 +169,7 @@ impl Worker {
             model,
             dtype: _,
             budget_bytes: _,
+            plan: _,
         } = load;
         if self.fault == Fault::ModelLoad {
             let failure = Failure {

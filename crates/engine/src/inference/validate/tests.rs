@@ -1,5 +1,6 @@
 use super::*;
 use crate::inference::LoraRequest;
+use crate::inference::{ControlRequest, HiresRequest};
 
 fn catalogue() -> Catalogue {
     Catalogue::scan(&[concat!(env!("CARGO_MANIFEST_DIR"), "/../../models").into()])
@@ -119,7 +120,14 @@ fn every_field_out_of_range_is_refused_by_its_name() {
         (Code::NotSupported, "sampler".into())
     );
     assert_eq!(
-        refused(|r| r.control = Some(vec![serde_json::Value::Null])),
+        refused(|r| r.control = Some(vec![ControlRequest {
+            model: "canny".into(),
+            image: "x".into(),
+            preprocessor: None,
+            weight: None,
+            start: None,
+            end: None,
+        }])),
         (Code::NotSupported, "control".into())
     );
     assert_eq!(
@@ -199,4 +207,101 @@ fn a_trigger_word_is_missed_once_and_only_where_its_lora_counts() {
 fn steps_are_counted_as_the_worker_counts_them() {
     assert_eq!(steps_kept(10, 0.7), 7.0);
     assert!(steps_kept(3, 1.0 / 3.0) >= 1.0 && steps_kept(4, 0.2) < 1.0);
+}
+
+#[test]
+fn what_is_beyond_a_prompt_is_refused_by_its_field() {
+    for (field, change) in [
+        (
+            "mask_blur",
+            (|r| r.mask_blur = Some(4.0)) as fn(&mut GenerateRequest),
+        ),
+        ("mask_area", |r| r.mask_area = Some(MaskArea::Masked)),
+        ("variation_strength", |r| r.variation_strength = Some(1.5)),
+        ("variation_strength", |r| r.variation_strength = Some(f32::NAN)),
+        ("variation_seed", |r| {
+            (r.variation_strength, r.variation_seed) = (Some(0.5), Some(u64::MAX));
+        }),
+    ] {
+        let mut request = request();
+        change(&mut request);
+        let error = planned(&request).unwrap_err();
+        assert_eq!(
+            (error.code, error.field.as_deref()),
+            (Code::InvalidInput, Some(field))
+        );
+    }
+    // Of a worker that has them.
+    let mut workers = Abilities::native().workers;
+    workers[0]
+        .1
+        .adapters
+        .extend(["hires".into(), "controlnet".into(), "refiner".into()]);
+    let able = Abilities::of(workers, false);
+    let hires = |hires: HiresRequest| {
+        let request = GenerateRequest {
+            hires: Some(hires),
+            ..request()
+        };
+        plan(&request, &catalogue(), &able, 77)
+    };
+    let twice = hires(HiresRequest::default()).unwrap().plan;
+    assert_eq!(twice.final_size(), (512, 512));
+    for (field, asked) in [
+        (
+            "hires.scale",
+            HiresRequest {
+                scale: Some(9.0),
+                ..HiresRequest::default()
+            },
+        ),
+        (
+            "hires.scale",
+            HiresRequest {
+                scale: Some(2.0),
+                width: Some(512),
+                ..HiresRequest::default()
+            },
+        ),
+        (
+            "hires.width",
+            HiresRequest {
+                width: Some(500),
+                ..HiresRequest::default()
+            },
+        ),
+        (
+            "hires",
+            HiresRequest {
+                width: Some(128),
+                ..HiresRequest::default()
+            },
+        ),
+        (
+            "hires.steps",
+            HiresRequest {
+                steps: Some(0),
+                ..HiresRequest::default()
+            },
+        ),
+    ] {
+        assert_eq!(hires(asked).unwrap_err().field.as_deref(), Some(field));
+    }
+    let unit = ControlRequest {
+        model: "nobody".into(),
+        image: "x".into(),
+        preprocessor: None,
+        weight: None,
+        start: None,
+        end: None,
+    };
+    let request = GenerateRequest {
+        control: Some(vec![unit]),
+        ..request()
+    };
+    let error = plan(&request, &catalogue(), &able, 77).unwrap_err();
+    assert_eq!(
+        (error.code, error.field.as_deref()),
+        (Code::UnknownModel, Some("control[0].model"))
+    );
 }

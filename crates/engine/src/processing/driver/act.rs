@@ -2,16 +2,18 @@
 
 use std::time::Instant;
 
-use calotype_protocol::{Attempt, Blob, Down, Dtype, Frame, JobId, Load, LoadId, ModelId, Run, StepId, Work};
+use calotype_protocol::{
+    Attempt, Blob, Down, Dtype, Frame, JobId, Load, LoadId, LoadPlan, ModelId, Run, StepId, Work,
+};
 
 use super::{Action, Driver, Internal, Moving, PostState, now_ms};
 use crate::error::{Code, Error};
-use crate::inference;
+use crate::inference::{self, InputFiles, Plan};
 use crate::memory::Ledger;
 use crate::memory::Owner;
 use crate::processing::JobState;
 use crate::processing::policy::{self, Decision, Refusal, Resident, Room, Slot, Standing, Waiting};
-use crate::store::Held;
+use crate::store::{ArtifactHash, Artifacts, Held};
 
 /// Waiting jobs that one decision looks at; those behind them wait for the next.
 const LOOKED_AT: usize = 64;
@@ -192,24 +194,13 @@ impl Driver {
         tokio::spawn(async move {
             let work = async {
                 store.claim(&job, attempt, &worker, now_ms()).await?;
-                let mut images = [None, None];
-                for (slot, hash) in images.iter_mut().zip([&plan.init_image, &plan.mask]) {
-                    if let Some(hash) = hash {
-                        let bytes = artifacts.read(hash).await?;
-                        *slot = Some(bytes.ok_or_else(|| {
-                            Error::new(Code::StoreFailed, format!("the input image {} is gone", hash.0))
-                        })?);
-                    }
+                let files = read_inputs(&artifacts, &plan).await?;
+                if plan.inputs().next().is_none() {
+                    return inference::work(&plan, &catalogue, &files);
                 }
-                let [init_image, mask] = images;
-                if init_image.is_none() && mask.is_none() {
-                    return inference::work(&plan, &catalogue, None, None);
-                }
-                tokio::task::spawn_blocking(move || {
-                    inference::work(&plan, &catalogue, init_image.as_deref(), mask.as_deref())
-                })
-                .await
-                .map_err(|error| Error::new(Code::Internal, error.to_string()))?
+                tokio::task::spawn_blocking(move || inference::work(&plan, &catalogue, &files))
+                    .await
+                    .map_err(|error| Error::new(Code::Internal, error.to_string()))?
             }
             .await;
             let _ = internal.send(Internal::Prepared { job, attempt, work });
@@ -354,6 +345,10 @@ impl Driver {
                 model: spec,
                 dtype,
                 budget_bytes,
+                plan: LoadPlan {
+                    compile: self.compile,
+                    ..LoadPlan::default()
+                },
             })
             .into(),
         );
@@ -391,4 +386,23 @@ fn room(ledger: &Ledger) -> Room {
         free_bytes: ledger.free_bytes(),
         budget_bytes: ledger.budget_bytes(),
     }
+}
+
+/// The files of a plan's images.
+async fn read_inputs(artifacts: &Artifacts, plan: &Plan) -> Result<InputFiles, Error> {
+    let read = async |hash: &ArtifactHash| {
+        let missing = || Error::new(Code::StoreFailed, format!("the input image {} is gone", hash.0));
+        artifacts.read(hash).await?.ok_or_else(missing)
+    };
+    let mut files = InputFiles::default();
+    if let Some(hash) = &plan.init_image {
+        files.init_image = Some(read(hash).await?);
+    }
+    if let Some(hash) = &plan.mask {
+        files.mask = Some(read(hash).await?);
+    }
+    for hash in plan.control.iter().filter_map(|unit| unit.image.as_ref()) {
+        files.control.push(read(hash).await?);
+    }
+    Ok(files)
 }

@@ -1,16 +1,18 @@
 //! The end of a job: pictures encoded and stored off the worker's path, the end journaled, then told.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use calotype_imaging::{DecodeLimits, ImageError, Rgb, decode_gray, decode_rgb};
 use calotype_protocol::{Blob, JobId, RunResult};
 
 use super::{Action, Driver, Internal, now_ms};
 use crate::error::{Code, Error};
 use crate::event::EventKind;
-use crate::inference::Plan;
+use crate::inference::{self, MaskArea, Plan};
 use crate::postprocessing;
 use crate::processing::{ImageView, JobResult, JobState};
-use crate::store::{Artifacts, Finish};
+use crate::store::{ArtifactHash, Artifacts, Finish};
 
 impl Driver {
     /// The pictures are here: the place is free for the next job while they are encoded.
@@ -57,6 +59,7 @@ impl Driver {
                         peak_bytes: result.peak_bytes,
                         batch_sizes: result.batch_sizes,
                         engine: result.engine,
+                        plan: result.plan,
                         worker,
                     };
                     (JobState::Succeeded, Some(kept), None)
@@ -198,9 +201,11 @@ async fn store_images(
             plan.seeds.len()
         )));
     }
+    let (width, height) = plan.final_size();
+    let plan = Arc::new(plan);
     let mut views = Vec::with_capacity(result.images.len());
     for (index, image) in result.images.iter().enumerate() {
-        let shape = [plan.height as usize, plan.width as usize, 3];
+        let shape = [height as usize, width as usize, 3];
         if image.shape != shape {
             return Err(wrong(format!(
                 "an image of shape {:?}, not {shape:?}",
@@ -211,25 +216,46 @@ async fn store_images(
             .of(&blobs)
             .map_err(|error| wrong(error.to_string()))?
             .to_vec();
-        let (plan, model_name, engine) = (plan.clone(), model_name.clone(), result.engine.clone());
-        let (seed, width, height) = (plan.seeds[index], plan.width, plan.height);
-        let artifacts = artifacts.clone();
+        let (plan, artifacts) = (Arc::clone(&plan), artifacts.clone());
+        let (model_name, engine) = (model_name.clone(), result.engine.clone());
         let stored = tokio::task::spawn_blocking(move || {
-            let bytes = postprocessing::finish(&plan, &model_name, &engine, index, &pixels)?;
+            let picture = Rgb::new(width, height, pixels)
+                .map_err(|error| Error::new(Code::WorkerFailed, error.to_string()))?;
+            let picture = whole(&plan, &artifacts, picture)?;
+            let bytes = postprocessing::finish(&plan, &model_name, &engine, index, &picture)?;
             let media_type = crate::store::media_type(&bytes).to_owned();
-            Ok::<_, Error>((artifacts.put_now(&bytes)?, bytes.len() as u64, media_type))
+            Ok::<_, Error>(ImageView {
+                artifact: artifacts.put_now(&bytes)?,
+                media_type,
+                size_bytes: bytes.len() as u64,
+                width: picture.width,
+                height: picture.height,
+                seed: plan.seeds.get(index).copied().unwrap_or_default(),
+            })
         });
-        let (artifact, size_bytes, media_type) = stored
-            .await
-            .map_err(|error| Error::new(Code::Internal, error.to_string()))??;
-        views.push(ImageView {
-            artifact,
-            media_type,
-            size_bytes,
-            width,
-            height,
-            seed,
-        });
+        views.push(
+            stored
+                .await
+                .map_err(|error| Error::new(Code::Internal, error.to_string()))??,
+        );
     }
     Ok(views)
+}
+
+/// The picture, pasted into the image that it is a part of where only a part was sampled.
+fn whole(plan: &Plan, artifacts: &Artifacts, picture: Rgb) -> Result<Rgb, Error> {
+    let (MaskArea::Masked, Some(image), Some(mask)) =
+        (plan.mask_treatment.area, &plan.init_image, &plan.mask)
+    else {
+        return Ok(picture);
+    };
+    let file = |hash: &ArtifactHash| {
+        let missing = || Error::new(Code::StoreFailed, format!("the input image {} is gone", hash.0));
+        artifacts.read_now(hash)?.ok_or_else(missing)
+    };
+    let unreadable = |error: ImageError| Error::new(Code::ImageRefused, error.to_string());
+    let limits = DecodeLimits::default();
+    let image = decode_rgb(&file(image)?, &limits).map_err(unreadable)?;
+    let mask = decode_gray(&file(mask)?, &limits).map_err(unreadable)?;
+    Ok(inference::paste_back(plan, &image, &mask, &picture).unwrap_or(picture))
 }

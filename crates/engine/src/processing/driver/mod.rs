@@ -113,6 +113,8 @@ pub(crate) struct Parts {
     pub(crate) peaks: Peaks,
     pub(crate) abilities: watch::Sender<Abilities>,
     pub(crate) max_concurrency: u32,
+    /// Whether accelerators compile what they run.
+    pub(crate) compile: bool,
     pub(crate) gate: Arc<super::Gate>,
     /// Every device; one without a post is served by no runtime here.
     pub(crate) devices: Vec<(Device, Ledger)>,
@@ -220,6 +222,7 @@ pub(crate) struct Driver {
     peaks: Peaks,
     abilities: watch::Sender<Abilities>,
     max_concurrency: u32,
+    compile: bool,
     gate: Arc<super::Gate>,
     devices: BTreeMap<String, Device>,
     /// One a device, shared by its workers.
@@ -271,6 +274,7 @@ impl Driver {
             peaks,
             abilities,
             max_concurrency,
+            compile,
             gate,
             devices,
             posts,
@@ -293,6 +297,7 @@ impl Driver {
             peaks,
             abilities,
             max_concurrency,
+            compile,
             gate,
             devices: by_id,
             ledgers,

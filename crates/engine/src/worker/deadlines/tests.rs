@@ -204,6 +204,7 @@ fn a_load_has_time_by_its_bytes_and_more_with_each_new_byte() {
         model,
         dtype: Dtype::F32,
         budget_bytes: 200_000_000,
+        plan: calotype_protocol::LoadPlan::default(),
     };
     deadlines.sent(&Down::Load(load), start);
     assert_eq!(deadlines.next(), Some(start + s(40)));
