@@ -1,9 +1,9 @@
 //! Everything that can be said without running the product.
 
-use crate::{Done, schema, sh, tidy, tools};
+use crate::{Done, schema, sh, sh_in, tidy, tools};
 
 /// Folders with Python code; each has its own settings.
-const PYTHON: &[&str] = &["training"];
+const PYTHON: &[&str] = &["training", "python"];
 
 pub(crate) fn run(_: &[String]) -> Done {
     sh("cargo", &["fmt", "--all", "--check"], &[])?;
@@ -46,5 +46,11 @@ pub(crate) fn run(_: &[String]) -> Done {
             PYTHON.join(", ")
         ),
     }
-    Ok(())
+    match tools::python_worker()? {
+        Some(python) => sh_in("python", &python.display().to_string(), &["-m", "mypy"], &[]),
+        None => {
+            eprintln!("skipped: there is no python3, the Python worker is not type-checked");
+            Ok(())
+        }
+    }
 }

@@ -79,11 +79,16 @@ fn root() -> PathBuf {
 
 /// Runs a program in the root, its output passed through.
 fn sh(program: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Done {
+    sh_in("", program, arguments, environment)
+}
+
+/// The same in a folder below the root.
+fn sh_in(folder: &str, program: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Done {
     eprintln!("$ {program} {}", arguments.join(" "));
     let status = Command::new(program)
         .args(arguments)
         .envs(environment.iter().copied())
-        .current_dir(root())
+        .current_dir(root().join(folder))
         .status()
         .map_err(|error| format!("failed to start {program}: {error}"))?;
     if status.success() {

@@ -1,6 +1,6 @@
 //! All tests, in the profile that builds fastest; dependencies are optimised in it.
 
-use crate::{Done, sh, tools};
+use crate::{Done, sh, sh_in, tools};
 
 pub(crate) fn run(arguments: &[String]) -> Done {
     // The whole-program tests run the real binaries.
@@ -11,20 +11,34 @@ pub(crate) fn run(arguments: &[String]) -> Done {
     if !arguments.is_empty() {
         return Ok(());
     }
-    // The worker once more, with the other runtime.
-    let Some(library) = tools::onnxruntime()? else {
-        eprintln!(
-            "skipped: there is no python3 to install ONNX Runtime with; the worker was tested with rten alone"
-        );
+    // The native worker once more, with the other runtime.
+    match tools::onnxruntime()? {
+        None => eprintln!(
+            "skipped: no python3 to install ONNX Runtime with; the native worker was tested with rten alone"
+        ),
+        Some(library) => {
+            let library = library.display().to_string();
+            sh(
+                "cargo",
+                &["test", "--package", "calotype-worker", "--test", "model"],
+                &[
+                    ("CALOTYPE_TEST_RUNTIME", "onnxruntime"),
+                    ("CALOTYPE_ONNXRUNTIME", &library),
+                ],
+            )?;
+        }
+    }
+    // The Python worker: on its own, and through the whole program.
+    let Some(python) = tools::python_worker()? else {
+        eprintln!("skipped: no python3, and so nothing of the Python worker was tested");
         return Ok(());
     };
-    let library = library.display().to_string();
+    let python = python.display().to_string();
+    let offline = ("HF_HUB_OFFLINE", "1");
+    sh_in("python", &python, &["-m", "pytest"], &[offline])?;
     sh(
         "cargo",
-        &["test", "--package", "calotype-worker", "--test", "model"],
-        &[
-            ("CALOTYPE_TEST_RUNTIME", "onnxruntime"),
-            ("CALOTYPE_ONNXRUNTIME", &library),
-        ],
+        &["test", "--package", "calotype", "--test", "python"],
+        &[("CALOTYPE_PYTHON", &python), offline],
     )
 }

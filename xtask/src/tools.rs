@@ -2,7 +2,7 @@
 //! with Rust and Python alone runs every check and every test. Without Python the caller says what it skips.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::{root, sh};
@@ -35,6 +35,52 @@ pub(crate) fn onnxruntime() -> Result<Option<PathBuf>, String> {
         .ok_or_else(|| format!("{ONNXRUNTIME} has no library in {}", lib.display()))
 }
 
+/// The Python of the worker, made by our own `calotype setup python`, with the tools of its tests.
+pub(crate) fn python_worker() -> Result<Option<PathBuf>, String> {
+    let data = root().join("target/python-worker");
+    let python = data.join("python/bin/python");
+    let project =
+        fs::read_to_string(root().join("python/pyproject.toml")).map_err(|error| error.to_string())?;
+    let lock = fs::read_to_string(root().join("python/uv.lock")).map_err(|error| error.to_string())?;
+    // Made anew in part when what it is made from has changed.
+    let mark = data.join("made-from");
+    let made_from = format!("{project}{lock}");
+    if fs::read_to_string(&mark).is_ok_and(|before| before == made_from) {
+        return Ok(Some(python));
+    }
+    if !has_python() {
+        return Ok(None);
+    }
+    sh("cargo", &["build", "--package", "calotype", "--quiet"], &[])?;
+    let (program, shown) = (root().join("target/debug/calotype"), data.display().to_string());
+    sh(
+        &program.display().to_string(),
+        &["setup", "python", "--data-dir", &shown],
+        &[],
+    )?;
+    let mut arguments = vec!["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
+    let constraints = data.join("python/constraints.txt");
+    let constraints = constraints.display().to_string();
+    if Path::new(&constraints).is_file() {
+        arguments.extend(["--constraint", &constraints]);
+    }
+    let tools = project.split("\ndev = [").nth(1).unwrap_or_default();
+    let tools = tools.lines().take_while(|line| !line.starts_with(']'));
+    arguments.extend(tools.filter_map(|line| line.split('"').nth(1)));
+    sh(&python.display().to_string(), &arguments, &[])?;
+    fs::write(&mark, made_from).map_err(|error| format!("failed to write {}: {error}", mark.display()))?;
+    Ok(Some(python))
+}
+
+fn has_python() -> bool {
+    Command::new("python3")
+        .arg("--version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
 /// The environment with `package` in it. A file beside it tells what was installed before, by version.
 fn installed(package: &str) -> Result<Option<PathBuf>, String> {
     let environment = root().join("target/python-tools");
@@ -42,12 +88,7 @@ fn installed(package: &str) -> Result<Option<PathBuf>, String> {
     if mark.is_file() {
         return Ok(Some(environment));
     }
-    let python = Command::new("python3")
-        .arg("--version")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
-    if !python.is_ok_and(|status| status.success()) {
+    if !has_python() {
         return Ok(None);
     }
     let shown = environment.display().to_string();
