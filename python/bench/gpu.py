@@ -1,6 +1,8 @@
 """Measures a CUDA device: the worker's loop against plain diffusers, eager and compiled, in the same run.
 
     python bench/gpu.py --models sd15:512 sdxl:1024 --steps 30 --json out.json --markdown out.md
+    python bench/gpu.py --models sd15:512 --compile-ours    # the worker's own plan `compile`, its warm-up told apart
+    python bench/gpu.py --models sd15:512 --profile         # the kernels that a step of 16 samples spends its time in
 
 For each model: seconds an image alone, images a second at 1 to 16 concurrent jobs, the device's busy share, the
 latency of a cancel, the peak of memory, and what is held after an unload. Random weights, f16, Euler, guidance 5.
@@ -22,8 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
+from bench import steps as kernels
 from bench.sizes import DEVICE, DTYPE, family, plain_pipeline
-from calotype_worker import noise
+from calotype_worker import noise, norms
 from calotype_worker.channel import Buffer, Frame
 from calotype_worker.device import Device
 from calotype_worker.pulse import Pulse
@@ -39,17 +42,21 @@ PROMPT, GUIDANCE = "a red apple on the beach", 5.0
 class Bench:
     """A loop with one model in it."""
 
-    def __init__(self, name: str, edge: int, steps: int) -> None:
+    def __init__(self, name: str, edge: int, steps: int, compiles: bool) -> None:
         self.name, self.edge, self.steps = name, edge, steps
         self.device = Device("cuda", torch.device(DEVICE, 0))
         self.loop = Loop(self.device, Pulse(), self._hear)
         self.loop.models[name] = family(name)
+        self.loop.models[name].plan = down.LoadPlan(compile=compiles)  # type: ignore[union-attr]
+        self.said: list[str] = []
         self.results: list[up.Result] = []
         self.jobs = 0
 
     def _hear(self, message: Message, blobs: Sequence[Buffer] = ()) -> None:
         if isinstance(message, (up.Failed, up.Fatal)):
             raise RuntimeError(str(message))
+        if isinstance(message, up.Log):
+            self.said.append(message.message)
         if isinstance(message, up.Result):
             self.results.append(message)
 
@@ -86,6 +93,15 @@ class Bench:
         while self.loop.has_work():
             self.loop.tick()
         return time.perf_counter() - started
+
+    def warm_up_s(self) -> float:
+        """Seconds from the first job until the compiled denoiser serves."""
+        started = time.perf_counter()
+        self.together(1)
+        self.loop.stepper.graphs.compiler.wait()
+        taken = time.perf_counter() - started
+        self.together(1)
+        return taken
 
     def cancel_ms(self) -> float:
         """From a cancel in the middle of a run to an idle device."""
@@ -153,7 +169,7 @@ def plain(pipeline: Any, edge: int, steps: int, runs: int) -> float:
     return seconds(image, runs)
 
 
-def measure(name: str, edge: int, steps: int, runs: int, compiled: bool) -> dict[str, Any]:
+def measure(name: str, edge: int, steps: int, runs: int, compiled: bool, ours_compiled: bool) -> dict[str, Any]:
     """All figures of one model at one size."""
     pipeline = plain_pipeline(name)
     found: dict[str, Any] = {
@@ -167,8 +183,10 @@ def measure(name: str, edge: int, steps: int, runs: int, compiled: bool) -> dict
     del pipeline
     torch.cuda.empty_cache()
     held_before = torch.cuda.memory_allocated()
-    bench = Bench(name, edge, steps)
+    bench = Bench(name, edge, steps, ours_compiled)
     weights = torch.cuda.memory_allocated() - held_before
+    if ours_compiled:
+        found["ours_compile_warm_up_s"] = bench.warm_up_s()
     found["concurrent"] = {}
     for count in CONCURRENT:
         # Twice: the second meeting of a shape captures its graph.
@@ -186,10 +204,17 @@ def measure(name: str, edge: int, steps: int, runs: int, compiled: bool) -> dict
             "step_ms": bench.results[-1].timings_ms["denoise"] / steps,
             "decode_ms": bench.results[-1].timings_ms["decode"],
             "peak_bytes": torch.cuda.max_memory_allocated(),
+            "plan": bench.results[-1].plan,
         }
-    found["graph_problem"] = bench.loop.stepper.graphs.problem
+    found["problems"] = {"graphs": bench.loop.stepper.graphs.problem, "norms": norms.problem(), "said": bench.said}
     found["cancel_ms"] = bench.cancel_ms()
+    if ours_compiled:
+        model = bench.loop.family(name)
+        network = bench.loop.stepper.graphs.compiler.compiled(model)
+        print(f"compiled, {kernels.compiled_kernels(model, network, edge)}", flush=True)
+        del model, network
     bench.loop.handle(Frame(down.Unload(unload="u")))
+    del bench
     found["weights_bytes"] = weights
     found["held_after_unload_bytes"] = torch.cuda.memory_allocated() - held_before
     alone = found["concurrent"][1]["s"]
@@ -260,6 +285,9 @@ def main() -> int:
     parser.add_argument(
         "--no-compile", action="store_true", help="leave out the compiled baseline (minutes of warm-up)"
     )
+    parser.add_argument("--compile-ours", action="store_true", help="the worker compiles too, before it is timed")
+    parser.add_argument("--profile", action="store_true", help="only print where a step of 16 samples spends its time")
+    parser.add_argument("--attention", choices=["default", *kernels.ATTENTION], default="default", help="for all")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     arguments = parser.parse_args()
@@ -270,7 +298,12 @@ def main() -> int:
     all_found = []
     for model in arguments.models:
         name, _, edge = model.partition(":")
-        found = measure(name, int(edge), arguments.steps, arguments.runs, not arguments.no_compile)
+        if arguments.profile:
+            print(kernels.profile(name, int(edge)), flush=True)
+            continue
+        settings = arguments.steps, arguments.runs, not arguments.no_compile, arguments.compile_ours
+        with kernels.attention(arguments.attention):
+            found = measure(name, int(edge), *settings)
         print(json.dumps(found), flush=True)
         all_found.append(found)
         # A run that is cut off keeps what it has.
@@ -280,7 +313,8 @@ def main() -> int:
             )
         if arguments.markdown:
             arguments.markdown.write_text(table(all_found) + "\n")
-    print(table(all_found))
+    if all_found:
+        print(table(all_found))
     return 0
 
 

@@ -4,14 +4,17 @@ Plain UNets are bound by these launches: on an H100 a graph makes a step of SD 1
 graph is captured the second time that a model, shape, batch bucket and set of adapters meet; the first time runs
 eagerly, as does everything that cannot be captured: other devices, jobs with ControlNets, a capture that failed.
 
-All graphs share one pool: they never run beside one another, and each output is copied before the next replay.
+All graphs share one pool: they never run beside one another, and each output is copied before the next replay. Where
+a denoiser was compiled meanwhile, its shapes are captured anew from the compiled one.
 """
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from calotype_worker.compiling import Compiler, uncompiled_if_new
 from calotype_worker.device import Device
 from calotype_worker.pipelines.adapted import AdapterSet
 from calotype_worker.pipelines.family import DenoiseInput, Family
@@ -23,7 +26,7 @@ MOST_SHARE = 0.2
 """The most of the device's memory that the pool may take before all graphs are dropped."""
 WARM_UPS = 2
 
-Key = tuple[int, str, int, tuple[int, ...], tuple[int, ...], tuple[str, ...]]
+Key = tuple[int, bool, str, int, tuple[int, ...], tuple[int, ...], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -55,48 +58,64 @@ class StepGraphs:
         self._met: set[Key] = set()
         self._refused: set[Key] = set()
         self._pool: object = None
+        self._warm_up: torch.cuda.Stream | None = None
         self._pool_bytes = 0
+        self.compiler = Compiler(device)
         self.problem: str | None = None
         """Why the last capture failed."""
+        self.did: tuple[str, ...] = ()
+        """What the last run was, in words of a result's plan."""
 
     def denoise(self, model: Family, bound: AdapterSet, input: DenoiseInput) -> torch.Tensor:
         """One run of the denoiser, replayed where it can be; `bound` is active."""
         samples = len(input.sample)
-        if not self._device.is_cuda or input.control or samples > BUCKETS[-1]:
-            return model.denoise(input)
+        if not self._device.is_cuda or not model.can_capture or input.control or samples > BUCKETS[-1]:
+            return self._run(model, input, self.compiler.network(model, input))
         bucket = next(size for size in BUCKETS if size >= samples)
+        network = self.compiler.network(model, input if samples == bucket else _padded(input, bucket))
         shapes = tuple(input.sample.shape[1:]), tuple(input.states.shape[1:])
-        key: Key = (id(model), bound.key, bucket, *shapes, tuple(input.added))
+        key: Key = (id(model), network is not None, bound.key, bucket, *shapes, tuple(input.added))
         captured = self._graphs.get(key)
         if captured is None:
             if key in self._refused or key not in self._met:
                 self._met.add(key)
-                return model.denoise(input)
-            captured = self._captured(key, model, bound, _padded(input, bucket))
+                return self._run(model, input, network)
+            captured = self._captured(key, model, bound, _padded(input, bucket), network)
             if captured is None:
-                return model.denoise(input)
+                return self._run(model, input, network)
         self._graphs.move_to_end(key)
+        self.did = ("graphs",) if network is None else ("graphs", "compiled")
         return captured.replay(input)
 
-    def _captured(self, key: Key, model: Family, bound: AdapterSet, static: DenoiseInput) -> Captured | None:
+    def _run(self, model: Family, input: DenoiseInput, network: Any) -> torch.Tensor:
+        self.did = () if network is None else ("compiled",)
+        if network is None:
+            return model.denoise(input)
+        with uncompiled_if_new():
+            return model.denoise(input, network)
+
+    def _captured(
+        self, key: Key, model: Family, bound: AdapterSet, static: DenoiseInput, network: Any
+    ) -> Captured | None:
         most = self._device.total_and_free_bytes()[0] * MOST_SHARE
         if len(self._graphs) >= MOST_GRAPHS or self._pool_bytes > most:
             self.clear()
         before = torch.cuda.memory_reserved()
         try:
-            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            # One stream for all: cuBLAS keeps a workspace of 33 MiB for each that it has met.
+            stream = self._warm_up = self._warm_up or torch.cuda.Stream()  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 # What is made once (workspaces, choices of algorithms) must not be made inside a graph.
                 for _ in range(WARM_UPS):
-                    model.denoise(static)
+                    self._run(model, static, network)
             torch.cuda.current_stream().wait_stream(stream)
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
             # The beat's thread may ask for the free memory meanwhile.
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):  # type: ignore[arg-type]
-                output = model.denoise(static)
+                output = self._run(model, static, network)
         except RuntimeError as error:
             self.problem = str(error)
             self._refused.add(key)
@@ -110,8 +129,12 @@ class StepGraphs:
         """Drop the graphs of a model, which would keep its weights; none of them may be running."""
         for key in [key for key, captured in self._graphs.items() if captured.model is model]:
             del self._graphs[key]
+        self.compiler.forget(model)
         self._met = {key for key in self._met if key[0] != id(model)}
         self._refused = {key for key in self._refused if key[0] != id(model)}
+        if not self._graphs:
+            self._pool, self._pool_bytes = None, 0
+            self._device.drop_workspaces()
 
     def clear(self) -> None:
         """Drop all graphs and their memory, once none of them runs."""
@@ -119,6 +142,7 @@ class StepGraphs:
             self._device.synchronize()
         self._graphs.clear()
         self._pool, self._pool_bytes = None, 0
+        self._device.drop_workspaces()
         self._device.trim()
 
 

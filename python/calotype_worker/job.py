@@ -11,7 +11,7 @@ from calotype_worker.errors import InvalidInput
 from calotype_worker.offload import moved
 from calotype_worker.pipelines.adapted import AdapterSet
 from calotype_worker.pipelines.family import Family
-from calotype_worker.pixels import Blobs, Mask, from_numbers, image_of, numbers_of, to_numbers
+from calotype_worker.pixels import Blobs, Mask, image_of, numbers_of, to_numbers
 from calotype_worker.samplers.run import SamplerRun
 from calotype_worker.wire.words import Phase
 from calotype_worker.wire.work import Generate
@@ -74,6 +74,7 @@ class Tally:
 
     timings_ms: dict[Phase, float] = field(default_factory=dict)
     batch_sizes: list[int] = field(default_factory=list)
+    plan: set[str] = field(default_factory=set)
 
     def spend(self, phase: Phase, ms: float) -> None:
         """Add to a phase's time."""
@@ -203,9 +204,8 @@ class Sampling:
             drawn = drawn.pin_memory()
         return drawn.to(self.latents.device, non_blocking=True)
 
-    def picture(self, model: Family, latents: torch.Tensor) -> torch.Tensor:
-        """Latents of one image as `[height, width, 3]` of u8 on the device."""
-        painted = from_numbers(model.decode(latents))
+    def finished(self, painted: torch.Tensor) -> torch.Tensor:
+        """A decoded picture, `[height, width, 3]` of u8, with what is to be kept of the first one."""
         return painted if self.kept is None else self.kept.pixel_mask.keep(self.kept.original, painted)
 
     def move(self, device: torch.device) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -92,45 +92,57 @@ def _decode_alone(loop: Loop, held: Held, work: Decode, blobs: Blobs) -> None:
         raise InvalidInput(f"latents of {shape} are not taken")
     latents = numbers_of("the latents", work.latents, blobs).to(model.device)
     started = time.perf_counter()
-    pictures = decoded(loop, held, model, lambda: [from_numbers(model.decode(one)) for one in latents])
+    pictures = decoded(loop, held, model, latents)
     held.stage = Delivering([picture.cpu() for picture in pictures], loop.device.fence(), started, 0, [], None)
 
 
-def decoded(loop: Loop, held: Held, model: Family, decode: Callable[[], list[torch.Tensor]]) -> list[torch.Tensor]:
-    """The pictures; once more in tiles where memory did not suffice."""
-    try:
-        return decode()
-    except Exception as error:
-        problem = told(error, loop.device.numbers())
-    if not isinstance(problem, OutOfMemory):
-        raise problem
-    loop.device.trim()
-    loop.log("warn", f"the VAE works in tiles from now on: {problem.detail}", held.job)
-    model.tile_vae()
-    return decode()
+def decoded(loop: Loop, held: Held, model: Family, latents: torch.Tensor) -> list[torch.Tensor]:
+    """The pictures, `[height, width, 3]` of u8; where memory does not suffice one by one, and then in tiles."""
+    pixels = latents.shape[-1] * latents.shape[-2] * model.scale**2
+    at_once = loop.device.pictures_at_once(pixels)
+    while True:
+        try:
+            parts = [from_numbers(model.decode(part)) for part in torch.split(latents, at_once)]
+            return [picture for part in parts for picture in part]
+        except Exception as error:
+            problem = told(error, loop.device.numbers())
+        if not isinstance(problem, OutOfMemory) or (at_once == 1 and model.vae_is_tiled):
+            raise problem
+        loop.device.trim()
+        if at_once == 1:
+            loop.log("warn", f"the VAE works in tiles from now on: {problem.detail}", held.job)
+            model.tile_vae()
+        at_once = 1
 
 
-def decode(loop: Loop, held: Held) -> None:
-    """Launch the decoding of a job whose sampling is over."""
-    sampling = held.stage
-    if not isinstance(sampling, Sampling):
-        return
+def decode(loop: Loop, order: Sequence[Held]) -> None:
+    """Launch the decoding of the first job whose sampling is over, and of those that fit to it, together."""
+    group: list[tuple[Held, Sampling]] = []
+    for held in order:
+        sampling = held.stage
+        if not isinstance(sampling, Sampling) or not sampling.is_done:
+            continue
+        first = group[0] if group else (held, sampling)
+        if (held.model, sampling.latent) == (first[0].model, first[1].latent):
+            group.append((held, sampling))
     started = time.perf_counter()
     problem: WorkerError
     try:
-        model = loop.family(held.model)
-
-        def pictures() -> list[torch.Tensor]:
-            return [sampling.picture(model, latents) for latents in sampling.latents]
-
+        model = loop.family(group[0][0].model)
         with loop.device.beside():
-            on_host = [loop.device.to_host(picture) for picture in decoded(loop, held, model, pictures)]
+            latents = torch.cat([sampling.latents for _, sampling in group])
+            pictures = decoded(loop, group[0][0], model, latents)
+            on_host: list[list[torch.Tensor]] = []
+            for _, sampling in group:
+                own, pictures = pictures[: len(sampling.seeds)], pictures[len(sampling.seeds) :]
+                on_host.append([loop.device.to_host(sampling.finished(picture)) for picture in own])
             fence = loop.device.fence()
-        held.stage = Delivering(on_host, fence, started, sampling.total, sampling.seeds, sampling)
+        for (held, sampling), own in zip(group, on_host):
+            held.stage = Delivering(own, fence, started, sampling.total, sampling.seeds, sampling)
         return
     except Exception as error:
         problem = told(error, loop.device.numbers())
-    loop.fail_all([held], problem)
+    loop.fail_all([held for held, _ in group], problem)
 
 
 def deliver(loop: Loop, held: Held, stage: Delivering) -> None:
@@ -159,6 +171,7 @@ def _result(loop: Loop, held: Held, images: list[BlobRef], blobs: Sequence[memor
             peak_bytes=loop.device.peak_bytes(),
             batch_sizes=held.tally.batch_sizes,
             engine=loop.device.engine(),
+            plan=sorted(held.tally.plan.union(loop.family(held.model).plan_words())) or None,
         ),
         blobs,
     )

@@ -52,10 +52,10 @@ def to_numbers(image: torch.Tensor) -> torch.Tensor:
 
 
 def from_numbers(numbers: torch.Tensor) -> torch.Tensor:
-    """`[3, height, width]`, -1 to 1, to `[height, width, 3]` of u8; what lies outside is clamped."""
+    """`[..., 3, height, width]`, -1 to 1, to `[..., height, width, 3]` of u8; what lies outside is clamped."""
     # NaN, which a broken model gives, becomes grey instead of an undefined byte.
     finite = torch.nan_to_num(numbers.float(), nan=0.0)
-    return ((finite.clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8).permute(1, 2, 0).contiguous()
+    return ((finite.clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8).movedim(-3, -1).contiguous()
 
 
 def halved(image: torch.Tensor) -> torch.Tensor:

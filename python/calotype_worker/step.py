@@ -84,6 +84,8 @@ class Stepper:
         samples = sum(sampling.samples for _, sampling in chosen)
         try:
             rest = self._denoise([sampling for _, sampling in chosen], model)
+            for held, _ in chosen:
+                held.tally.plan.update(self.graphs.did)
         except Exception as error:
             problem = told(error, self.device.numbers())
         else:
@@ -102,6 +104,8 @@ class Stepper:
         if isinstance(problem, OutOfMemory) and len(chosen) > 1:
             # The denoiser failed before any job took its part: none has changed.
             self._fits[chosen[0][1].shape] = samples // 2
+            for held, _ in chosen:
+                held.tally.plan.add("halved")
             self.graphs.clear()
             return []
         return [(held, problem) for held, _ in chosen]

@@ -24,7 +24,7 @@ from calotype_worker.job import Sampling
 from calotype_worker.pipelines import registry
 from calotype_worker.pipelines.control import ControlNet
 from calotype_worker.pipelines.family import Family
-from calotype_worker.pixels import bytes_from, halved, image_ref
+from calotype_worker.pixels import bytes_from, from_numbers, halved, image_ref
 from calotype_worker.pulse import Pulse
 from calotype_worker.step import Ended, Landed, Stepper
 from calotype_worker.wire import down, up
@@ -78,7 +78,7 @@ class Loop:
             self.report(self.stepper.land(0))
             phases.deliver(self, *arrived)
         elif sampled is not None:
-            phases.decode(self, sampled)
+            phases.decode(self, order)
         elif waiting is not None:
             phases.prepare(self, waiting)
         elif steps:
@@ -96,6 +96,9 @@ class Loop:
 
     def report(self, landed: list[Landed]) -> None:
         """Tell of steps that are over."""
+        said = self.stepper.graphs.compiler.said
+        while said:
+            self.log(*said.popleft())
         for one in landed:
             for held in one.flight.jobs:
                 held.tally.spend("denoise", one.step_ms)
@@ -111,7 +114,8 @@ class Loop:
         if not every or step.done % every or step.done == step.total or not isinstance(model, Family):
             return
         try:
-            small = halved(ended.sampling.picture(model, ended.latents[0]).cpu())
+            painted = from_numbers(model.decode(ended.latents[:1]))[0]
+            small = halved(ended.sampling.finished(painted).cpu())
         except Exception as error:
             # The picture itself may still come out, in tiles.
             return self.log("warn", f"no preview: {told(error, self.device.numbers()).message}", ended.held.job)

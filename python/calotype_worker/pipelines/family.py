@@ -13,6 +13,7 @@ from calotype_worker.errors import NotSupported
 from calotype_worker.pipelines.adapted import Adapted, AdapterSet
 from calotype_worker.pipelines.control import ControlNet
 from calotype_worker.samplers.run import SamplerRun
+from calotype_worker.wire.down import LoadPlan
 from calotype_worker.wire.words import Sampler, Schedule
 from calotype_worker.wire.work import Adapter, Span
 
@@ -67,6 +68,10 @@ class Family(ABC):
 
     name: str
     """The family's word on the wire."""
+    compiles_any_batch = True
+    """Whether one compilation of the denoiser serves any number of samples."""
+    can_capture = True
+    """Whether runs of the denoiser may be captured: its weights stay where they are."""
 
     def __init__(self, id: str, denoiser: nn.Module, vae: nn.Module, adapted: Adapted, dtype: torch.dtype) -> None:
         self.id = id
@@ -81,6 +86,8 @@ class Family(ABC):
         self.scaling_factor = float(config.scaling_factor)
         self.shift_factor = float(config.shift_factor or 0.0)
         self._texts: OrderedDict[tuple[Any, ...], Conditioning] = OrderedDict()
+        self.plan = LoadPlan()
+        self.slices_attention = False
         self.resident_bytes = 0
         self.phases_ms: dict[str, float] = {}
 
@@ -101,8 +108,11 @@ class Family(ABC):
         """Further inputs of one sample, without the first extent of a batch."""
 
     @abstractmethod
-    def denoise(self, input: DenoiseInput) -> torch.Tensor:
-        """Run the denoiser with the weights that are active: `[n, channels, height, width]` of f32."""
+    def denoise(self, input: DenoiseInput, network: Any = None) -> torch.Tensor:
+        """Run the denoiser with the weights that are active: `[n, channels, height, width]` of f32.
+
+        `network` is what to run in the denoiser's place: its compiled form.
+        """
 
     def size_multiple(self) -> int:
         """What the edges of an image must be multiples of."""
@@ -134,10 +144,10 @@ class Family(ABC):
         return Conditioned(found[0], found[1] if len(found) > 1 else None)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents of one image `[channels, height, width]` to `[3, height, width]` of f32 between -1 and 1, nearly."""
+        """Latents `[n, channels, height, width]` to `[n, 3, height, width]` of f32 between -1 and 1, nearly."""
         unscaled = latents.float() / self.scaling_factor + self.shift_factor
-        picture: torch.Tensor = self.vae.decode(unscaled[None].to(self.vae_dtype), return_dict=False)[0]
-        return picture[0].float()
+        pictures: torch.Tensor = self.vae.decode(unscaled.to(self.vae_dtype), return_dict=False)[0]
+        return pictures.float()
 
     def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
         """`[1, 3, height, width]` of f32, -1 to 1, to latents `[1, channels, …]`: the mean of their distribution."""
@@ -159,6 +169,31 @@ class Family(ABC):
         """Drop what can be made again."""
         self.adapted.trim()
         self._texts.clear()
+
+    def follow(self, plan: LoadPlan) -> None:
+        """Keep to a plan from now on, as far as the model can."""
+        self.plan = plan
+        if plan.vae_tiling:
+            self.tile_vae()
+        if plan.attention_slicing and hasattr(self.denoiser, "set_attention_slice"):
+            self.denoiser.set_attention_slice("auto")
+            self.slices_attention = True
+
+    def plan_words(self) -> list[str]:
+        """What is done for memory in every run, in words of a result's plan."""
+        return [
+            word
+            for word, done in (
+                ("vae_tiling", self.vae_is_tiled),
+                ("attention_slicing", self.slices_attention),
+            )
+            if done
+        ]
+
+    @property
+    def vae_is_tiled(self) -> bool:
+        """Whether the VAE works in tiles."""
+        return bool(getattr(self.vae, "use_tiling", False))
 
     def tile_vae(self) -> None:
         """Decode in tiles from now on: slower, with less memory."""

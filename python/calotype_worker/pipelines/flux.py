@@ -5,6 +5,7 @@ Its guidance is an input of the denoiser where the model was distilled so (dev),
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -26,6 +27,7 @@ class Flux(TransformerFamily):
 
     name = "flux"
     down_to_steps = True
+    compiles_any_batch = False
 
     def uses_negative(self, guidance: float) -> bool:
         """Never."""
@@ -49,12 +51,12 @@ class Flux(TransformerFamily):
             added["guidance"] = torch.tensor(guidance, dtype=torch.float32, device=self.device)
         return added
 
-    def denoise(self, input: DenoiseInput) -> torch.Tensor:
+    def denoise(self, input: DenoiseInput, network: Any = None) -> torch.Tensor:
         """One run of the transformer over packed patches."""
         images, channels, height, width = input.sample.shape
         rows, columns = height // PATCH, width // PATCH
         patches = input.sample.to(self.dtype).reshape(images, channels, rows, PATCH, columns, PATCH)
-        output = self.denoiser(
+        output = (self.denoiser if network is None else network)(
             hidden_states=patches.permute(0, 2, 4, 1, 3, 5).reshape(images, rows * columns, channels * PATCH**2),
             timestep=input.timesteps / self.schedule.train_timesteps,
             guidance=input.added.get("guidance"),

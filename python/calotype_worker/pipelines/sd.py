@@ -65,9 +65,9 @@ class StableDiffusion(Family):
         """Nothing more."""
         return {}
 
-    def denoise(self, input: DenoiseInput) -> torch.Tensor:
+    def denoise(self, input: DenoiseInput, network: Any = None) -> torch.Tensor:
         """One run of the UNet."""
-        return run_unet(self.denoiser, self.dtype, input)
+        return run_unet(self.denoiser if network is None else network, self.dtype, input)
 
     def takes_control(self) -> bool:
         """UNets do."""

@@ -1,6 +1,7 @@
 """Stable Diffusion 3: two CLIP encoders and T5 (which may be missing), a transformer over text and patches, a VAE."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -52,9 +53,9 @@ class StableDiffusion3(TransformerFamily):
         assert conditioning.pooled is not None
         return {"pooled_projections": conditioning.pooled.to(self.dtype)}
 
-    def denoise(self, input: DenoiseInput) -> torch.Tensor:
+    def denoise(self, input: DenoiseInput, network: Any = None) -> torch.Tensor:
         """One run of the transformer."""
-        output: torch.Tensor = self.denoiser(
+        output: torch.Tensor = (self.denoiser if network is None else network)(
             hidden_states=input.sample.to(self.dtype),
             timestep=input.timesteps,
             encoder_hidden_states=input.states,

@@ -5,6 +5,7 @@ and LCM variants differ in their weights and in what is asked of the sampler.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -79,9 +80,9 @@ class StableDiffusionXL(Family):
         assert conditioning.pooled is not None
         return {"text_embeds": conditioning.pooled.to(self.dtype), "time_ids": times}
 
-    def denoise(self, input: DenoiseInput) -> torch.Tensor:
+    def denoise(self, input: DenoiseInput, network: Any = None) -> torch.Tensor:
         """One run of the UNet."""
-        return run_unet(self.denoiser, self.dtype, input)
+        return run_unet(self.denoiser if network is None else network, self.dtype, input)
 
     def takes_control(self) -> bool:
         """The base does; there are no ControlNets for the refiner."""

@@ -7,7 +7,7 @@ from calotype_worker.wire.work import Work
 
 
 class WorkerDevice(Message, frozen=True, kw_only=True):
-    """A device by kind (`cpu`, `cuda`, `rocm`, `xpu`, `mps`, `directml`) and index."""
+    """A device by kind (`cpu`, `cuda`, `rocm`, `xpu`, `mps`, ...) and index."""
 
     kind: str
     index: int
@@ -48,13 +48,23 @@ class ModelSpec(Message, frozen=True, kw_only=True):
     components: dict[str, str]
 
 
+class LoadPlan(Message, frozen=True, kw_only=True):
+    """How a model is to live on the device: what waits on the host meanwhile, what is done in pieces or compiled."""
+
+    offload: Literal["none", "model", "sequential"] = "none"
+    vae_tiling: bool = False
+    attention_slicing: bool = False
+    compile: bool = False
+
+
 class Load(Message, frozen=True, kw_only=True, tag="load"):
-    """Make a model resident; answered by `loaded` or `load_failed`."""
+    """Make a model resident; answered by `loaded` or `load_failed`. Without a plan all of it is off."""
 
     load: str
     model: ModelSpec
     dtype: Dtype
     budget_bytes: int
+    plan: LoadPlan | None = None
 
 
 class Release(Message, frozen=True, kw_only=True, tag="release"):

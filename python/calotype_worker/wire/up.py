@@ -114,7 +114,10 @@ class Preview(Message, frozen=True, kw_only=True, tag="preview"):
 
 
 class Result(Message, frozen=True, kw_only=True, tag="result"):
-    """A job is done: its images, one a seed, and how they came about."""
+    """A job is done: its images, one a seed, and how they came about.
+
+    `plan` says what was done for memory or speed, for instance `graphs` or `vae_tiling`.
+    """
 
     job: str
     attempt: int
@@ -124,6 +127,7 @@ class Result(Message, frozen=True, kw_only=True, tag="result"):
     peak_bytes: int
     batch_sizes: list[int]
     engine: str
+    plan: list[str] | None = None
 
 
 class Failed(Message, frozen=True, kw_only=True, tag="failed"):

@@ -1,5 +1,7 @@
 """What a worker can be asked to do, each with typed parameters. Sizes are pixels unless a name says otherwise."""
 
+from typing import Literal
+
 import msgspec
 
 from calotype_worker.wire.words import BlobRef, Message, Mode, NoiseSource, Sampler, Schedule
@@ -37,6 +39,16 @@ class Refiner(Message, frozen=True, kw_only=True):
     switch_at: float
 
 
+class Hires(Message, frozen=True, kw_only=True):
+    """A second pass at a larger size: sampled again from `strength` of what the first pass gave."""
+
+    width: int
+    height: int
+    steps: int
+    strength: float
+    upscaler: Literal["latent", "lanczos"]
+
+
 class Generate(Message, frozen=True, kw_only=True, tag="generate", tag_field="kind"):
     """One generation of one or more images that differ only in their seeds.
 
@@ -63,6 +75,7 @@ class Generate(Message, frozen=True, kw_only=True, tag="generate", tag_field="ki
     adapters: list[Adapter] = msgspec.field(default_factory=list)
     control: list[ControlUnit] = msgspec.field(default_factory=list)
     refiner: Refiner | None = None
+    hires: Hires | None = None
     clip_skip: int = 0
     preview_every: int = 0
 
