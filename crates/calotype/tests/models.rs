@@ -139,3 +139,33 @@ fn a_model_that_is_broken_is_a_problem_of_its_own() {
     let other = json!({ "prompt": "a dog", "seed": 1, "model": "calotype-tiny" });
     server.picture(&server.submit(&other));
 }
+
+#[test]
+fn a_vae_in_place_of_the_models_own_makes_it_another_model_to_its_worker() {
+    let dir = tempfile::tempdir().unwrap();
+    let added = dir.path().join("models");
+    let vae = added.join("vaes/copied");
+    fs::create_dir_all(&vae).unwrap();
+    for file in ["config.json", "diffusion_pytorch_model.safetensors"] {
+        fs::copy(models().join("calotype-tiny/vae").join(file), vae.join(file)).unwrap();
+    }
+    let server = Server::start_with(
+        &dir.path().join("data"),
+        &["--runtime", "rten", "--models", added.to_str().unwrap()],
+    );
+    let mut request = json!({ "prompt": "an owl", "seed": 3, "preset": "quality", "steps": 4 });
+    let own = picture(&server, &request);
+    request["vae"] = json!("copied");
+    // The same weights, from another place.
+    assert_eq!(picture(&server, &request).pixels, own.pixels);
+    let devices = server.get("/api/devices");
+    let resident = devices[0]["workers"][0]["resident"].as_array().unwrap();
+    assert!(
+        resident.contains(&json!("calotype-tiny+vae:copied")),
+        "{resident:?}"
+    );
+    request["vae"] = json!("copid");
+    let (status, refused) = server.post("/api/jobs", &[], &request.to_string());
+    assert_eq!((status, &refused["error"]["field"]), (422, &json!("vae")));
+    assert!(refused["error"]["advice"].as_str().unwrap().contains("copied"));
+}

@@ -23,7 +23,11 @@ pub fn peak_key(plan: &Plan) -> String {
     let guided = if plan.guidance > 1.0 { "guided" } else { "plain" };
     format!(
         "{}|{width}x{height}|{}|{}|{guided}",
-        plan.models().map(ModelId::as_str).collect::<Vec<_>>().join("+"),
+        plan.models()
+            .iter()
+            .map(ModelId::as_str)
+            .collect::<Vec<_>>()
+            .join("&"),
         plan.seeds.len(),
         plan.mode.name()
     )

@@ -1,7 +1,7 @@
 //! What a request may ask for beyond a prompt: ControlNets, a refiner, a second pass, a variation, embeddings, and how
 //! its mask is treated. Pure, as `validate` is, which calls it.
 
-use calotype_protocol::Hires;
+use calotype_protocol::{Hires, ModelId};
 
 use super::images::{InputImage, input};
 use super::request::{
@@ -63,6 +63,28 @@ pub(super) fn control(
         planned.push((unit_planned, input(&unit.image, &field("image"))?));
     }
     Ok(planned)
+}
+
+/// The VAE in place of the model's own.
+pub(super) fn vae(
+    request: &GenerateRequest,
+    model: &ModelRecord,
+    catalogue: &Catalogue,
+) -> Result<Option<ModelId>, Error> {
+    let Some(name) = &request.vae else {
+        return Ok(None);
+    };
+    let record = catalogue.vae(name)?;
+    usable(record, "vae")?;
+    if record.latent_channels != model.latent_channels {
+        let (own, wanted) = (record.latent_channels, model.latent_channels);
+        let message = format!(
+            "{} has latents of {own} channels, {} of {wanted}",
+            record.id, model.id
+        );
+        return Err(Error::invalid("vae", message));
+    }
+    Ok(Some(record.id.clone()))
 }
 
 /// The model that takes over for the last steps.

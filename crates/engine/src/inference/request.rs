@@ -4,6 +4,7 @@ use calotype_protocol::{Hires, Mode, ModelId, Sampler, Schedule, Upscaler};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::model::resident_id;
 use crate::store::ArtifactHash;
 
 /// A request for pictures. Everything but the prompt has a default, from the model's preset.
@@ -19,6 +20,9 @@ pub struct GenerateRequest {
     /// A model of the catalogue; by default the only or the first one.
     #[serde(default)]
     pub model: Option<String>,
+    /// A VAE of the catalogue in place of the model's own.
+    #[serde(default)]
+    pub vae: Option<String>,
     /// A preset of the model; its values are defaults for the fields below.
     #[serde(default)]
     pub preset: Option<String>,
@@ -213,6 +217,9 @@ pub enum OutputFormat {
 pub struct Plan {
     /// The model.
     pub model: ModelId,
+    /// The VAE in place of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vae: Option<ModelId>,
     /// The preset that gave the defaults.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preset: Option<String>,
@@ -279,18 +286,25 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The name under which its model is resident: with another VAE it is another model.
+    pub fn resident(&self) -> ModelId {
+        resident_id(&self.model, self.vae.as_ref())
+    }
+
     /// The models that must be resident together, the one that makes the pictures first.
-    pub fn models(&self) -> impl Iterator<Item = &ModelId> {
+    pub fn models(&self) -> Vec<ModelId> {
+        let mut models = vec![self.resident()];
         let refiner = self.refiner.as_ref().map(|refiner| &refiner.model);
-        let control = self.control.iter().map(|unit| &unit.model);
-        let all = std::iter::once(&self.model).chain(refiner).chain(control);
-        // Two units may share a ControlNet.
-        let mut seen = Vec::new();
-        all.filter(move |model| {
-            let new = !seen.contains(model);
-            seen.push(*model);
-            new
-        })
+        for model in refiner
+            .into_iter()
+            .chain(self.control.iter().map(|unit| &unit.model))
+        {
+            // Two units may share a ControlNet.
+            if !models.contains(model) {
+                models.push(model.clone());
+            }
+        }
+        models
     }
 
     /// Every kept image that goes into it.

@@ -289,6 +289,7 @@ pub(crate) fn plan(
         format: request.format.unwrap_or_default(),
         quality: within("quality", request.quality.unwrap_or(DEFAULT_QUALITY), 1, 100)?,
         control,
+        vae: extras::vae(request, model, catalogue)?,
         refiner: extras::refiner(request, model, catalogue)?,
         hires,
         variation: extras::variation(request, random_seed.rotate_left(17))?,

@@ -95,7 +95,7 @@ pub(crate) fn work(
         });
     }
     let generate = Generate {
-        model: plan.model.clone(),
+        model: plan.resident(),
         mode: plan.mode,
         prompt: prompt::parse(&plan.prompt).spans,
         negative_prompt: prompt::parse(&plan.negative_prompt).spans,

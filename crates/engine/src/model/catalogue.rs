@@ -1,8 +1,9 @@
 //! Models by name.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
-use calotype_protocol::{ModelFormat, ModelSpec};
+use calotype_protocol::{ModelFormat, ModelId, ModelSpec};
 
 use super::record::{ModelKind, ModelRecord, Variant};
 use super::{file, folder, graphs};
@@ -20,6 +21,17 @@ const PLACES: [(&str, ModelKind); 6] = [
     ("vaes", ModelKind::Vae),
     ("embeddings", ModelKind::Embedding),
 ];
+
+/// Between a model and the VAE that takes the place of its own.
+const SWAPPED: &str = "+vae:";
+
+/// The name under which a model is resident, with the VAE that takes the place of its own.
+pub(crate) fn resident_id(model: &ModelId, vae: Option<&ModelId>) -> ModelId {
+    match vae {
+        None => model.clone(),
+        Some(vae) => ModelId(format!("{model}{SWAPPED}{vae}")),
+    }
+}
 
 /// Everything in the folders. The first folder that has a name wins.
 #[derive(Debug, Clone, Default)]
@@ -79,10 +91,29 @@ impl Catalogue {
     }
 
     /// A model that a worker can be told to load: one that makes pictures, or a ControlNet.
-    pub fn loadable(&self, name: &str) -> Result<&ModelRecord, Error> {
-        self.named(name, "model", "model", |kind| {
+    pub fn loadable(&self, name: &str) -> Result<Cow<'_, ModelRecord>, Error> {
+        let found = self.named(name, "model", "model", |kind| {
             kind.makes_pictures() || kind == ModelKind::Controlnet
-        })
+        });
+        match (found, name.rsplit_once(SWAPPED)) {
+            (Err(_), Some((model, vae))) => self.with_vae(model, vae).map(Cow::Owned),
+            (found, _) => found.map(Cow::Borrowed),
+        }
+    }
+
+    /// A model with another VAE in it, which is a model of its own to a worker.
+    fn with_vae(&self, model: &str, vae: &str) -> Result<ModelRecord, Error> {
+        let (model, vae) = (self.model(model)?, self.vae(vae)?);
+        let mut swapped = model.clone();
+        swapped.id = resident_id(&model.id, Some(&vae.id));
+        let own = vae.components.iter().filter(|(role, _)| *role == "vae");
+        swapped
+            .components
+            .extend(own.map(|(role, path)| (role.clone(), path.clone())));
+        swapped.weights_bytes = swapped.weights_bytes.saturating_add(vae.weights_bytes);
+        swapped.parameters = swapped.parameters.saturating_add(vae.parameters);
+        swapped.problem = model.problem.clone().or_else(|| vae.problem.clone());
+        Ok(swapped)
     }
 
     /// A LoRA, by its id or its name.

@@ -21,6 +21,6 @@ mod record;
 mod sidecar;
 
 pub use catalogue::Catalogue;
-pub(crate) use catalogue::nearest;
+pub(crate) use catalogue::{nearest, resident_id};
 pub use record::{ModelKind, ModelRecord, Variant};
 pub use sidecar::{Preset, PresetLora};

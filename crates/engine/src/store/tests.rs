@@ -10,6 +10,7 @@ use crate::store::writer::{Durable, Writer};
 fn plan() -> Plan {
     Plan {
         model: "m".into(),
+        vae: None,
         preset: None,
         mode: Mode::TextToImage,
         prompt: "a red apple".into(),

@@ -26,6 +26,9 @@ pub struct PictureArgs {
     /// Model of the catalogue; see `calotype models`.
     #[arg(long)]
     pub model: Option<String>,
+    /// VAE of the catalogue in place of the model's own.
+    #[arg(long)]
+    pub vae: Option<String>,
     /// Preset of the model, for instance `fast` or `quality`.
     #[arg(long)]
     pub preset: Option<String>,
@@ -149,6 +152,7 @@ fn request(args: &PictureArgs) -> Result<GenerateRequest, Failure> {
         prompt: args.prompt.clone(),
         negative_prompt: args.negative.clone(),
         model: args.model.clone(),
+        vae: args.vae.clone(),
         preset: args.preset.clone(),
         width,
         height,

@@ -293,7 +293,7 @@ impl Driver {
     fn load(&mut self, job: &JobId, model: &ModelId, worker: &str) {
         let spec = match self.catalogue.loadable(model.as_str()) {
             Ok(record) => match &record.problem {
-                None => self.catalogue.spec(record),
+                None => self.catalogue.spec(&record),
                 Some(problem) => {
                     let error = Error::new(Code::ModelUnusable, format!("{model}: {problem}"));
                     self.end(job, JobState::Failed, Some(error));

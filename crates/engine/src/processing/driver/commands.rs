@@ -86,12 +86,9 @@ impl Driver {
     /// What a job asks of a worker, and the models that it needs.
     fn required(&self, record: &JobRecord) -> Result<(Needs, Vec<ModelNeed>), Error> {
         let needs = Needs::of(&record.plan, &self.catalogue)?;
-        let models = record.plan.models().map(|model| {
-            let found = self.catalogue.loadable(model.as_str())?;
-            Ok(ModelNeed {
-                model: model.clone(),
-                weights_bytes: found.resident_bytes_estimate(),
-            })
+        let models = record.plan.models().into_iter().map(|model| {
+            let weights_bytes = self.catalogue.loadable(model.as_str())?.resident_bytes_estimate();
+            Ok(ModelNeed { model, weights_bytes })
         });
         Ok((needs, models.collect::<Result<_, Error>>()?))
     }
