@@ -60,7 +60,7 @@ class Compiler:
     def network(self, model: Family, input: DenoiseInput) -> Any:
         """The compiled denoiser for an input; None where there is none, which may start to make it."""
         samples = len(input.sample)
-        if not model.plan.compile or input.control or not 2 <= samples <= MOST_SAMPLES:
+        if not model.plan.compile or not model.can_capture or input.control or not 2 <= samples <= MOST_SAMPLES:
             return None
         shapes = _shapes(input, None if model.compiles_any_batch else samples)
         compiled = self._models.get(id(model))

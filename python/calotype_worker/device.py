@@ -58,6 +58,8 @@ class Device:
         self.kind = kind
         self.torch = torch_device
         self.is_cuda = torch_device.type == "cuda"
+        self.is_apart = torch_device.type in ("cuda", "xpu")
+        """Whether its memory is another than the host's."""
         self._side: torch.cuda.Stream | None = None
         # One step queued behind the one that runs keeps the device busy while the host reports.
         self.run_ahead = 1 if self.is_cuda else 0

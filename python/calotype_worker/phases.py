@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -129,7 +130,8 @@ def decode(loop: Loop, order: Sequence[Held]) -> None:
     problem: WorkerError
     try:
         model = loop.family(group[0][0].model)
-        with loop.device.beside():
+        # Weights that come and go do so in the order of one stream.
+        with loop.device.beside() if model.can_capture else nullcontext():
             latents = torch.cat([sampling.latents for _, sampling in group])
             pictures = decoded(loop, group[0][0], model, latents)
             on_host: list[list[torch.Tensor]] = []

@@ -54,6 +54,7 @@ def _step(model: Family) -> Callable[[], object]:
     latent = (model.latent_channels, 256 // model.scale, 256 // model.scale)
     conditioning = model.encode(PLAIN, [], [], 1.0, 0).cond
     model.adapted.activate(PLAIN)
+    model.whereabouts.bring(model.denoiser)
     input = DenoiseInput(
         torch.full((1, *latent), 0.5, device=model.device),
         torch.full((1,), 500.0, device=model.device),

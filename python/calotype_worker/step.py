@@ -113,6 +113,7 @@ class Stepper:
     def _denoise(self, group: Sequence[Sampling], model: Family) -> torch.Tensor:
         bound = group[0].leg.bound
         model.adapted.activate(bound)
+        model.whereabouts.bring(model.denoiser)
         return self.graphs.denoise(model, bound, _joined([sampling.share() for sampling in group]))
 
     def land(self, most_in_flight: int) -> list[Landed]:

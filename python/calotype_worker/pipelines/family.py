@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from calotype_worker.device import Device
 from calotype_worker.errors import NotSupported
 from calotype_worker.pipelines.adapted import Adapted, AdapterSet
 from calotype_worker.pipelines.control import ControlNet
+from calotype_worker.pipelines.offloaded import KINDS, Resident, Whereabouts
 from calotype_worker.samplers.run import SamplerRun
 from calotype_worker.wire.down import LoadPlan
 from calotype_worker.wire.words import Sampler, Schedule
@@ -70,8 +72,6 @@ class Family(ABC):
     """The family's word on the wire."""
     compiles_any_batch = True
     """Whether one compilation of the denoiser serves any number of samples."""
-    can_capture = True
-    """Whether runs of the denoiser may be captured: its weights stay where they are."""
 
     def __init__(self, id: str, denoiser: nn.Module, vae: nn.Module, adapted: Adapted, dtype: torch.dtype) -> None:
         self.id = id
@@ -87,6 +87,7 @@ class Family(ABC):
         self.shift_factor = float(config.shift_factor or 0.0)
         self._texts: OrderedDict[tuple[Any, ...], Conditioning] = OrderedDict()
         self.plan = LoadPlan()
+        self.whereabouts: Whereabouts = Resident()
         self.slices_attention = False
         self.resident_bytes = 0
         self.phases_ms: dict[str, float] = {}
@@ -135,6 +136,7 @@ class Family(ABC):
         keys = [(*key, index) for index in range(len(prompts))]
         if not all(key in self._texts for key in keys):
             self.adapted.activate(bound)
+            self.whereabouts.bring(*self.encoder_modules())
             self._texts.update(zip(keys, self.encode_chunks(prompts, clip_skip)))
         found = [self._texts[key] for key in keys]
         for used in keys:
@@ -145,12 +147,14 @@ class Family(ABC):
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents `[n, channels, height, width]` to `[n, 3, height, width]` of f32 between -1 and 1, nearly."""
+        self.whereabouts.bring(self.vae)
         unscaled = latents.float() / self.scaling_factor + self.shift_factor
         pictures: torch.Tensor = self.vae.decode(unscaled.to(self.vae_dtype), return_dict=False)[0]
         return pictures.float()
 
     def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
         """`[1, 3, height, width]` of f32, -1 to 1, to latents `[1, channels, …]`: the mean of their distribution."""
+        self.whereabouts.bring(self.vae)
         moments = self.vae.encode(pixels.to(self.device, self.vae_dtype)).latent_dist
         mean: torch.Tensor = moments.mode().float()
         return (mean - self.shift_factor) * self.scaling_factor
@@ -163,16 +167,29 @@ class Family(ABC):
 
     def modules(self) -> list[nn.Module]:
         """All modules that hold memory of the device."""
-        return [self.denoiser, self.vae, *self.adapted.parts.values()]
+        encoders = [module for module in self.adapted.parts.values() if module is not self.denoiser]
+        return [self.denoiser, self.vae, *encoders]
+
+    def encoder_modules(self) -> list[nn.Module]:
+        """Those that encode text."""
+        return [module for module in self.modules() if module is not self.denoiser and module is not self.vae]
 
     def trim(self) -> None:
         """Drop what can be made again."""
         self.adapted.trim()
         self._texts.clear()
 
-    def follow(self, plan: LoadPlan) -> None:
-        """Keep to a plan from now on, as far as the model can."""
+    @property
+    def can_capture(self) -> bool:
+        """Whether runs of the denoiser may be captured or compiled: its weights stay where they are."""
+        return isinstance(self.whereabouts, Resident)
+
+    def follow(self, plan: LoadPlan, device: Device) -> None:
+        """Keep to a plan from now on, as far as the model and the device can."""
         self.plan = plan
+        if plan.offload != "none" and device.is_apart:
+            self.device = device.torch
+            self.whereabouts = KINDS[plan.offload](device.torch, self.encoder_modules(), [self.denoiser, self.vae])
         if plan.vae_tiling:
             self.tile_vae()
         if plan.attention_slicing and hasattr(self.denoiser, "set_attention_slice"):
@@ -186,8 +203,9 @@ class Family(ABC):
             for word, done in (
                 ("vae_tiling", self.vae_is_tiled),
                 ("attention_slicing", self.slices_attention),
+                (self.whereabouts.word, True),
             )
-            if done
+            if word and done
         ]
 
     @property

@@ -15,7 +15,7 @@ from calotype_worker.pipelines.family import Progress
 from calotype_worker.pipelines.quick import quicken
 from calotype_worker.upload import Uploader
 from calotype_worker.weights import Binding, Put, Store, without_weights
-from calotype_worker.wire.down import Load, ModelSpec
+from calotype_worker.wire.down import Load, LoadPlan, ModelSpec
 
 Config = Mapping[str, Any]
 
@@ -84,7 +84,10 @@ class Loader:
         self.started = time.perf_counter()
         self.bindings: dict[str, Binding] = {}
         self.dtypes: dict[str, torch.dtype] = {}
-        self.uploader = Uploader(device)
+        plan = load.plan or LoadPlan()
+        # What waits on the host is taken to the device by whoever uses it.
+        self.stays_on_host = plan.offload != "none" and device.is_apart
+        self.uploader = Uploader(Device("cpu", torch.device("cpu")) if self.stays_on_host else device)
         if load.dtype == "u8":
             raise InvalidInput("a model cannot compute in u8")
         self.dtype = TORCH_DTYPES[load.dtype]
@@ -110,7 +113,7 @@ class Loader:
         total = sum(binding.elements() * widths[role] for role, binding in self.bindings.items())
         self.total_bytes = total
         budget = self.load.budget_bytes
-        if budget and total > budget:
+        if budget and total > budget and not self.stays_on_host:
             raise OutOfMemory(
                 "the model does not fit its budget",
                 f"{total} bytes of {self.load.dtype} are needed, {budget} are granted",

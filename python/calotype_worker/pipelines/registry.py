@@ -33,5 +33,5 @@ def load(asked: Load, device: Device, progress: Progress) -> Resident:
         raise NotSupported(f"models in the format `{format}` are not served here; {', '.join(FORMATS)} are")
     model = LOADERS[family](asked, device, progress)
     if isinstance(model, Family) and asked.plan is not None:
-        model.follow(asked.plan)
+        model.follow(asked.plan, device)
     return model
