@@ -1,18 +1,19 @@
 """One generation under way: its latents and conditioning, and how far it is. Knows no other job and no pipe."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from calotype_worker import noise as noises
-from calotype_worker.conditions import FindControl, FindModel, Leg, Unit, legs_of, units_of
+from calotype_worker.conditions import FindControl, FindModel, Leg, Unit, leg_of, legs_of, units_of
 from calotype_worker.errors import InvalidInput
 from calotype_worker.offload import moved
 from calotype_worker.pipelines.adapted import AdapterSet
 from calotype_worker.pipelines.family import Family
 from calotype_worker.pixels import Blobs, Mask, image_of, numbers_of, to_numbers
 from calotype_worker.samplers.run import SamplerRun
+from calotype_worker.second_pass import INITIAL_NOISE, NOISE_OFFSET, SecondPass, larger_control
 from calotype_worker.wire.words import Phase
 from calotype_worker.wire.work import Generate
 
@@ -94,7 +95,7 @@ class Sampling:
         find_control: FindControl,
     ) -> None:
         """Encode what a job brings. Other models that it names, a refiner and ControlNets, are found by functions."""
-        latent = checked(work, model)
+        latent = checked(work, model, work.width, work.height, work.steps)
         images = len(work.seeds)
         self.seeds = work.seeds
         self.guidance = work.guidance
@@ -109,12 +110,50 @@ class Sampling:
         self.latents = noise * self.run.init_noise_sigma
         if work.mode != "text_to_image":
             self._begin_from_image(work, blobs, model, noise)
+        self.beside = self._beside(model)
         self.run.begin_at(self.start)
+        self.before = self.noise_offset = 0
+        self._begin(model)
+        self.units = units_of(work, blobs, model, find_control)
+        self.legs = legs_of(work, model, bound, find_model, latent, self._steps)
+        self.second: SecondPass | None = None
+        if work.hires is not None:
+            larger = checked(work, model, work.hires.width, work.hires.height, work.hires.steps)
+            self.second = SecondPass.of(work, model, bound, larger)
+
+    def _begin(self, model: Family) -> None:
+        """Make `start` the next evaluation of the run."""
         self.at = self.start
         times = [self.run.timestep(i) for i in range(self.run.evaluations)]
         self.times = torch.tensor(times, dtype=torch.float32, device=model.device)
-        self.units = units_of(work, blobs, model, find_control)
-        self.legs = legs_of(work, model, bound, find_model, latent, self.total)
+
+    def _beside(self, model: Family) -> torch.Tensor | None:
+        """What an inpainting UNet sees beside the latents: the mask, and latents of the picture without what it hides.
+
+        Where there is no mask all is hidden.
+        """
+        if not model.extra_channels:
+            return None
+        height, width = (edge * model.scale for edge in self.latent[1:])
+        hidden = torch.ones(self.latent[1:], dtype=torch.bool, device=model.device)
+        visible = torch.zeros((1, 3, height, width))
+        if self.kept is not None:
+            hidden = self.kept.mask
+            visible = to_numbers(self.kept.original) * ~self.kept.pixel_mask.repaint
+        return torch.cat([hidden[None, None].float(), model.encode_image(visible)], dim=1)
+
+    def begin_second(self, second: SecondPass, larger: torch.Tensor, model: Family) -> None:
+        """Go on with the enlarged latents, which are clean. The refiner's part is over with the first pass."""
+        self.before, self.noise_offset, self.second = self.before + self._steps, NOISE_OFFSET, None
+        self.latent, self.run, self.start = second.latent, second.run, second.start
+        noise = self._noise(INITIAL_NOISE)
+        self.latents = larger if self.start >= self.run.evaluations else self.run.add_noise(self.start, larger, noise)
+        self._begin(model)
+        self.beside = self._beside(model)
+        height, width = (edge * model.scale for edge in self.latent[1:])
+        self.units = [replace(unit, image=larger_control(unit.image, height, width)) for unit in self.units]
+        # With the sizes that some models are told; the texts are encoded already.
+        self.legs = [leg_of(second.work, second.work.model, model, second.bound, 0, self.latent)]
 
     def _begin_from_image(self, work: Generate, blobs: Blobs, model: Family, noise: torch.Tensor) -> None:
         if work.init_image is None:
@@ -136,19 +175,24 @@ class Sampling:
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing is left to sample."""
+        """Whether nothing is left to sample in the pass that it is in."""
         return self.at >= self.run.evaluations
 
     @property
-    def total(self) -> int:
-        """Steps in all."""
+    def _steps(self) -> int:
+        """Steps of the pass that it is in."""
         end = self.run.evaluations
         return self.run.step_of(end - 1) + 1 if end > self.start else 0
 
     @property
+    def total(self) -> int:
+        """Steps in all."""
+        return self.before + self._steps + (0 if self.second is None else self.second.total)
+
+    @property
     def steps_done(self) -> int:
         """Whole steps done."""
-        return self.total if self.is_done else self.run.step_of(self.at)
+        return self.before + (self._steps if self.is_done else self.run.step_of(self.at))
 
     @property
     def leg(self) -> Leg:
@@ -163,7 +207,7 @@ class Sampling:
 
     def working_units(self) -> list[Unit]:
         """The control units that add to the next step."""
-        step, total = self.run.step_of(self.at), max(self.total, 1)
+        step, total = self.run.step_of(self.at), max(self._steps, 1)
         return [unit for unit in self.units if unit.works_at(step, total)] if self.leg is self.legs[0] else []
 
     @property
@@ -177,6 +221,8 @@ class Sampling:
         """What it brings to the next run of the denoiser."""
         leg = self.leg
         scaled = self.run.scale_input(self.at, self.latents)
+        if self.beside is not None:
+            scaled = torch.cat([scaled, self.beside.expand(len(scaled), -1, -1, -1)], dim=1)
         sample = scaled if leg.sides == 1 else torch.cat([scaled, scaled])
         times = self.times[self.at].expand(len(sample))
         return Share(sample, times, leg.states, leg.added, self.working_units())
@@ -191,13 +237,16 @@ class Sampling:
         self.at += 1
         if not self.is_done and self.run.step_of(self.at) == step:
             return None
-        if self.kept is not None:
+        if self.kept is not None and self.beside is None:
             known = self.run.add_noise(self.at, self.kept.encoded, self.kept.noise)
             self.latents = torch.where(self.kept.mask, self.latents, known)
-        return StepDone(step + 1, self.total)
+        return StepDone(self.before + step + 1, self.total)
 
     def _drawn(self, offset: int) -> torch.Tensor:
-        """Noise of every image at an offset: `[images, channels, height, width]`."""
+        """Noise of every image for a step: `[images, channels, height, width]`."""
+        return self._noise(self.noise_offset + offset)
+
+    def _noise(self, offset: int) -> torch.Tensor:
         drawn = torch.stack([torch.from_numpy(noises.normal(seed, offset, self.latent)) for seed in self.seeds])
         if self.latents.is_cuda:
             # A copy from pageable memory would wait for the steps that are queued before it.
@@ -214,20 +263,20 @@ class Sampling:
             setattr(self, name, moved(value, device))
 
 
-def checked(work: Generate, model: Family) -> tuple[int, ...]:
-    """Check the request; gives channels, height and width of its latents."""
+def checked(work: Generate, model: Family, width: int, height: int, steps: int) -> tuple[int, ...]:
+    """Check the request for a pass of so many steps at a size; gives channels, height and width of its latents."""
     multiple = model.size_multiple()
-    for name, edge in (("width", work.width), ("height", work.height)):
+    for name, edge in (("width", width), ("height", height)):
         if not 0 < edge <= MAX_EDGE or edge % multiple:
             raise InvalidInput(f"the {name} {edge} is not a multiple of {multiple} up to {MAX_EDGE}")
-    if not 1 <= work.steps <= 1000:
-        raise InvalidInput(f"{work.steps} steps are not between 1 and 1000")
+    if not 1 <= steps <= 1000:
+        raise InvalidInput(f"{steps} steps are not between 1 and 1000")
     if not math.isfinite(work.guidance):
         raise InvalidInput("the guidance is not a number")
     if not 1 <= len(work.seeds) <= MOST_IMAGES:
         raise InvalidInput(f"{len(work.seeds)} seeds are not between 1 and {MOST_IMAGES}")
-    if work.width * work.height * 3 * len(work.seeds) > MOST_RESULT_BYTES:
-        raise InvalidInput(f"{len(work.seeds)} images of {work.width}x{work.height} do not fit one result")
+    if width * height * 3 * len(work.seeds) > MOST_RESULT_BYTES:
+        raise InvalidInput(f"{len(work.seeds)} images of {width}x{height} do not fit one result")
     if any(not 0 <= seed < 2**64 for seed in work.seeds):
         raise InvalidInput("a seed is not between 0 and 2^64 - 1")
-    return model.latent_channels, work.height // model.scale, work.width // model.scale
+    return model.latent_channels, height // model.scale, width // model.scale

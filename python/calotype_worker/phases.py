@@ -14,6 +14,7 @@ from calotype_worker.held import Delivering, Held, Waiting
 from calotype_worker.job import MAX_EDGE, MOST_IMAGES, Sampling
 from calotype_worker.pipelines.family import Family
 from calotype_worker.pixels import Blobs, bytes_from, from_numbers, image_of, image_ref, numbers_of, to_numbers
+from calotype_worker.second_pass import larger_latents, larger_picture
 from calotype_worker.wire import up
 from calotype_worker.wire.words import BlobRef, Phase
 from calotype_worker.wire.work import Decode, Encode, Generate
@@ -116,12 +117,35 @@ def decoded(loop: Loop, held: Held, model: Family, latents: torch.Tensor) -> lis
         at_once = 1
 
 
+def enlarge(loop: Loop, held: Held) -> None:
+    """Begin the second pass of a job whose first is over."""
+    sampling = held.stage
+    if not isinstance(sampling, Sampling) or sampling.second is None:
+        return
+    second, started = sampling.second, time.perf_counter()
+    problem: WorkerError
+    try:
+        model = loop.family(held.model)
+        if second.by_latents:
+            larger = larger_latents(sampling.latents, second.latent)
+        else:
+            height, width = (edge * model.scale for edge in second.latent[1:])
+            pictures = decoded(loop, held, model, sampling.latents)
+            larger = torch.cat([model.encode_image(larger_picture(picture, height, width)) for picture in pictures])
+        sampling.begin_second(second, larger, model)
+        held.tally.spend("encode", (time.perf_counter() - started) * 1e3)
+        return
+    except Exception as error:
+        problem = told(error, loop.device.numbers())
+    loop.fail_all([held], problem)
+
+
 def decode(loop: Loop, order: Sequence[Held]) -> None:
     """Launch the decoding of the first job whose sampling is over, and of those that fit to it, together."""
     group: list[tuple[Held, Sampling]] = []
     for held in order:
         sampling = held.stage
-        if not isinstance(sampling, Sampling) or not sampling.is_done:
+        if not isinstance(sampling, Sampling) or not sampling.is_done or sampling.second is not None:
             continue
         first = group[0] if group else (held, sampling)
         if (held.model, sampling.latent) == (first[0].model, first[1].latent):

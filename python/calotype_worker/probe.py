@@ -56,7 +56,7 @@ def _step(model: Family) -> Callable[[], object]:
     model.adapted.activate(PLAIN)
     model.whereabouts.bring(model.denoiser)
     input = DenoiseInput(
-        torch.full((1, *latent), 0.5, device=model.device),
+        torch.full((1, latent[0] + model.extra_channels, *latent[1:]), 0.5, device=model.device),
         torch.full((1,), 500.0, device=model.device),
         conditioning.states[None].to(model.dtype),
         {name: value[None] for name, value in model.added(conditioning, latent, 1.0).items()},

@@ -4,7 +4,7 @@ Between two pieces it takes messages, so that a job joins, leaves, pauses or is 
 
 1. Steps that are over are reported.
 2. A job whose pictures have arrived on the host is delivered.
-3. A job whose sampling is over is decoded.
+3. A job whose sampling is over is decoded, or enlarged for its second pass.
 4. A waiting job is prepared: LoRAs are bound, text and images encoded.
 5. Else the jobs that fit together share one run of the denoiser and take a step each.
 
@@ -77,6 +77,8 @@ class Loop:
         if arrived is not None:
             self.report(self.stepper.land(0))
             phases.deliver(self, *arrived)
+        elif sampled is not None and isinstance(sampled.stage, Sampling) and sampled.stage.second is not None:
+            phases.enlarge(self, sampled)
         elif sampled is not None:
             phases.decode(self, order)
         elif waiting is not None:

@@ -38,6 +38,10 @@ class Checkpoint:
         self.names = set(self.file.names)
         self.architecture = self._architecture()
         self.configs: dict[str, Any] = json.loads((CONFIGS / f"{self.architecture}.json").read_text())
+        first = f"{UNET}input_blocks.0.0.weight"
+        if first in self.names:
+            # Inpainting variants differ in the first layer alone.
+            self.configs["unet"]["in_channels"] = self.file.shape(first)[1]
         if self.configs["family"] != spec.family:
             raise NotSupported(f"the checkpoint is of the family `{self.configs['family']}`, not `{spec.family}`")
 

@@ -28,13 +28,16 @@ class ControlNet:
         self.id = id
         self.module: Any = module
         self.dtype = next(module.parameters()).dtype
+        config: Any = module.config
+        self.in_channels = int(config.in_channels)
         self.resident_bytes = 0
         self.phases_ms: dict[str, float] = {}
 
     def fits(self, unet: Any) -> bool:
         """Whether its residuals have the shapes that this UNet takes."""
-        fields = ("block_out_channels", "layers_per_block", "cross_attention_dim", "down_block_types", "in_channels")
-        return all(self.module.config.get(field) == unet.config.get(field) for field in fields)
+        fields = ("block_out_channels", "layers_per_block", "cross_attention_dim", "down_block_types")
+        fitting = all(self.module.config.get(field) == unet.config.get(field) for field in fields)
+        return fitting and self.in_channels <= unet.config.get("in_channels", 0)
 
     def trim(self) -> None:
         """There is nothing that could be made again."""
@@ -53,7 +56,8 @@ def residuals(
     for unit in control:
         dtype = unit.net.dtype
         own_down, own_middle = unit.net.module(
-            sample.to(dtype),
+            # It knows nothing of what an inpainting UNet sees beside the latents.
+            sample[:, : unit.net.in_channels].to(dtype),
             timesteps,
             encoder_hidden_states=states.to(dtype),
             controlnet_cond=unit.image.to(dtype),

@@ -85,6 +85,8 @@ class Family(ABC):
         self.scale: int = 2 ** (len(config.block_out_channels) - 1)
         self.scaling_factor = float(config.scaling_factor)
         self.shift_factor = float(config.shift_factor or 0.0)
+        # An inpainting UNet sees a mask and a picture beside the latents.
+        self.extra_channels = 0
         self._texts: OrderedDict[tuple[Any, ...], Conditioning] = OrderedDict()
         self.plan = LoadPlan()
         self.whereabouts: Whereabouts = Resident()

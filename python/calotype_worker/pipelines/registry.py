@@ -21,7 +21,7 @@ LOADERS: dict[str, Callable[[Load, Device, Progress], Resident]] = {
     "controlnet": control.load,
 }
 FORMATS = ("diffusers", "checkpoint")
-ADAPTERS = ("lora", "embedding", "controlnet", "refiner")
+ADAPTERS = ("lora", "embedding", "controlnet", "refiner", "hires", "inpaint_unet")
 
 
 def load(asked: Load, device: Device, progress: Progress) -> Resident:

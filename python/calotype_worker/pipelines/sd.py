@@ -44,6 +44,7 @@ class StableDiffusion(Family):
     ) -> None:
         parts = {"text_encoder": encoder.module, "unet": unet}
         super().__init__(id, unet, vae, Adapted(parts, spellings, 1), dtype)
+        self.extra_channels = int(self.denoiser.config.in_channels) - self.latent_channels
         self.encoder = encoder
         self.schedule = schedule
 
@@ -118,9 +119,11 @@ def bind_all(loader: Loader, files: Files, encoders: Sequence[str]) -> dict[str,
     unet, vae = configs["unet"], configs["vae"]
     loader.bind("unet", diffusers_module(unet, UNETS, files.where("unet")), files.store("unet"))
     loader.bind("vae", diffusers_module(vae, VAES, files.where("vae")), files.store("vae"), loader.vae_dtype(vae))
-    if unet.get("in_channels", 4) != vae.get("latent_channels", 4):
+    latents = vae.get("latent_channels", 4)
+    # An inpainting UNet sees a mask and the masked picture's latents too.
+    if unet.get("in_channels", 4) not in (latents, 2 * latents + 1):
         raise NotSupported(
-            f"a UNet with {unet.get('in_channels')} input channels (an inpainting or editing variant) is not supported",
+            f"a UNet with {unet.get('in_channels')} input channels (an editing variant) is not supported",
             files.where("unet"),
         )
     return configs

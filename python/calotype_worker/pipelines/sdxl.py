@@ -47,6 +47,7 @@ class StableDiffusionXL(Family):
         """`encoders` by role, in the order in which their states stand side by side; the last gives the pooled."""
         parts = {**{role: encoder.module for role, encoder in encoders.items()}, "unet": unet}
         super().__init__(id, unet, vae, Adapted(parts, spellings, 2), dtype)
+        self.extra_channels = int(self.denoiser.config.in_channels) - self.latent_channels
         self.encoders = encoders
         self.schedule = schedule
         self.is_refiner = len(encoders) == 1
