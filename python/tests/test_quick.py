@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from calotype_worker.norms import GroupNorm
 from calotype_worker.pipelines.quick import Resnet, Transformer2D, quicken
@@ -16,6 +17,7 @@ from . import tiny
 
 KERNELS = """
 import torch
+from torch import nn
 from torch.nn import functional
 from calotype_worker import norms
 
@@ -73,6 +75,8 @@ def test_a_quickened_vae_gives_diffusers_numbers() -> None:
     plain = tiny.vae().eval()
     quick = copy.deepcopy(plain)
     quicken(quick)
+    exchanged = [module for module in quick.modules() if isinstance(module, Resnet)]
+    assert exchanged and all(isinstance(block.norm1, GroupNorm) for block in exchanged)
     latents, pixels = torch.randn(2, 4, 8, 8), torch.randn(1, 3, 16, 16)
     with torch.no_grad():
         assert torch.allclose(quick.decode(latents).sample, plain.decode(latents).sample, atol=1e-5)
