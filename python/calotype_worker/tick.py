@@ -116,7 +116,7 @@ class Loop:
         if not every or step.done % every or step.done == step.total or not isinstance(model, Family):
             return
         try:
-            painted = from_numbers(model.decode(ended.latents[:1]))[0]
+            painted = from_numbers(model.sketch(ended.latents[:1]))[0]
             small = halved(ended.sampling.finished(painted).cpu())
         except Exception as error:
             # The picture itself may still come out, in tiles.

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders import single_file_utils
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from calotype_worker import ldm
@@ -208,3 +208,20 @@ def test_every_architecture_builds_from_its_config() -> None:
                 CLIPTextModelWithProjection(
                     CLIPTextConfig(**{k: v for k, v in encoder.items() if k != "architectures"})
                 )
+
+
+def test_an_inpainting_variant_is_told_by_its_first_layer(xl: tuple[Any, Path], tmp_path: Path) -> None:
+    pipeline, plain = xl
+    tensors = load_file(plain)
+    name = "model.diffusion_model.input_blocks.0.0.weight"
+    first = tensors[name]
+    # A layer that makes nothing of what it sees beside the latents.
+    tensors[name] = torch.cat([first, torch.zeros(first.shape[0], 5, *first.shape[2:])], dim=1)
+    save_file(tensors, tmp_path / "inpainting.safetensors")
+    desk = Desk()
+    pictures = []
+    for path in (plain, tmp_path / "inpainting.safetensors"):
+        assert isinstance(desk.load(spec(path)), up.Loaded), desk.said[-1]
+        pictures.append(picture(desk, "single"))
+    assert desk.loop.family("single").extra_channels == 5
+    assert psnr(*pictures) >= 60

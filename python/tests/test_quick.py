@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from calotype_worker.norms import GroupNorm
 from calotype_worker.pipelines.quick import Resnet, Transformer2D, quicken
@@ -17,7 +16,6 @@ from . import tiny
 
 KERNELS = """
 import torch
-from torch import nn
 from torch.nn import functional
 from calotype_worker import norms
 

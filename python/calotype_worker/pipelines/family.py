@@ -15,6 +15,7 @@ from calotype_worker.pipelines.adapted import Adapted, AdapterSet
 from calotype_worker.pipelines.control import ControlNet
 from calotype_worker.pipelines.offloaded import KINDS, Resident, Whereabouts
 from calotype_worker.samplers.run import SamplerRun
+from calotype_worker.sketch import colours_of
 from calotype_worker.wire.down import LoadPlan
 from calotype_worker.wire.words import Sampler, Schedule
 from calotype_worker.wire.work import Adapter, Span
@@ -85,6 +86,9 @@ class Family(ABC):
         self.scale: int = 2 ** (len(config.block_out_channels) - 1)
         self.scaling_factor = float(config.scaling_factor)
         self.shift_factor = float(config.shift_factor or 0.0)
+        self.colours = colours_of(config)
+        self.sketcher: Any = None
+        """A small VAE for previews."""
         # An inpainting UNet sees a mask and a picture beside the latents.
         self.extra_channels = 0
         self._texts: OrderedDict[tuple[Any, ...], Conditioning] = OrderedDict()
@@ -153,6 +157,14 @@ class Family(ABC):
         unscaled = latents.float() / self.scaling_factor + self.shift_factor
         pictures: torch.Tensor = self.vae.decode(unscaled.to(self.vae_dtype), return_dict=False)[0]
         return pictures.float()
+
+    def sketch(self, latents: torch.Tensor) -> torch.Tensor:
+        """What `decode` gives, roughly and at once: by the small VAE or by colours, where there is one of them."""
+        if self.sketcher is not None:
+            dtype = next(iter(self.sketcher.parameters())).dtype
+            pictures: torch.Tensor = self.sketcher.decode(latents.to(dtype), return_dict=False)[0]
+            return pictures.float()
+        return self.decode(latents) if self.colours is None else self.colours.paint(latents, self.scale)
 
     def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
         """`[1, 3, height, width]` of f32, -1 to 1, to latents `[1, channels, …]`: the mean of their distribution."""

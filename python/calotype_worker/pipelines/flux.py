@@ -89,5 +89,4 @@ def load(load: Load, device: Device, progress: Progress) -> Family:
     if t5 is None:
         raise ModelLoad("the model has a part missing", f"{files.where('text_encoder_2')}: FLUX needs its T5 encoder")
     model = Flux(load.model.id, filled, encoders, t5, schedule, loader.dtype)
-    model.resident_bytes, model.phases_ms = loader.total_bytes, loader.phases_ms
-    return model
+    return loader.settled(model)

@@ -11,13 +11,15 @@ from torch import nn
 
 from calotype_worker.device import TORCH_DTYPES, Device
 from calotype_worker.errors import InvalidInput, ModelLoad, NotSupported, OutOfMemory
-from calotype_worker.pipelines.family import Progress
+from calotype_worker.pipelines.family import Family, Progress
 from calotype_worker.pipelines.quick import quicken
 from calotype_worker.upload import Uploader
-from calotype_worker.weights import Binding, Put, Store, without_weights
+from calotype_worker.weights import Binding, Put, Store, Weights, without_weights
 from calotype_worker.wire.down import Load, LoadPlan, ModelSpec
 
 Config = Mapping[str, Any]
+SKETCHER = "taesd"
+"""The role of a small VAE that decodes previews."""
 
 
 def place(spec: ModelSpec, role: str) -> Path:
@@ -106,8 +108,28 @@ class Loader:
         """The type of a VAE: some overflow in f16, and say so."""
         return torch.float32 if config.get("force_upcast") and self.dtype == torch.float16 else self.dtype
 
+    def _bind_sketcher(self) -> None:
+        """Bind the small VAE for previews, where the load names one."""
+        place = self.load.model.components.get(SKETCHER)
+        if place is not None:
+            module = diffusers_module(config_of(Path(place)), ("AutoencoderTiny",), place)
+            self.bind(SKETCHER, module, Weights(Path(place)))
+
+    def settled(self, model: Family) -> Family:
+        """A model that was made of what was filled, with the account of it."""
+        model.resident_bytes, model.phases_ms = self.total_bytes, self.phases_ms
+        if self.sketcher is not None:
+            config: Any = self.sketcher.config
+            if config.latent_channels != model.latent_channels:
+                why = f"{config.latent_channels} latent channels, not {model.latent_channels}"
+                raise ModelLoad("the VAE for previews does not fit the model", why)
+            # So small that it stays on the device whatever the plan.
+            model.sketcher = self.sketcher.to(self.device.torch)
+        return model
+
     def fill(self) -> dict[str, nn.Module]:
         """Read all weights; gives the modules by role."""
+        self._bind_sketcher()
         read_ms = (time.perf_counter() - self.started) * 1e3
         widths = {role: torch.finfo(dtype).bits // 8 for role, dtype in self.dtypes.items()}
         total = sum(binding.elements() * widths[role] for role, binding in self.bindings.items())
@@ -135,6 +157,7 @@ class Loader:
             quicken(module)
             if self.device.is_cuda:
                 module.to(memory_format=torch.channels_last)
+        self.sketcher = modules.get(SKETCHER)
         self.device.synchronize()
         upload_ms = (time.perf_counter() - started) * 1e3
         phase = "convert" if self.device.torch.type == "cpu" else "upload"

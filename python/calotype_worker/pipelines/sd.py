@@ -107,8 +107,7 @@ def load(load: Load, device: Device, progress: Progress) -> Family:
     model = StableDiffusion(
         load.model.id, filled["unet"], filled["vae"], encoder, schedule, loader.dtype, spellings_of(config["unet"])
     )
-    model.resident_bytes, model.phases_ms = loader.total_bytes, loader.phases_ms
-    return model
+    return loader.settled(model)
 
 
 def bind_all(loader: Loader, files: Files, encoders: Sequence[str]) -> dict[str, Config]:

@@ -75,5 +75,4 @@ def load(load: Load, device: Device, progress: Progress) -> Family:
         loader, files, load.model, clips, "text_encoder_3", T5_TOKENS, "SD3Transformer2DModel"
     )
     model = StableDiffusion3(load.model.id, filled, encoders, t5, schedule, loader.dtype)
-    model.resident_bytes, model.phases_ms = loader.total_bytes, loader.phases_ms
-    return model
+    return loader.settled(model)

@@ -106,5 +106,4 @@ def load(load: Load, device: Device, progress: Progress) -> Family:
     model = StableDiffusionXL(
         load.model.id, filled["unet"], filled["vae"], encoders, schedule, loader.dtype, spellings_of(config["unet"])
     )
-    model.resident_bytes, model.phases_ms = loader.total_bytes, loader.phases_ms
-    return model
+    return loader.settled(model)
