@@ -8,7 +8,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.sizes import DEVICE, family
-from calotype_worker.compiling import uncompiled_if_new
+from calotype_worker.compiling import laid_out, stance
 from calotype_worker.pipelines.adapted import PLAIN
 from calotype_worker.pipelines.family import DenoiseInput, Family
 
@@ -48,8 +48,8 @@ def profile(name: str, edge: int) -> str:
 def compiled_kernels(model: Family, network: Any, edge: int) -> str:
     """The kernels of a run of the compiled denoiser."""
     input = _input(model, edge)
-    with torch.no_grad(), uncompiled_if_new():
-        return _kernels(lambda: model.denoise(input, network))
+    with torch.no_grad(), stance("eager_on_recompile"):
+        return _kernels(lambda: model.denoise(laid_out(input), network))
 
 
 def _input(model: Family, edge: int) -> DenoiseInput:

@@ -58,35 +58,39 @@ class Compiler:
         return self._thread is not None and self._thread.is_alive()
 
     def network(self, model: Family, input: DenoiseInput) -> Any:
-        """The compiled denoiser for an input; None where there is none, which may start to make it."""
-        samples = len(input.sample)
-        if not model.plan.compile or not model.can_capture or input.control or not 2 <= samples <= MOST_SAMPLES:
-            return None
-        shapes = _shapes(input, None if model.compiles_any_batch else samples)
+        """The compiled denoiser for an input; None where there is none."""
         compiled = self._models.get(id(model))
         # What a run is allowed to do is a setting of the whole process: it waits while the thread needs it otherwise.
-        if self.busy:
+        if compiled is None or self.busy or not _serves(model, input):
             return None
-        if compiled is not None and shapes in compiled.ready:
-            return compiled.network
+        return compiled.network if _shapes(model, input) in compiled.ready else None
+
+    def ask(self, model: Family, input: DenoiseInput) -> None:
+        """Have the denoiser compiled for inputs like this one, unless that was tried before."""
+        if not model.plan.compile or not model.can_capture or self.busy or not _serves(model, input):
+            return
+        compiled = self._models.get(id(model))
         if compiled is None:
             network = torch.compile(model.denoiser, backend=self.backend)
             compiled = self._models[id(model)] = Compiled(network)
-        if shapes not in compiled.asked:
-            compiled.asked.add(shapes)
-            several = EXAMPLES if self._device.is_cuda else CPU_EXAMPLES
-            sizes = several if model.compiles_any_batch else (samples,)
-            examples = [_example(input, model, size) for size in sizes]
-            arguments = (model, compiled, shapes, examples)
-            self._thread = threading.Thread(target=self._compile, args=arguments, name="compiler", daemon=True)
-            self._thread.start()
-        return None
+        shapes = _shapes(model, input)
+        if shapes in compiled.asked:
+            return
+        compiled.asked.add(shapes)
+        several = EXAMPLES if self._device.is_cuda else CPU_EXAMPLES
+        sizes = several if model.compiles_any_batch else (len(input.sample),)
+        examples = [_example(input, model, size) for size in sizes]
+        arguments = (model, compiled, shapes, examples, input)
+        self._thread = threading.Thread(target=self._compile, args=arguments, name="compiler", daemon=True)
+        self._thread.start()
 
     def compiled(self, model: Family) -> Any:
         """A model's compiled denoiser, whatever it is ready for."""
         return self._models[id(model)].network
 
-    def _compile(self, model: Family, compiled: Compiled, shapes: Shapes, examples: list[DenoiseInput]) -> None:
+    def _compile(
+        self, model: Family, compiled: Compiled, shapes: Shapes, examples: list[DenoiseInput], asked: DenoiseInput
+    ) -> None:
         started = time.perf_counter()
         before = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_S)
@@ -96,6 +100,9 @@ class Compiler:
                     if model.compiles_any_batch:
                         _mark(example)
                     model.denoise(example, compiled.network)
+                # What the loop will run must be served as it is.
+                with stance("fail_on_recompile"):
+                    model.denoise(laid_out(asked), compiled.network)
             compiled.ready.add(shapes)
             self.said.append(("info", f"`{model.id}` is compiled, in {time.perf_counter() - started:.0f} s"))
         except Exception as error:
@@ -126,15 +133,28 @@ class Compiler:
             torch.compiler.reset()
 
 
-def uncompiled_if_new() -> Any:
-    """Inside, what was not compiled before runs uncompiled."""
-    stance = getattr(torch.compiler, "set_stance", None)
-    return nullcontext() if stance is None else stance("eager_on_recompile")
+def stance(name: str) -> Any:
+    """Inside, what was not compiled before fails (`fail_on_recompile`) or runs uncompiled (`eager_on_recompile`)."""
+    set_stance = getattr(torch.compiler, "set_stance", None)
+    return nullcontext() if set_stance is None else set_stance(name)
 
 
-def _shapes(input: DenoiseInput, samples: int | None) -> Shapes:
+def laid_out(input: DenoiseInput) -> DenoiseInput:
+    """The same without strides of their own, which the compiler would take for another case."""
+    added = {name: tensor.contiguous() for name, tensor in input.added.items()}
+    return DenoiseInput(input.sample.contiguous(), input.timesteps.contiguous(), input.states.contiguous(), added)
+
+
+def _serves(model: Family, input: DenoiseInput) -> bool:
+    # The compiler takes one sample for a case of its own.
+    least = 2 if model.compiles_any_batch else 1
+    return not input.control and least <= len(input.sample) <= MOST_SAMPLES
+
+
+def _shapes(model: Family, input: DenoiseInput) -> Shapes:
+    samples = 0 if model.compiles_any_batch else len(input.sample)
     tensors = [input.sample, input.states, *input.added.values()]
-    return ((samples or 0,), *(tuple(tensor.shape[1:]) for tensor in tensors))
+    return ((samples,), *(tuple(tensor.shape[1:]) for tensor in tensors))
 
 
 def _example(input: DenoiseInput, model: Family, samples: int) -> DenoiseInput:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from calotype_worker.compiling import Compiler, uncompiled_if_new
+from calotype_worker.compiling import Compiler, laid_out, stance
 from calotype_worker.device import Device
 from calotype_worker.pipelines.adapted import AdapterSet
 from calotype_worker.pipelines.family import DenoiseInput, Family
@@ -70,14 +70,16 @@ class StepGraphs:
         """One run of the denoiser, replayed where it can be; `bound` is active."""
         samples = len(input.sample)
         if not self._device.is_cuda or not model.can_capture or input.control or samples > BUCKETS[-1]:
+            self.compiler.ask(model, input)
             return self._run(model, input, self.compiler.network(model, input))
         bucket = next(size for size in BUCKETS if size >= samples)
-        network = self.compiler.network(model, input if samples == bucket else _padded(input, bucket))
+        network = self.compiler.network(model, input)
         shapes = tuple(input.sample.shape[1:]), tuple(input.states.shape[1:])
         key: Key = (id(model), network is not None, bound.key, bucket, *shapes, tuple(input.added))
         captured = self._graphs.get(key)
         if captured is None:
-            if key in self._refused or key not in self._met:
+            # No capture beside a compilation, which waits for the device in its own way.
+            if key in self._refused or key not in self._met or self.compiler.busy:
                 self._met.add(key)
                 return self._run(model, input, network)
             captured = self._captured(key, model, bound, _padded(input, bucket), network)
@@ -85,14 +87,17 @@ class StepGraphs:
                 return self._run(model, input, network)
         self._graphs.move_to_end(key)
         self.did = ("graphs",) if network is None else ("graphs", "compiled")
-        return captured.replay(input)
+        output = captured.replay(input)
+        # Its graph serves until it is compiled.
+        self.compiler.ask(model, captured.input)
+        return output
 
     def _run(self, model: Family, input: DenoiseInput, network: Any) -> torch.Tensor:
         self.did = () if network is None else ("compiled",)
         if network is None:
             return model.denoise(input)
-        with uncompiled_if_new():
-            return model.denoise(input, network)
+        with stance("eager_on_recompile"):
+            return model.denoise(laid_out(input), network)
 
     def _captured(
         self, key: Key, model: Family, bound: AdapterSet, static: DenoiseInput, network: Any

@@ -211,7 +211,7 @@ def test_every_architecture_builds_from_its_config() -> None:
 
 
 def test_an_inpainting_variant_is_told_by_its_first_layer(xl: tuple[Any, Path], tmp_path: Path) -> None:
-    pipeline, plain = xl
+    _, plain = xl
     tensors = load_file(plain)
     name = "model.diffusion_model.input_blocks.0.0.weight"
     first = tensors[name]

@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
+from calotype_worker import norms
 from calotype_worker.device import Device
 from calotype_worker.graphs import StepGraphs
 from calotype_worker.pulse import Pulse
@@ -85,3 +87,21 @@ def test_offload_moves_the_state_to_the_host_and_back() -> None:
     desk.tell(down.Resume(job=job, attempt=1))
     desk.finish()
     assert psnr(desk.picture(job), expected) >= 50
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_norms_kernels_agree_with_an_exact_group_norm(dtype: torch.dtype) -> None:
+    for images, channels, edge, silu in ((16, 320, 64, True), (2, 1280, 8, False), (1, 128, 512, True)):
+        norm = norms.GroupNorm(32, channels, eps=1e-5).to("cuda", dtype)
+        norm.silu = silu
+        x = torch.randn(images, channels, edge, edge, device="cuda", dtype=dtype) + 2
+        bias = torch.randn(images, channels, device="cuda", dtype=dtype)
+        shifted = x.double() + bias.double()[:, :, None, None]
+        exact = functional.group_norm(shifted, 32, eps=1e-5)
+        exact = functional.silu(exact) if silu else exact
+        ours = norm(x.contiguous(memory_format=torch.channels_last), bias)
+        assert ours.is_contiguous(memory_format=torch.channels_last)
+        assert norms.problem() is None
+        scale = {torch.float16: 1e-2, torch.bfloat16: 6e-2, torch.float32: 1e-4}[dtype]
+        assert float((ours.double() - exact).abs().max()) < scale

@@ -1,19 +1,15 @@
 """Nothing of a model is alive once it was unloaded."""
 
-import gc
 import weakref
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from calotype_worker.compiling import Compiler
 from calotype_worker.wire import down, up
 from calotype_worker.wire.work import Adapter
 
 from . import tiny
 from .conftest import FIXTURES
-from .desk import TINY, Desk, folder_spec, generate
+from .desk import Desk, folder_spec, generate
 
 
 def watched(desk: Desk, id: str) -> list[weakref.ref[Any]]:
@@ -49,22 +45,6 @@ def test_nothing_of_a_model_lives_after_its_unload() -> None:
     desk.loop.tick()
     desk.said.clear()
     desk.tell(down.Unload(unload="u"))
-    assert survivors(references) == []
-
-
-def test_nothing_of_a_compiled_model_lives_after_its_unload(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Compiler, "backend", "eager")
-    desk = Desk()
-    spec = folder_spec("calotype-tiny", TINY)
-    plan = down.LoadPlan(compile=True)
-    desk.tell(down.Load(load="l", model=spec, dtype="f32", budget_bytes=0, plan=plan))
-    used(desk)
-    desk.loop.stepper.graphs.compiler.wait()
-    used(desk)
-    assert desk.all(up.Result)[-1].plan == ["compiled"]
-    references = watched(desk, "calotype-tiny")
-    desk.tell(down.Unload(unload="u"))
-    gc.collect()
     assert survivors(references) == []
 
 
