@@ -80,7 +80,14 @@ fn python(program: PathBuf, on_cpu: StartOnCpu) -> Runtime {
         ("OMP_WAIT_POLICY".to_owned(), "PASSIVE".to_owned()),
     ];
     if let Some(package) = places::python_package() {
-        env.push(("PYTHONPATH".to_owned(), package.display().to_string()));
+        // Before what the caller has there, and not in its place.
+        let own = std::env::var_os("PYTHONPATH").filter(|own| !own.is_empty());
+        let paths = [package]
+            .into_iter()
+            .chain(own.iter().flat_map(std::env::split_paths));
+        if let Ok(joined) = std::env::join_paths(paths) {
+            env.push(("PYTHONPATH".to_owned(), joined.to_string_lossy().into_owned()));
+        }
     }
     Runtime {
         name: "python".into(),
