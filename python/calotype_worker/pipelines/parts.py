@@ -12,7 +12,6 @@ from torch import nn
 from calotype_worker.device import TORCH_DTYPES, Device
 from calotype_worker.errors import InvalidInput, ModelLoad, NotSupported, OutOfMemory
 from calotype_worker.pipelines.family import Family, Progress
-from calotype_worker.pipelines.quick import quicken
 from calotype_worker.upload import Uploader
 from calotype_worker.weights import Binding, Put, Store, Weights, without_weights
 from calotype_worker.wire.down import Load, LoadPlan, ModelSpec
@@ -130,6 +129,9 @@ class Loader:
     def fill(self) -> dict[str, nn.Module]:
         """Read all weights; gives the modules by role."""
         self._bind_sketcher()
+        # It imports diffusers, which takes seconds: `ready` does not wait for that.
+        from calotype_worker.pipelines.quick import quicken
+
         read_ms = (time.perf_counter() - self.started) * 1e3
         widths = {role: torch.finfo(dtype).bits // 8 for role, dtype in self.dtypes.items()}
         total = sum(binding.elements() * widths[role] for role, binding in self.bindings.items())
