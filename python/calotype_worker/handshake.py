@@ -28,6 +28,13 @@ def hello() -> up.Hello:
     )
 
 
+def plans(device: "Device") -> list[str]:
+    """What of a load's plan can be done on the device."""
+    anywhere = ["vae_tiling", "attention_slicing", "compile"]
+    # Where the device's memory is the host's there is nowhere to put anything.
+    return ["offload_model", "offload_sequential", *anywhere] if device.is_apart else anywhere
+
+
 def ready(device: "Device") -> up.Ready:
     """The end of the handshake."""
     from calotype_worker.job import MAX_EDGE
@@ -46,6 +53,7 @@ def ready(device: "Device") -> up.Ready:
             samplers=list(SAMPLERS),
             schedules=list(SCHEDULES),
             adapters=list(registry.ADAPTERS),
+            plans=plans(device),
             max_batch=Stepper(device).max_jobs,
             pauses=True,
             previews=True,

@@ -96,6 +96,7 @@ fn handshake() -> Vec<Line> {
             samplers: Sampler::ALL.to_vec(),
             schedules: Schedule::ALL.to_vec(),
             adapters: vec!["lora".into()],
+            plans: vec!["compile".into()],
             max_batch: 4,
             pauses: true,
             previews: true,

@@ -203,6 +203,10 @@ pub struct Capabilities {
     pub schedules: Vec<Schedule>,
     /// Adapters: `lora`, `controlnet`, `refiner`, ….
     pub adapters: Vec<String>,
+    /// Ways to run a model, of a load's plan: `offload_model`, `offload_sequential`, `vae_tiling`,
+    /// `attention_slicing`, `compile`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub plans: Vec<String>,
     /// Most jobs in one tick.
     pub max_batch: u32,
     /// Whether jobs pause and resume.

@@ -47,6 +47,7 @@ pub(crate) fn ready(engine: &dyn Engine) -> Up {
             samplers: sampler::SUPPORTED.to_vec(),
             schedules: vec![Schedule::Default, Schedule::Karras],
             adapters: words(&["lora"]),
+            plans: Vec::new(),
             max_batch: MAX_BATCH as u32,
             pauses: true,
             previews: true,

@@ -35,6 +35,7 @@ class Capabilities(Message, frozen=True, kw_only=True):
     samplers: list[Sampler]
     schedules: list[Schedule]
     adapters: list[str]
+    plans: list[str] | None = None
     max_batch: int
     pauses: bool
     previews: bool

@@ -5,7 +5,6 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::images::{Inputs, input};
-use super::request::MaskArea;
 use super::{GenerateRequest, Lack, Needs, Plan, PlannedLora, extras, not_served, prompt};
 use crate::error::{Code, Error};
 use crate::model::{Catalogue, ModelRecord, Preset, nearest};
@@ -87,6 +86,7 @@ impl Abilities {
             ],
             schedules: vec![Schedule::Default, Schedule::Karras],
             adapters: vec!["lora".into()],
+            plans: Vec::new(),
             max_batch: 4,
             pauses: true,
             previews: true,
@@ -247,10 +247,11 @@ pub(crate) fn plan(
     let (control, images): (Vec<_>, Vec<_>) = units.into_iter().unzip();
     inputs.control = images;
     let mask_treatment = extras::mask(request)?;
-    if hires.is_some() && mask_treatment.area == MaskArea::Masked {
+    if hires.is_some() && mode == Mode::Inpaint {
         return Err(
-            Error::invalid("hires", "a part of an image is sampled at its full size already")
-                .advice("leave hires out, or set mask_area to `whole`"),
+            Error::invalid("hires", "an inpainting has no second pass").advice(
+                "leave hires out; mask_area `masked` samples the part around the mask at the full size",
+            ),
         );
     }
     let loras = loras(request, preset, sampler, model, catalogue, &mut warnings)?;

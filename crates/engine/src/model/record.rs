@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::sidecar::{Preset, Sidecar};
+use crate::memory::holding::Precision;
 
 /// What a file or folder is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -224,10 +225,13 @@ impl ModelRecord {
         [format].into_iter().chain(graphs).map(str::to_owned).collect()
     }
 
-    /// A guess of what its weights take in a worker that computes in single precision: four bytes an element, and a
-    /// quarter for what the runtime packs anew. Corrected by the worker's own figure after the first load.
-    pub fn resident_bytes_estimate(&self) -> u64 {
-        let single = self.parameters.saturating_mul(4).max(self.weights_bytes);
-        single.saturating_add(single / 4)
+    /// A guess of what its weights take on a device of this precision, and a quarter for what the runtime packs anew.
+    /// Corrected by the worker's own figure after the first load.
+    pub fn resident_bytes_estimate(&self, precision: Precision) -> u64 {
+        let plain = match precision {
+            Precision::Single => self.parameters.saturating_mul(4).max(self.weights_bytes),
+            Precision::Half => self.parameters.saturating_mul(2),
+        };
+        plain.saturating_add(plain / 4)
     }
 }

@@ -7,18 +7,31 @@
 
 use std::collections::BTreeMap;
 
-use calotype_protocol::{Capabilities, JobId, ModelId};
+use calotype_protocol::{Capabilities, JobId, ModelId, Offload};
 
 use super::Class;
 use crate::inference::{Lack, Needs};
+use crate::memory::holding::{self, Precision};
 
 /// A model that a job needs, with what its weights take.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelNeed {
     /// Which.
     pub model: ModelId,
-    /// Bytes of its weights, estimated or measured.
-    pub weights_bytes: u64,
+    /// Bytes of its weights where a device computes in single precision, estimated.
+    pub single_bytes: u64,
+    /// Likewise in half precision.
+    pub half_bytes: u64,
+}
+
+impl ModelNeed {
+    /// On a device of this precision.
+    pub fn weights_bytes(&self, precision: Precision) -> u64 {
+        match precision {
+            Precision::Single => self.single_bytes,
+            Precision::Half => self.half_bytes,
+        }
+    }
 }
 
 /// A job that could run.
@@ -77,6 +90,10 @@ pub struct Slot {
     pub worker: String,
     /// The device whose room it shares.
     pub device: String,
+    /// What it computes in.
+    pub precision: Precision,
+    /// Whether it can keep a model in host memory between its uses.
+    pub offloads: bool,
     /// Smaller is better where several can do a job.
     pub rank: usize,
     /// Whether it takes work.
@@ -126,6 +143,10 @@ pub enum Decision {
         model: ModelId,
         /// Where.
         worker: String,
+        /// What of it stays in host memory between its uses.
+        offload: Offload,
+        /// What it will take of the device.
+        weights_bytes: u64,
     },
     /// Drop an idle model to make room.
     Evict {
@@ -325,20 +346,23 @@ impl Board {
         let Some(room) = self.rooms.get(&slot.device).copied() else {
             return vec![wait(job, format!("{} has no ledger", slot.device))];
         };
+        let precision = slot.precision;
+        let weights = |need: &ModelNeed| need.weights_bytes(precision);
         let weights_bytes = job
             .models
             .iter()
-            .fold(0u64, |sum, need| sum.saturating_add(need.weights_bytes));
-        let whole_bytes = weights_bytes.saturating_add(job.need_bytes);
-        if whole_bytes > room.budget_bytes {
+            .fold(0u64, |sum, need| sum.saturating_add(weights(need)));
+        let way = holding::held(weights_bytes, job.need_bytes, room.budget_bytes, slot.offloads);
+        let Some(offload) = way else {
             return vec![Decision::Refuse {
                 job: job.job.clone(),
                 why: Refusal::TooLarge {
-                    need_bytes: whole_bytes,
+                    need_bytes: weights_bytes.saturating_add(job.need_bytes),
                     budget_bytes: room.budget_bytes,
                 },
             }];
-        }
+        };
+        let weights = |need: &ModelNeed| holding::on_device_bytes(weights(need), offload);
         if slot.moving {
             return vec![wait(
                 job,
@@ -367,7 +391,7 @@ impl Board {
             .collect();
         let missing_bytes = missing
             .iter()
-            .fold(0u64, |sum, need| sum.saturating_add(need.weights_bytes));
+            .fold(0u64, |sum, need| sum.saturating_add(weights(need)));
         let need_bytes = missing_bytes.saturating_add(job.need_bytes);
         let first_missing = missing.first().map(|need| (*need).clone());
         for resident in &mut self.slots[index].resident {
@@ -393,8 +417,15 @@ impl Board {
         let (taken_bytes, decision) = match first_missing {
             Some(need) => {
                 slot.moving = true;
-                let (job, model) = (job.job.clone(), need.model);
-                (need.weights_bytes, Decision::Load { job, model, worker })
+                let weights_bytes = weights(&need);
+                let decision = Decision::Load {
+                    job: job.job.clone(),
+                    model: need.model,
+                    worker,
+                    offload,
+                    weights_bytes,
+                };
+                (weights_bytes, decision)
             }
             None => {
                 slot.busy += 1;

@@ -109,6 +109,7 @@ pub(crate) fn ready() -> Ready {
             samplers: Sampler::ALL.to_vec(),
             schedules: Schedule::ALL.to_vec(),
             adapters: vec!["lora".to_owned()],
+            plans: Vec::new(),
             max_batch: 8,
             pauses: true,
             previews: true,

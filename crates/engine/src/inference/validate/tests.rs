@@ -1,6 +1,6 @@
 use super::*;
 use crate::inference::LoraRequest;
-use crate::inference::{ControlRequest, HiresRequest};
+use crate::inference::{ControlRequest, HiresRequest, MaskArea};
 
 fn catalogue() -> Catalogue {
     Catalogue::scan(&[concat!(env!("CARGO_MANIFEST_DIR"), "/../../models").into()])

@@ -3,14 +3,14 @@
 use std::time::Instant;
 
 use calotype_protocol::{
-    Attempt, Blob, Down, Dtype, Frame, JobId, Load, LoadId, LoadPlan, ModelId, Run, StepId, Work,
+    Attempt, Blob, Down, Dtype, Frame, JobId, Load, LoadId, LoadPlan, ModelId, Offload, Run, StepId, Work,
 };
 
 use super::{Action, Driver, Internal, Moving, PostState, now_ms};
 use crate::error::{Code, Error};
 use crate::inference::{self, InputFiles, Plan};
-use crate::memory::Ledger;
-use crate::memory::Owner;
+use crate::memory::holding::Precision;
+use crate::memory::{Ledger, Owner};
 use crate::processing::JobState;
 use crate::processing::policy::{self, Decision, Refusal, Resident, Room, Slot, Standing, Waiting};
 use crate::store::{ArtifactHash, Artifacts, Held};
@@ -51,7 +51,13 @@ impl Driver {
         for decision in policy::plan(&waiting, &slots, &rooms.collect()) {
             match decision {
                 Decision::Run { job, worker } => self.claim(&job, &worker),
-                Decision::Load { job, model, worker } => self.load(&job, &model, &worker),
+                Decision::Load {
+                    job,
+                    model,
+                    worker,
+                    offload,
+                    weights_bytes,
+                } => self.load(&job, &model, &worker, offload, weights_bytes),
                 Decision::Evict { model, worker } => self.evict(&model, &worker),
                 Decision::Wake { worker, job } => self.wake(&worker, &job),
                 Decision::Wait { job, reason } => self.wait(&job, reason),
@@ -114,9 +120,17 @@ impl Driver {
             }
             (PostState::Gone, None) => (Standing::Broken, "it is gone".to_owned()),
         };
+        let offloads = post.ready.as_ref().is_some_and(|ready| {
+            let plans = &ready.capabilities.plans;
+            ["offload_model", "offload_sequential"]
+                .iter()
+                .all(|plan| plans.iter().any(|own| own == plan))
+        });
         Some(Slot {
             worker: name.to_owned(),
             device: post.device.clone(),
+            precision: precision(&post.config.device.kind),
+            offloads,
             rank: post.rank,
             standing,
             not_ready,
@@ -290,7 +304,7 @@ impl Driver {
         }
     }
 
-    fn load(&mut self, job: &JobId, model: &ModelId, worker: &str) {
+    fn load(&mut self, job: &JobId, model: &ModelId, worker: &str, offload: Offload, weights_bytes: u64) {
         let spec = match self.catalogue.loadable(model.as_str()) {
             Ok(record) => match &record.problem {
                 None => self.catalogue.spec(&record),
@@ -311,11 +325,6 @@ impl Driver {
         let (Some(ledger), Some(handle)) = (self.ledgers.get_mut(&post.device), &post.handle) else {
             return;
         };
-        let weights_bytes = live
-            .models
-            .iter()
-            .find(|need| need.model == *model)
-            .map_or(0, |need| need.weights_bytes);
         let owner = Owner::Weights {
             worker: worker.to_owned(),
             model: model.clone(),
@@ -333,11 +342,9 @@ impl Driver {
             waiting: Some(job.clone()),
         });
         let budget_bytes = weights_bytes.max(ledger.free_bytes());
-        // What the device computes fastest in; a processor has single precision.
-        let dtype = if post.config.device.kind == "cpu" {
-            Dtype::F32
-        } else {
-            Dtype::F16
+        let dtype = match precision(&post.config.device.kind) {
+            Precision::Single => Dtype::F32,
+            Precision::Half => Dtype::F16,
         };
         handle.send(
             Down::Load(Load {
@@ -346,6 +353,7 @@ impl Driver {
                 dtype,
                 budget_bytes,
                 plan: LoadPlan {
+                    offload,
                     compile: self.compile,
                     ..LoadPlan::default()
                 },
@@ -405,4 +413,12 @@ async fn read_inputs(artifacts: &Artifacts, plan: &Plan) -> Result<InputFiles, E
         files.control.push(read(hash).await?);
     }
     Ok(files)
+}
+
+/// What a kind of device computes fastest in.
+fn precision(device_kind: &str) -> Precision {
+    match device_kind {
+        "cpu" => Precision::Single,
+        _ => Precision::Half,
+    }
 }

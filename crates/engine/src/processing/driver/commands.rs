@@ -5,6 +5,7 @@ use tokio::sync::oneshot;
 use super::{Action, Command, Driver, Live};
 use crate::error::{Code, Error};
 use crate::inference::{Needs, estimate};
+use crate::memory::holding::Precision;
 use crate::processing::policy::ModelNeed;
 use crate::processing::{JobRecord, JobState, JobView, Ticket};
 use calotype_protocol::{Attempt, Down, JobId};
@@ -87,8 +88,12 @@ impl Driver {
     fn required(&self, record: &JobRecord) -> Result<(Needs, Vec<ModelNeed>), Error> {
         let needs = Needs::of(&record.plan, &self.catalogue)?;
         let models = record.plan.models().into_iter().map(|model| {
-            let weights_bytes = self.catalogue.loadable(model.as_str())?.resident_bytes_estimate();
-            Ok(ModelNeed { model, weights_bytes })
+            let found = self.catalogue.loadable(model.as_str())?;
+            Ok(ModelNeed {
+                single_bytes: found.resident_bytes_estimate(Precision::Single),
+                half_bytes: found.resident_bytes_estimate(Precision::Half),
+                model,
+            })
         });
         Ok((needs, models.collect::<Result<_, Error>>()?))
     }

@@ -25,6 +25,7 @@ fn can() -> Capabilities {
         samplers: Sampler::ALL.to_vec(),
         schedules: Schedule::ALL.to_vec(),
         adapters: vec!["lora".into()],
+        plans: Vec::new(),
         max_batch: 2,
         pauses: true,
         previews: true,
@@ -35,7 +36,8 @@ fn can() -> Capabilities {
 fn model(name: &str, weights_bytes: u64) -> ModelNeed {
     ModelNeed {
         model: name.into(),
-        weights_bytes,
+        single_bytes: weights_bytes,
+        half_bytes: weights_bytes / 2,
     }
 }
 
@@ -66,6 +68,8 @@ fn slot() -> Slot {
     Slot {
         worker: "cpu0".into(),
         device: "cpu0".into(),
+        precision: Precision::Single,
+        offloads: false,
         rank: 1,
         standing: Standing::Ready,
         not_ready: String::new(),
@@ -327,6 +331,32 @@ fn what_one_worker_cannot_load_or_do_goes_to_another() {
         plan(&[refused], &[slot(), other], &room(50)),
         [run_at("a", "cpu0-python")]
     );
+}
+
+#[test]
+fn a_model_too_large_for_its_device_waits_in_host_memory_where_the_worker_can_do_that() {
+    let mut gpu = slot();
+    (gpu.worker, gpu.device) = ("cuda0".into(), "cuda0".into());
+    (gpu.precision, gpu.offloads) = (Precision::Half, true);
+    gpu.resident.clear();
+    let mut job = waiting("a", 1);
+    let offload_of = |job: &Waiting, gpu: &Slot| match &plan(&[job.clone()], &[gpu.clone()], &room(100))[0] {
+        Decision::Load {
+            offload,
+            weights_bytes,
+            ..
+        } => Some((*offload, *weights_bytes)),
+        Decision::Refuse { .. } => None,
+        other => panic!("{other:?}"),
+    };
+    job.models = vec![model("m", 180)];
+    assert_eq!(offload_of(&job, &gpu), Some((Offload::None, 90)));
+    job.models = vec![model("m", 200)];
+    assert_eq!(offload_of(&job, &gpu), Some((Offload::Model, 85)));
+    job.models = vec![model("m", 600)];
+    assert_eq!(offload_of(&job, &gpu), Some((Offload::Sequential, 60)));
+    gpu.offloads = false;
+    assert_eq!(offload_of(&job, &gpu), None);
 }
 
 proptest! {
