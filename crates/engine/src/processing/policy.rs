@@ -13,6 +13,10 @@ use super::Class;
 use crate::inference::{Lack, Needs};
 use crate::memory::holding::{self, Precision};
 
+/// A model of fewer bytes is worth no wait for a better device: a processor has drawn its picture before an accelerator's
+/// worker has started.
+const SMALL_BYTES: u64 = 512 << 20;
+
 /// A model that a job needs, with what its weights take.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelNeed {
@@ -288,6 +292,11 @@ impl Board {
         let can = |slot: &Slot| {
             lack(job, slot).is_none() && !job.models.iter().any(|need| slot.unusable.contains(&need.model))
         };
+        let single_bytes = job
+            .models
+            .iter()
+            .fold(0u64, |sum, need| sum.saturating_add(need.single_bytes));
+        let worth_a_wait = single_bytes >= SMALL_BYTES;
         self.slots
             .iter()
             .enumerate()
@@ -299,8 +308,12 @@ impl Board {
                     .filter(|need| slot.resident.iter().any(|there| there.model == need.model))
                     .count();
                 (
-                    // A better device that is about to be there is worth the wait; others are a last resort.
-                    slot.standing.max(Standing::Starting),
+                    // Of those that are there or about to be the better device; others are a last resort.
+                    if worth_a_wait {
+                        slot.standing.max(Standing::Starting)
+                    } else {
+                        slot.standing
+                    },
                     slot.rank,
                     slot.standing,
                     self.held[*index].is_some(),

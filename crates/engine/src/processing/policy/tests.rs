@@ -254,12 +254,27 @@ fn a_job_goes_to_the_best_device_that_can_do_it() {
         plan(&[waiting("a", 1)], &[slot(), gpu.clone()], &room(50)),
         [run("a")]
     );
-    // One that is about to be ready is waited for; one that keeps dying is not.
+    // For a small model one that is about to be ready is not waited for.
     (gpu.capabilities, gpu.standing) = (None, Standing::Starting);
-    let decisions = plan(&[waiting("a", 1)], &[slot(), gpu.clone()], &room(50));
+    assert_eq!(
+        plan(&[waiting("a", 1)], &[slot(), gpu.clone()], &room(50)),
+        [run("a")]
+    );
+    // For a large one it is; but not one that keeps dying.
+    let mut large = waiting("a", 1);
+    large.models = vec![model("m", SMALL_BYTES)];
+    let roomy = room(50).into_keys().map(|device| {
+        let room = Room {
+            free_bytes: 1 << 30,
+            budget_bytes: 1 << 30,
+        };
+        (device, room)
+    });
+    let roomy: BTreeMap<String, Room> = roomy.collect();
+    let decisions = plan(&[large.clone()], &[slot(), gpu.clone()], &roomy);
     assert!(matches!(&decisions[0], Decision::Wait { reason, .. } if reason.contains("cuda0")));
     gpu.standing = Standing::Broken;
-    assert_eq!(plan(&[waiting("a", 1)], &[slot(), gpu], &room(50)), [run("a")]);
+    assert_eq!(plan(&[large], &[slot(), gpu], &roomy), [run("a")]);
 }
 
 #[test]
