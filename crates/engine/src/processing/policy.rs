@@ -6,6 +6,7 @@
 //! shown its innocence. Workers of one device share its room.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use calotype_protocol::{Capabilities, JobId, ModelId, Offload};
 
@@ -50,9 +51,9 @@ pub struct Waiting {
     /// Its place in the order of arrival.
     pub sequence: u64,
     /// The models that must be resident together.
-    pub models: Vec<ModelNeed>,
+    pub models: Arc<[ModelNeed]>,
     /// What its worker must be able to do.
-    pub needs: Needs,
+    pub needs: Arc<Needs>,
     /// What the job takes beside the weights.
     pub need_bytes: u64,
     /// Whether it must be the only job in its worker.
@@ -105,7 +106,7 @@ pub struct Slot {
     /// Why not, for people.
     pub not_ready: String,
     /// What it said that it can do; unknown before its first process was ready.
-    pub capabilities: Option<Capabilities>,
+    pub capabilities: Option<Arc<Capabilities>>,
     /// Jobs inside.
     pub busy: usize,
     /// Most jobs inside.

@@ -1,5 +1,6 @@
 //! From the policy's decisions to claims, loads and evictions.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use calotype_protocol::{
@@ -30,8 +31,8 @@ impl Driver {
                 class: live.record.class,
                 priority: live.record.priority,
                 sequence: live.record.sequence,
-                models: live.models.clone(),
-                needs: live.needs.clone(),
+                models: Arc::clone(&live.models),
+                needs: Arc::clone(&live.needs),
                 need_bytes: live.need_bytes,
                 alone: live.alone,
                 refused_by: live.refused_by.clone(),
@@ -134,7 +135,7 @@ impl Driver {
             rank: post.rank,
             standing,
             not_ready,
-            capabilities: post.ready.as_ref().map(|ready| ready.capabilities.clone()),
+            capabilities: post.capabilities.clone(),
             busy: post.jobs.len(),
             most: most as usize,
             taken_alone: post
@@ -184,7 +185,7 @@ impl Driver {
             return;
         }
         self.uses += 1;
-        for need in &live.models {
+        for need in live.models.iter() {
             if let Some(stay) = post.resident.get_mut(&need.model) {
                 stay.last_use = self.uses;
             }
@@ -200,7 +201,7 @@ impl Driver {
         let (store, artifacts, catalogue) = (
             self.store.clone(),
             self.artifacts.clone(),
-            std::sync::Arc::clone(&self.catalogue),
+            Arc::clone(&self.catalogue),
         );
         let (job, attempt, plan) = (job.clone(), live.record.attempts, live.record.plan.clone());
         let (worker, internal) = (worker.to_owned(), self.internal.clone());

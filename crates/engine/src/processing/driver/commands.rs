@@ -9,6 +9,7 @@ use crate::memory::holding::Precision;
 use crate::processing::policy::ModelNeed;
 use crate::processing::{JobRecord, JobState, JobView, Ticket};
 use calotype_protocol::{Attempt, Down, JobId};
+use std::sync::Arc;
 use std::time::Instant;
 
 impl Driver {
@@ -61,8 +62,8 @@ impl Driver {
             refused_by: Vec::new(),
             failures: 0,
             lacks: 0,
-            models,
-            needs,
+            models: models.into(),
+            needs: Arc::new(needs),
             need_bytes,
             shape,
             _ticket: ticket,

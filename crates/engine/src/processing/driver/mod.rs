@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use calotype_protocol::{Blob, Hello, JobId, LoadId, ModelId, Ready, Work};
+use calotype_protocol::{Blob, Capabilities, Hello, JobId, LoadId, ModelId, Ready, Work};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::policy::ModelNeed;
@@ -157,8 +157,8 @@ struct Live {
     failures: u32,
     lacks: u32,
     /// The models that it needs, the one that makes the pictures first.
-    models: Vec<ModelNeed>,
-    needs: Needs,
+    models: Arc<[ModelNeed]>,
+    needs: Arc<Needs>,
     need_bytes: u64,
     shape: String,
     _ticket: Ticket,
@@ -179,6 +179,8 @@ struct Post {
     state: PostState,
     hello: Option<Box<Hello>>,
     ready: Option<Box<Ready>>,
+    /// Of `ready`, shared with every decision.
+    capabilities: Option<Arc<Capabilities>>,
     pid: Option<u32>,
     last_exit: Option<String>,
     resident: BTreeMap<ModelId, Stay>,
@@ -406,6 +408,7 @@ impl Post {
             incarnation: 0,
             hello: None,
             ready: None,
+            capabilities: None,
             pid: None,
             last_exit: None,
             resident: BTreeMap::new(),

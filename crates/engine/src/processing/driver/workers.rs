@@ -1,5 +1,7 @@
 //! What the workers say, and what it means for their jobs.
 
+use std::sync::Arc;
+
 use calotype_imaging::{Format, Rgb, encode};
 use calotype_protocol::{
     Attempt, Blob, BlobRef, Failure, Frame, JobId, LoadId, Loaded, ModelId, Outcome, Phase, RunResult, Up,
@@ -34,6 +36,7 @@ impl Driver {
             WorkerEventKind::Ready { hello, ready } => {
                 post.state = PostState::Ready;
                 post.hello = Some(hello);
+                post.capabilities = Some(Arc::new(ready.capabilities.clone()));
                 post.ready = Some(ready);
                 self.tell_worker(&name, "ready", None);
                 self.tell_abilities();

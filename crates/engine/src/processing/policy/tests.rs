@@ -47,8 +47,8 @@ fn waiting(name: &str, sequence: u64) -> Waiting {
         class: Class::Interactive,
         priority: 0,
         sequence,
-        models: vec![model("m", 50)],
-        needs: needs(),
+        models: [model("m", 50)].into(),
+        needs: Arc::new(needs()),
         need_bytes: 10,
         alone: false,
         refused_by: Vec::new(),
@@ -73,7 +73,7 @@ fn slot() -> Slot {
         rank: 1,
         standing: Standing::Ready,
         not_ready: String::new(),
-        capabilities: Some(can()),
+        capabilities: Some(Arc::new(can())),
         busy: 0,
         most: 2,
         taken_alone: false,
@@ -138,7 +138,7 @@ fn a_model_that_is_not_resident_is_loaded_once_for_all_who_wait() {
 #[test]
 fn a_job_runs_once_all_its_models_are_resident() {
     let mut job = waiting("a", 1);
-    job.models = vec![model("m", 50), model("control", 20)];
+    job.models = [model("m", 50), model("control", 20)].into();
     let decisions = plan(&[job.clone()], &[slot()], &room(50));
     assert!(matches!(&decisions[0], Decision::Load { model, .. } if model.as_str() == "control"));
     let mut both = slot();
@@ -160,7 +160,7 @@ fn the_longest_unused_idle_model_is_evicted_and_one_in_use_is_not() {
         resident("busy", 20, true, 1),
     ];
     let mut job = waiting("a", 1);
-    (job.models, job.need_bytes) = (vec![model("m", 30)], 10);
+    (job.models, job.need_bytes) = ([model("m", 30)].into(), 10);
     assert_eq!(
         plan(&[job.clone()], &[slot.clone()], &room(0)),
         [Decision::Evict {
@@ -168,7 +168,7 @@ fn the_longest_unused_idle_model_is_evicted_and_one_in_use_is_not() {
             worker: "cpu0".into()
         }]
     );
-    job.models = vec![model("m", 80)];
+    job.models = [model("m", 80)].into();
     assert!(matches!(
         &plan(&[job], &[slot], &room(0))[0],
         Decision::Wait { .. }
@@ -248,7 +248,7 @@ fn a_job_goes_to_the_best_device_that_can_do_it() {
     );
     // What it cannot do goes to the other, and that is no reason to wait.
     if let Some(can) = &mut gpu.capabilities {
-        can.samplers = vec![Sampler::Heun];
+        Arc::make_mut(can).samplers = vec![Sampler::Heun];
     }
     assert_eq!(
         plan(&[waiting("a", 1)], &[slot(), gpu.clone()], &room(50)),
@@ -262,7 +262,7 @@ fn a_job_goes_to_the_best_device_that_can_do_it() {
     );
     // For a large one it is; but not one that keeps dying.
     let mut large = waiting("a", 1);
-    large.models = vec![model("m", SMALL_BYTES)];
+    large.models = [model("m", SMALL_BYTES)].into();
     let roomy = room(50).into_keys().map(|device| {
         let room = Room {
             free_bytes: 1 << 30,
@@ -285,7 +285,7 @@ fn a_sleeping_worker_is_woken_once_and_only_for_what_the_others_cannot_do() {
     let slots = [slot(), asleep];
     assert_eq!(plan(&[waiting("a", 1)], &slots, &room(50)), [run("a")]);
     let mut other = waiting("b", 2);
-    other.needs.families = vec!["sdxl".into()];
+    Arc::make_mut(&mut other.needs).families = vec!["sdxl".into()];
     let decisions = plan(&[other.clone(), other], &slots, &room(50));
     assert_eq!(
         decisions[0],
@@ -301,7 +301,7 @@ fn a_sleeping_worker_is_woken_once_and_only_for_what_the_others_cannot_do() {
 #[test]
 fn what_no_worker_can_do_is_refused_with_what_each_lacks() {
     let mut job = waiting("a", 1);
-    job.needs.adapters = vec!["controlnet".into()];
+    Arc::make_mut(&mut job.needs).adapters = vec!["controlnet".into()];
     let decisions = plan(&[job], &[slot()], &room(50));
     let Decision::Refuse {
         why: Refusal::NotServed { lacks },
@@ -364,11 +364,11 @@ fn a_model_too_large_for_its_device_waits_in_host_memory_where_the_worker_can_do
         Decision::Refuse { .. } => None,
         other => panic!("{other:?}"),
     };
-    job.models = vec![model("m", 180)];
+    job.models = [model("m", 180)].into();
     assert_eq!(offload_of(&job, &gpu), Some((Offload::None, 90)));
-    job.models = vec![model("m", 200)];
+    job.models = [model("m", 200)].into();
     assert_eq!(offload_of(&job, &gpu), Some((Offload::Model, 85)));
-    job.models = vec![model("m", 600)];
+    job.models = [model("m", 600)].into();
     assert_eq!(offload_of(&job, &gpu), Some((Offload::Sequential, 60)));
     gpu.offloads = false;
     assert_eq!(offload_of(&job, &gpu), None);
@@ -381,7 +381,7 @@ proptest! {
         free_bytes in 0u64..=100, busy in 0usize..3,
     ) {
         let jobs: Vec<Waiting> = jobs.into_iter().enumerate().map(|(index, (need, weights, name, alone))| Waiting {
-            need_bytes: need, models: vec![model(&format!("m{name}"), weights)], alone,
+            need_bytes: need, models: [model(&format!("m{name}"), weights)].into(), alone,
             ..waiting(&format!("j{index}"), index as u64)
         }).collect();
         let mut slot = slot();
