@@ -1,3 +1,5 @@
+use std::slice::from_ref;
+
 use calotype_protocol::{Mode, Sampler, Schedule};
 use proptest::prelude::*;
 
@@ -355,7 +357,7 @@ fn a_model_too_large_for_its_device_waits_in_host_memory_where_the_worker_can_do
     (gpu.precision, gpu.offloads) = (Precision::Half, true);
     gpu.resident.clear();
     let mut job = waiting("a", 1);
-    let offload_of = |job: &Waiting, gpu: &Slot| match &plan(&[job.clone()], &[gpu.clone()], &room(100))[0] {
+    let offload_of = |job: &Waiting, gpu: &Slot| match &plan(from_ref(job), from_ref(gpu), &room(100))[0] {
         Decision::Load {
             offload,
             weights_bytes,
