@@ -43,7 +43,7 @@ struct Inner {
     catalogue: Arc<Catalogue>,
     log: Arc<EventLog>,
     gate: Arc<Gate>,
-    abilities: watch::Receiver<Abilities>,
+    abilities: watch::Receiver<Arc<Abilities>>,
     commands: mpsc::Sender<Command>,
     started: Instant,
     max_image_bytes: u64,
@@ -74,7 +74,8 @@ impl Engine {
         let (commands, commands_out) = mpsc::channel(1024);
         let inventory = device::inventory();
         let posts = posts(&config, &inventory);
-        let (abilities_in, abilities) = watch::channel(Abilities::of(Vec::new(), !posts.is_empty()));
+        let (abilities_in, abilities) =
+            watch::channel(Arc::new(Abilities::of(Vec::new(), !posts.is_empty())));
         let devices = inventory.into_iter().map(|device| {
             let budget_bytes = (device.total_bytes as f64 * config.memory_share.clamp(0.0, 1.0)) as u64;
             (device, Ledger::new(budget_bytes))
@@ -236,7 +237,7 @@ impl Engine {
     }
 
     async fn plan(&self, request: GenerateRequest) -> Result<Planned, Error> {
-        let abilities = self.inner.abilities.borrow().clone();
+        let abilities = Arc::clone(&self.inner.abilities.borrow());
         let catalogue = Arc::clone(&self.inner.catalogue);
         // 32 bits are plenty of pictures, and short enough to be read out.
         let random_seed = u64::from(uuid::Uuid::new_v4().as_fields().0);

@@ -267,7 +267,7 @@ pub(crate) fn plan(
             "it has no effect at guidance 1 or below; the preset `quality` uses more",
         ));
     }
-    let negative = negative_prompt.clone();
+    let embeddings = extras::embeddings([&request.prompt, &negative_prompt], model, catalogue);
     let plan = Plan {
         model: model.id.clone(),
         preset: preset_name,
@@ -295,7 +295,7 @@ pub(crate) fn plan(
         hires,
         variation: extras::variation(request, random_seed.rotate_left(17))?,
         mask_treatment,
-        embeddings: extras::embeddings([&request.prompt, &negative], model, catalogue),
+        embeddings,
         latent_channels: model.latent_channels,
         latent_factor: model.latent_factor,
     };
@@ -471,8 +471,8 @@ fn mode(request: &GenerateRequest, abilities: &Abilities) -> Result<(Mode, Input
     ))
 }
 
-/// The preset's LoRAs, the request's, and those that its prompt names, in this order. The preset's go where they would do harm: an LCM LoRA draws nothing good with
-/// another sampler than the preset's.
+/// The preset's LoRAs, the request's, and those that its prompt names, in this order. The preset's go where they would
+/// do harm: an LCM LoRA draws nothing good with another sampler than the preset's.
 fn loras(
     request: &GenerateRequest,
     preset: &Preset,

@@ -111,7 +111,7 @@ pub(crate) struct Parts {
     pub(crate) catalogue: Arc<Catalogue>,
     pub(crate) log: Arc<EventLog>,
     pub(crate) peaks: Peaks,
-    pub(crate) abilities: watch::Sender<Abilities>,
+    pub(crate) abilities: watch::Sender<Arc<Abilities>>,
     pub(crate) max_concurrency: u32,
     /// Whether accelerators compile what they run.
     pub(crate) compile: bool,
@@ -222,7 +222,7 @@ pub(crate) struct Driver {
     catalogue: Arc<Catalogue>,
     log: Arc<EventLog>,
     peaks: Peaks,
-    abilities: watch::Sender<Abilities>,
+    abilities: watch::Sender<Arc<Abilities>>,
     max_concurrency: u32,
     compile: bool,
     gate: Arc<super::Gate>,

@@ -53,8 +53,8 @@ impl Driver {
             Some((name.clone(), ready.capabilities.clone()))
         });
         let unknown = self.posts.values().any(|post| post.ready.is_none());
-        self.abilities
-            .send_replace(Abilities::of(known.collect(), unknown));
+        let abilities = Abilities::of(known.collect(), unknown);
+        self.abilities.send_replace(Arc::new(abilities));
     }
 
     fn tell_worker(&self, worker: &str, state: &str, reason: Option<String>) {
