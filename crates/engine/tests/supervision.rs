@@ -200,6 +200,7 @@ fn load() -> Frame<Down> {
         family: "sd".into(),
         format: ModelFormat::Onnx,
         components: BTreeMap::new(),
+        segments: BTreeMap::new(),
     };
     Down::Load(Load {
         load: "l".into(),

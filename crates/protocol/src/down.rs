@@ -213,6 +213,22 @@ pub struct ModelSpec {
     pub format: ModelFormat,
     /// Role (`root`, `unet`, `vae`, `text_encoder`, `tokenizer`, `scheduler`, `graphs`) to absolute path.
     pub components: BTreeMap<String, String>,
+    /// Role to the shared memory that holds its weights, in place of the files of that component; its config still comes
+    /// from there.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub segments: BTreeMap<String, Segment>,
+}
+
+/// Shared memory with the weights of a component. It is laid out as a safetensors file, whose header is the table of its
+/// tensors. The worker maps it read-only, page-locks it once where its device wants that, and keeps it until `release`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Segment {
+    /// To name it in `release`.
+    pub id: SegmentId,
+    /// Absolute path of the file in memory, for instance below `/dev/shm`.
+    pub path: String,
+    /// All of it.
+    pub bytes: u64,
 }
 
 /// A LoRA with its strength.

@@ -18,7 +18,7 @@ mod work;
 
 pub use down::{
     Adapter, Down, Heartbeat, Limits, Load, LoadPlan, MemoryOp, ModelFormat, ModelSpec, Offload, ProbeOp,
-    Run, Welcome, WorkerDevice,
+    Run, Segment, Welcome, WorkerDevice,
 };
 pub use frame::{Blob, Frame, FrameError, FrameLimits, PROTOCOL, Version};
 pub use ids::{Attempt, InstanceId, JobId, LoadId, ModelId, SegmentId, StepId};
@@ -31,6 +31,7 @@ pub use up::{
     Progress, Ready, RunResult, Up,
 };
 pub use work::{
-    ControlUnit, Decode, Embed, Encode, Generate, Hires, Matte, Mode, NoiseSource, Prediction, Refiner,
-    RestoreFaces, Sampler, Schedule, ScoreSafety, Span, Style, Upscale, Upscaler, Work,
+    ControlImage, ControlMode, ControlUnit, Decode, Embed, Encode, Generate, Hires, Matte, Mode, NoiseSource,
+    Prediction, Preprocess, Refiner, RestoreFaces, Sampler, Schedule, ScoreSafety, Span, Style, Upscale,
+    Upscaler, Work,
 };

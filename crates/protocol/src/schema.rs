@@ -7,10 +7,11 @@ use schemars::{JsonSchema, Schema, schema_for};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Adapter, Attempt, Beat, BlobRef, Capabilities, DeviceFacts, Down, Dtype, Failure, Generate, Heartbeat,
-    Hello, Hires, Limits, Load, LoadPlan, Loaded, LogLevel, MemoryOp, MemoryReport, Mode, ModelFormat,
-    ModelSpec, NoiseSource, Outcome, PROTOCOL, Phase, ProbeOp, Progress, Ready, Run, RunResult, Sampler,
-    Schedule, Span, Up, Upscaler, Version, Welcome, Work, WorkerDevice,
+    Adapter, Attempt, Beat, BlobRef, Capabilities, ControlImage, ControlMode, ControlUnit, DeviceFacts, Down,
+    Dtype, Failure, Generate, Heartbeat, Hello, Hires, Limits, Load, LoadPlan, Loaded, LogLevel, MemoryOp,
+    MemoryReport, Mode, ModelFormat, ModelSpec, NoiseSource, Outcome, PROTOCOL, Phase, Preprocess, ProbeOp,
+    Progress, Ready, Run, RunResult, Sampler, Schedule, Segment, Span, Up, Upscaler, Version, Welcome, Work,
+    WorkerDevice,
 };
 
 /// JSON Schema of what goes down.
@@ -97,6 +98,7 @@ fn handshake() -> Vec<Line> {
             schedules: Schedule::ALL.to_vec(),
             adapters: vec!["lora".into()],
             plans: vec!["compile".into()],
+            segments: false,
             max_batch: 4,
             pauses: true,
             previews: true,
@@ -133,6 +135,14 @@ fn load() -> Vec<Line> {
         family: "sd".into(),
         format: ModelFormat::Diffusers,
         components: BTreeMap::from([("root".into(), "/models/calotype-tiny".into())]),
+        segments: BTreeMap::from([(
+            "unet".into(),
+            Segment {
+                id: crate::SegmentId("weights-1".into()),
+                path: "/dev/shm/calotype-weights-1".into(),
+                bytes: 65_000_000,
+            },
+        )]),
     };
     vec![
         Line::Down(Down::Load(Load {
@@ -224,7 +234,22 @@ fn generate() -> Vec<Line> {
             path: "/models/loras/lcm.safetensors".into(),
             weight: 1.0,
         }],
-        control: Vec::new(),
+        control: vec![ControlUnit {
+            model: "depth-net".into(),
+            image: BlobRef {
+                blob: 3,
+                dtype: Dtype::U8,
+                shape: vec![256, 256, 3],
+            },
+            weight: 0.5,
+            start: 0.0,
+            end: 1.0,
+            mode: ControlMode::Control,
+            preprocess: Some(Preprocess {
+                model: "depth-anything".into(),
+                into: ControlImage::Normal,
+            }),
+        }],
         refiner: None,
         hires: Some(Hires {
             width: 512,
@@ -272,6 +297,7 @@ fn generate() -> Vec<Line> {
             seeds: vec![1, u64::MAX],
             timings_ms: BTreeMap::from([(Phase::Denoise, 250.5)]),
             peak_bytes: 300_000_000,
+            phase_peaks_bytes: BTreeMap::from([(Phase::Denoise, 250_000_000)]),
             batch_sizes: vec![2, 2, 2, 2],
             engine: "rten 0.27.0".into(),
             plan: vec!["graphs".into()],

@@ -207,6 +207,9 @@ pub struct Capabilities {
     /// `attention_slicing`, `compile`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub plans: Vec<String>,
+    /// Whether weights may come in shared memory.
+    #[serde(default)]
+    pub segments: bool,
     /// Most jobs in one tick.
     pub max_batch: u32,
     /// Whether jobs pause and resume.
@@ -276,6 +279,9 @@ pub struct RunResult {
     pub timings_ms: BTreeMap<Phase, f64>,
     /// Highest memory of the process or device during the job.
     pub peak_bytes: u64,
+    /// The same by phase, where it is measured.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub phase_peaks_bytes: BTreeMap<Phase, u64>,
     /// Samples in the UNet's batch at each step.
     pub batch_sizes: Vec<u32>,
     /// What computed, for instance `rten 0.27`.

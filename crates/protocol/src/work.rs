@@ -240,7 +240,7 @@ pub struct Generate {
 pub struct ControlUnit {
     /// The ControlNet.
     pub model: ModelId,
-    /// Its conditioning image.
+    /// Its conditioning image, or what `preprocess` makes it of.
     pub image: BlobRef,
     /// Factor on its residuals.
     pub weight: f32,
@@ -248,6 +248,56 @@ pub struct ControlUnit {
     pub start: f32,
     /// Share of the steps at which it ends.
     pub end: f32,
+    /// How it and the prompt share the picture.
+    #[serde(default, skip_serializing_if = "ControlMode::is_balanced")]
+    pub mode: ControlMode,
+    /// A network that the image goes through first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preprocess: Option<Preprocess>,
+}
+
+/// How a ControlNet and the prompt share the picture.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ControlMode {
+    /// Its residuals are added as they are, to both halves of the guidance.
+    #[default]
+    Balanced,
+    /// The prompt counts for more: the residuals fade from 1 at the middle block to 0.1 at the first, in equal ratios.
+    Prompt,
+    /// The ControlNet counts for more: they fade likewise, and only the half with the prompt gets them, so that the
+    /// guidance lifts them too.
+    Control,
+}
+
+impl ControlMode {
+    /// Whether nothing is shifted.
+    pub fn is_balanced(&self) -> bool {
+        *self == Self::Balanced
+    }
+}
+
+/// A network that makes the image of a ControlNet out of a picture.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Preprocess {
+    /// The network, already loaded.
+    pub model: ModelId,
+    /// What is made with it.
+    pub into: ControlImage,
+}
+
+/// What a network makes out of a picture for a ControlNet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ControlImage {
+    /// Near is white, far is black.
+    Depth,
+    /// The direction of each surface as a colour, from the depth.
+    Normal,
+    /// Soft edges, white on black.
+    Softedge,
+    /// The skeletons of people in the colours of OpenPose.
+    Pose,
 }
 
 /// A model that takes over.

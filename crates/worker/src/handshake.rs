@@ -48,6 +48,7 @@ pub(crate) fn ready(engine: &dyn Engine) -> Up {
             schedules: vec![Schedule::Default, Schedule::Karras],
             adapters: words(&["lora"]),
             plans: Vec::new(),
+            segments: false,
             max_batch: MAX_BATCH as u32,
             pauses: true,
             previews: true,

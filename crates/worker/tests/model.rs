@@ -69,6 +69,7 @@ fn load() -> Load {
         family: "sd".into(),
         format: ModelFormat::Diffusers,
         components,
+        segments: BTreeMap::new(),
     };
     Load {
         load: "load".into(),

@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+import msgspec
+
 from calotype_worker.wire.words import Dtype, Message, ModelFormat, Version
 from calotype_worker.wire.work import Work
 
@@ -39,13 +41,22 @@ class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
     deterministic: bool = False
 
 
+class Segment(Message, frozen=True, kw_only=True):
+    """Shared memory with the weights of a component, laid out as a safetensors file; mapped until `release`."""
+
+    id: str
+    path: str
+    bytes: int
+
+
 class ModelSpec(Message, frozen=True, kw_only=True):
-    """Where a model's parts lie: role (`root`, `unet`, `vae`, …) to absolute path."""
+    """Where a model's parts lie: role (`root`, `unet`, `vae`, …) to absolute path, or to shared memory with its weights."""
 
     id: str
     family: str
     format: ModelFormat
     components: dict[str, str]
+    segments: dict[str, Segment] = msgspec.field(default_factory=dict)
 
 
 class LoadPlan(Message, frozen=True, kw_only=True):

@@ -36,6 +36,7 @@ class Capabilities(Message, frozen=True, kw_only=True):
     schedules: list[Schedule]
     adapters: list[str]
     plans: list[str] | None = None
+    segments: bool = False
     max_batch: int
     pauses: bool
     previews: bool
@@ -117,7 +118,8 @@ class Preview(Message, frozen=True, kw_only=True, tag="preview"):
 class Result(Message, frozen=True, kw_only=True, tag="result"):
     """A job is done: its images, one a seed, and how they came about.
 
-    `plan` says what was done for memory or speed, for instance `graphs` or `vae_tiling`.
+    `phase_peaks_bytes` is the peak of each phase, where it is measured. `plan` says what was done for memory or speed,
+    for instance `graphs` or `vae_tiling`.
     """
 
     job: str
@@ -126,6 +128,7 @@ class Result(Message, frozen=True, kw_only=True, tag="result"):
     seeds: list[int]
     timings_ms: dict[Phase, float]
     peak_bytes: int
+    phase_peaks_bytes: dict[Phase, int] | None = None
     batch_sizes: list[int]
     engine: str
     plan: list[str] | None = None

@@ -22,14 +22,27 @@ class Adapter(Message, frozen=True, kw_only=True):
     weight: float
 
 
+class Preprocess(Message, frozen=True, kw_only=True):
+    """A network that makes the image of a ControlNet out of a picture."""
+
+    model: str
+    into: Literal["depth", "normal", "softedge", "pose"]
+
+
 class ControlUnit(Message, frozen=True, kw_only=True):
-    """One ControlNet with its picture, its factor, and the share of the steps at which it begins and ends."""
+    """One ControlNet with its picture, its factor, and the share of the steps at which it begins and ends.
+
+    `mode` says how it and the prompt share the picture: `prompt` lets its residuals fade from 1 at the middle block to
+    0.1 at the first; `control` does so too, and gives them only to the half of the guidance that has the prompt.
+    """
 
     model: str
     image: BlobRef
     weight: float
     start: float
     end: float
+    mode: Literal["balanced", "prompt", "control"] = "balanced"
+    preprocess: Preprocess | None = None
 
 
 class Refiner(Message, frozen=True, kw_only=True):

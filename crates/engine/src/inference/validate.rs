@@ -87,6 +87,7 @@ impl Abilities {
             schedules: vec![Schedule::Default, Schedule::Karras],
             adapters: vec!["lora".into()],
             plans: Vec::new(),
+            segments: false,
             max_batch: 4,
             pauses: true,
             previews: true,

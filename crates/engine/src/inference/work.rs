@@ -75,6 +75,8 @@ pub(crate) fn work(
             weight: unit.weight,
             start: unit.start,
             end: unit.end,
+            mode: calotype_protocol::ControlMode::Balanced,
+            preprocess: None,
         });
     }
     let mut adapters = Vec::with_capacity(plan.loras.len());

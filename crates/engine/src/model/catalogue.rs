@@ -204,6 +204,7 @@ impl Catalogue {
             },
             format: record.format.unwrap_or(ModelFormat::Diffusers),
             components: record.components.clone(),
+            segments: std::collections::BTreeMap::new(),
         }
     }
 }

@@ -185,6 +185,7 @@ impl Loop {
             seeds,
             timings_ms: job.timings_ms,
             peak_bytes: facts::peak_bytes(),
+            phase_peaks_bytes: std::collections::BTreeMap::new(),
             batch_sizes: job.batch_sizes,
             engine: self.engine.name(),
             plan: Vec::new(),

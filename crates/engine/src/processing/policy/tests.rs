@@ -28,6 +28,7 @@ fn can() -> Capabilities {
         schedules: Schedule::ALL.to_vec(),
         adapters: vec!["lora".into()],
         plans: Vec::new(),
+        segments: false,
         max_batch: 2,
         pauses: true,
         previews: true,

@@ -198,6 +198,7 @@ fn a_load_has_time_by_its_bytes_and_more_with_each_new_byte() {
         family: "sd".into(),
         format: ModelFormat::Onnx,
         components: BTreeMap::new(),
+        segments: BTreeMap::new(),
     };
     let load = Load {
         load: "l".into(),
