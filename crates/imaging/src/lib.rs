@@ -8,6 +8,7 @@
 //! | `mask` | where to repaint, made larger, smaller, softer or the opposite |
 //! | `area` | a rectangle of a picture: chosen from a mask, cut out, pasted back |
 //! | `canny` | the edges of a picture, for ControlNets |
+//! | `lines` | a picture as line art or as a scribble, likewise |
 //! | `encode` | pixels to PNG, JPEG or WebP |
 //! | `metadata` | how a picture was made, written into it and read back |
 //! | `parameters` | the same as a line of text that other programs read |
@@ -22,6 +23,7 @@ mod decode;
 mod encode;
 mod error;
 mod exif;
+mod lines;
 mod mask;
 mod metadata;
 mod parameters;
@@ -35,6 +37,7 @@ pub use compare::psnr;
 pub use decode::{DecodeLimits, Probed, SourceFormat, decode_gray, decode_rgb, probe};
 pub use encode::{Format, encode};
 pub use error::ImageError;
+pub use lines::{lineart, scribble};
 pub use metadata::{LoraUse, METADATA_FORMAT, Metadata, read_metadata, read_parameters};
 pub use parameters::{Parameters, parse_parameters};
 pub use phash::{distance, perceptual_hash};
