@@ -51,6 +51,9 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
             let names: Vec<&str> = record.presets.keys().map(String::as_str).collect();
             say!("{:<24} presets: {}", "", names.join(", "));
         }
+        if !record.lacks.is_empty() {
+            say!("{:<24} comes without: {}", "", record.lacks.join(", "));
+        }
         if let Some(problem) = &record.problem {
             say!("{:<24} problem: {problem}", "");
         }

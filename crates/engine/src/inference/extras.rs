@@ -1,91 +1,21 @@
-//! What a request may ask for beyond a prompt: ControlNets, a refiner, a second pass, a variation, embeddings, and how
-//! its mask is treated. Pure, as `validate` is, which calls it.
+//! What a request may ask for beyond a prompt: a refiner, a second pass, a variation, embeddings, and how its mask is
+//! treated. Pure, as `validate` is, which calls it. ControlNets are in `control`, parts of a model in `parts`.
 
-use calotype_protocol::{Hires, ModelId};
+use calotype_protocol::Hires;
 
-use super::images::{InputImage, input};
 use super::request::{
-    GenerateRequest, HiresRequest, MaskArea, MaskTreatment, PlannedControl, PlannedEmbedding, PlannedRefiner,
-    Preprocessor, Variation,
+    GenerateRequest, HiresRequest, MaskArea, MaskTreatment, PlannedEmbedding, PlannedRefiner, Variation,
 };
 use super::validate::{edge, fraction, usable, within};
-use crate::error::{Code, Error};
-use crate::model::{Catalogue, ModelRecord, nearest};
+use crate::error::Error;
+use crate::model::{Catalogue, ModelRecord};
 
-const MOST_UNITS: usize = 8;
-const MOST_CONTROL_WEIGHT: f32 = 4.0;
 const MOST_BLUR_PIXELS: f32 = 256.0;
 const MOST_DILATE_PIXELS: i32 = 512;
 const MOST_PADDING_PIXELS: u32 = 1024;
 const DEFAULT_PADDING_PIXELS: u32 = 32;
 const DEFAULT_HIRES_STRENGTH: f32 = 0.5;
 const DEFAULT_SWITCH: f32 = 0.8;
-
-/// The ControlNet units, each with its image.
-pub(super) fn control(
-    request: &GenerateRequest,
-    model: &ModelRecord,
-    catalogue: &Catalogue,
-) -> Result<Vec<(PlannedControl, InputImage)>, Error> {
-    let units = request.control.as_deref().unwrap_or_default();
-    if units.len() > MOST_UNITS {
-        let message = format!("{} units, at most {MOST_UNITS} are taken", units.len());
-        return Err(Error::invalid("control", message));
-    }
-    let mut planned = Vec::with_capacity(units.len());
-    for (index, unit) in units.iter().enumerate() {
-        let field = |name: &str| format!("control[{index}].{name}");
-        let record = catalogue
-            .controlnet(&unit.model)
-            .map_err(|error| error.field(field("model")))?;
-        usable(record, &field("model"))?;
-        fits(record, model, &field("model"))?;
-        let weight = fraction(
-            &field("weight"),
-            unit.weight.unwrap_or(1.0),
-            0.0,
-            MOST_CONTROL_WEIGHT,
-        )?;
-        let start = fraction(&field("start"), unit.start.unwrap_or(0.0), 0.0, 1.0)?;
-        let end = fraction(&field("end"), unit.end.unwrap_or(1.0), 0.0, 1.0)?;
-        if start > end {
-            let message = format!("it begins at {start}, behind its end at {end}");
-            return Err(Error::invalid(field("start"), message));
-        }
-        let unit_planned = PlannedControl {
-            model: record.id.clone(),
-            image: None,
-            preprocessor: preprocessor(unit.preprocessor.as_deref(), &field("preprocessor"))?,
-            weight,
-            start,
-            end,
-        };
-        planned.push((unit_planned, input(&unit.image, &field("image"))?));
-    }
-    Ok(planned)
-}
-
-/// The VAE in place of the model's own.
-pub(super) fn vae(
-    request: &GenerateRequest,
-    model: &ModelRecord,
-    catalogue: &Catalogue,
-) -> Result<Option<ModelId>, Error> {
-    let Some(name) = &request.vae else {
-        return Ok(None);
-    };
-    let record = catalogue.vae(name)?;
-    usable(record, "vae")?;
-    if record.latent_channels != model.latent_channels {
-        let (own, wanted) = (record.latent_channels, model.latent_channels);
-        let message = format!(
-            "{} has latents of {own} channels, {} of {wanted}",
-            record.id, model.id
-        );
-        return Err(Error::invalid("vae", message));
-    }
-    Ok(Some(record.id.clone()))
-}
 
 /// The model that takes over for the last steps.
 pub(super) fn refiner(
@@ -262,24 +192,4 @@ pub(super) fn fits(addition: &ModelRecord, model: &ModelRecord, field: &str) -> 
         return Err(Error::invalid(field, message).advice("choose one of the model's own family"));
     }
     Ok(())
-}
-
-/// A preprocessor by name. Those that are networks are known, and told apart from names that are nothing.
-fn preprocessor(name: Option<&str>, field: &str) -> Result<Preprocessor, Error> {
-    match name.unwrap_or("none") {
-        "none" => Ok(Preprocessor::None),
-        "canny" => Ok(Preprocessor::Canny),
-        network @ ("scribble" | "lineart" | "softedge" | "depth" | "normal" | "pose") => {
-            let message = format!("the preprocessor `{network}` is a network whose weights are not here");
-            Err(Error::new(Code::NotSupported, message).field(field).advice(
-                "preprocess the image elsewhere and send it with the preprocessor `none`; `canny` needs no weights",
-            ))
-        }
-        unknown => {
-            let known = ["none", "canny"].into_iter();
-            let shown: String = unknown.chars().take(100).collect();
-            Err(Error::invalid(field, format!("unknown preprocessor `{shown}`"))
-                .advice(nearest(unknown, known)))
-        }
-    }
 }

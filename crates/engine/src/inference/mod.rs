@@ -1,11 +1,13 @@
-//! From a request to a plan that can run: validation (`validate`, `extras`), prompt syntax (`prompt`), what it will take
+//! From a request to a plan that can run: validation (`validate`, `control`, `parts`, `extras`), prompt syntax (`prompt`), what it will take
 //! (`estimate`), what its worker must be able to do (`needs`), and the work that goes down the pipe (`work`).
 
+mod control;
 pub(crate) mod estimate;
 mod extras;
 mod images;
 mod mask;
 mod needs;
+mod parts;
 mod prompt;
 mod request;
 mod validate;

@@ -28,12 +28,21 @@ pub struct Needs {
 impl Needs {
     /// Of a plan. An error where its model is no longer in the catalogue.
     pub(crate) fn of(plan: &Plan, catalogue: &Catalogue) -> Result<Self, Error> {
-        let model = catalogue.model(plan.model.as_str())?;
+        // With the parts that take the place of its own.
+        let model = catalogue.loadable(plan.resident().as_str())?;
         let mut families = vec![model.family.clone()];
+        let preprocessed = plan.control.iter().any(|unit| unit.preprocessor_model.is_some());
         let asked = [
             ("lora", !plan.loras.is_empty()),
             ("embedding", !plan.embeddings.is_empty()),
             ("controlnet", !plan.control.is_empty()),
+            (
+                "controlnet_modes",
+                plan.control.iter().any(|unit| !unit.mode.is_balanced()),
+            ),
+            ("preprocessor", preprocessed),
+            // One layer is what the graphs of the native worker have an output for.
+            ("clip_skip", plan.clip_skip > 1),
             ("refiner", plan.refiner.is_some()),
             ("hires", plan.hires.is_some()),
             ("inpaint_unet", model.unet_channels != model.latent_channels),
@@ -42,6 +51,9 @@ impl Needs {
         let adapters = adapters.map(|(name, _)| name.to_owned()).collect();
         if !plan.control.is_empty() {
             families.push("controlnet".into());
+        }
+        if preprocessed {
+            families.push("preprocessor".into());
         }
         if let Some(refiner) = &plan.refiner {
             families.push(catalogue.model(refiner.model.as_str())?.family.clone());
@@ -90,7 +102,8 @@ impl Needs {
         {
             let field = match adapter.as_str() {
                 "lora" => "loras",
-                "controlnet" => "control",
+                "controlnet" | "controlnet_modes" | "preprocessor" => "control",
+                "clip_skip" => "clip_skip",
                 "refiner" => "refiner",
                 "hires" => "hires",
                 "inpaint_unet" => "model",

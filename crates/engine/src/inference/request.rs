@@ -1,6 +1,6 @@
 //! What a client may ask (`GenerateRequest`) and what was decided (`Plan`).
 
-use calotype_protocol::{Hires, Mode, ModelId, Sampler, Schedule, Upscaler};
+use calotype_protocol::{ControlImage, ControlMode, Hires, Mode, ModelId, Sampler, Schedule, Upscaler};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +23,9 @@ pub struct GenerateRequest {
     /// A VAE of the catalogue in place of the model's own.
     #[serde(default)]
     pub vae: Option<String>,
+    /// Text encoders of the catalogue in place of the model's own; each finds its place by what it is.
+    #[serde(default)]
+    pub text_encoders: Option<Vec<String>>,
     /// A preset of the model; its values are defaults for the fields below.
     #[serde(default)]
     pub preset: Option<String>,
@@ -65,7 +68,7 @@ pub struct GenerateRequest {
     /// How far from the image to go, 0 to 1; 0.75 by default.
     #[serde(default)]
     pub strength: Option<f32>,
-    /// Layers of the text encoder to leave out at its end, 0 or 1.
+    /// Layers of the text encoder to leave out at its end, 0 to 11.
     #[serde(default)]
     pub clip_skip: Option<u32>,
     /// A preview every so many steps; 0 for none.
@@ -110,16 +113,24 @@ pub struct GenerateRequest {
 }
 
 /// One ControlNet with its image.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ControlRequest {
     /// A ControlNet of the catalogue.
     pub model: String,
     /// Its image, in the forms of `init_image`; resized to the picture's size.
     pub image: String,
-    /// What is done to the image first, `none` or `canny`; `none` by default.
+    /// What is done to the image first: `none` (by default), `canny`, `lineart`, `scribble`, or, by a network of
+    /// `models/preprocessors`, `depth`, `normal`, `softedge` and `pose`.
     #[serde(default)]
     pub preprocessor: Option<String>,
+    /// The network for it; needed only where several could do it.
+    #[serde(default)]
+    pub preprocessor_model: Option<String>,
+    /// How it and the prompt share the picture: `balanced` (by default), or more weight on the `prompt` or on the
+    /// `control`.
+    #[serde(default)]
+    pub mode: Option<ControlMode>,
     /// 0 to 4; 1 by default.
     #[serde(default)]
     pub weight: Option<f32>,
@@ -140,6 +151,12 @@ pub enum Preprocessor {
     None,
     /// White edges on black.
     Canny,
+    /// White lines on black, as strong as they are in the picture.
+    Lineart,
+    /// White lines on black, as of a thick pen.
+    Scribble,
+    /// What a network makes of it.
+    Network(ControlImage),
 }
 
 /// A model that takes over.
@@ -220,6 +237,9 @@ pub struct Plan {
     /// The VAE in place of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vae: Option<ModelId>,
+    /// The text encoders in place of its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub text_encoders: Vec<ModelId>,
     /// The preset that gave the defaults.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preset: Option<String>,
@@ -286,19 +306,21 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The name under which its model is resident: with another VAE it is another model.
+    /// The name under which its model is resident: with other parts it is another model.
     pub fn resident(&self) -> ModelId {
-        resident_id(&self.model, self.vae.as_ref())
+        resident_id(&self.model, self.vae.as_ref(), &self.text_encoders)
     }
 
     /// The models that must be resident together, the one that makes the pictures first.
     pub fn models(&self) -> Vec<ModelId> {
         let mut models = vec![self.resident()];
         let refiner = self.refiner.as_ref().map(|refiner| &refiner.model);
-        for model in refiner
-            .into_iter()
-            .chain(self.control.iter().map(|unit| &unit.model))
-        {
+        let control = self.control.iter().flat_map(|unit| {
+            [Some(&unit.model), unit.preprocessor_model.as_ref()]
+                .into_iter()
+                .flatten()
+        });
+        for model in refiner.into_iter().chain(control) {
             // Two units may share a ControlNet.
             if !models.contains(model) {
                 models.push(model.clone());
@@ -332,12 +354,18 @@ pub struct PlannedControl {
     pub image: Option<ArtifactHash>,
     /// What is done to the image first.
     pub preprocessor: Preprocessor,
+    /// The network that does it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preprocessor_model: Option<ModelId>,
     /// Factor on its residuals.
     pub weight: f32,
     /// Share of the steps at which it begins.
     pub start: f32,
     /// Share of the steps at which it ends.
     pub end: f32,
+    /// How it and the prompt share the picture.
+    #[serde(default, skip_serializing_if = "ControlMode::is_balanced")]
+    pub mode: ControlMode,
 }
 
 /// A model that takes over.

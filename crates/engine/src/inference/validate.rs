@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::images::{Inputs, input};
-use super::{GenerateRequest, Lack, Needs, Plan, PlannedLora, extras, not_served, prompt};
+use super::{GenerateRequest, Lack, Needs, Plan, PlannedLora, control, extras, not_served, parts, prompt};
 use crate::error::{Code, Error};
 use crate::model::{Catalogue, ModelRecord, Preset, nearest};
 
@@ -13,6 +13,8 @@ const PROMPT_CHARS: usize = 32_000;
 const MOST_STEPS: u32 = 150;
 const MOST_GUIDANCE: f32 = 30.0;
 const MOST_IMAGES: u32 = 8;
+/// CLIP's smaller text encoder has 12 layers, and one must be left.
+const MOST_CLIP_SKIP: u32 = 11;
 const MOST_LORAS: usize = 16;
 const MOST_LORA_WEIGHT: f32 = 4.0;
 const LEAST_EDGE: u32 = 64;
@@ -244,7 +246,7 @@ pub(crate) fn plan(
         model.size_multiple,
         abilities.max_edge,
     )?;
-    let units = extras::control(request, model, catalogue)?;
+    let units = control::units(request, model, catalogue)?;
     let (control, images): (Vec<_>, Vec<_>) = units.into_iter().unzip();
     inputs.control = images;
     let mask_treatment = extras::mask(request)?;
@@ -268,6 +270,7 @@ pub(crate) fn plan(
             "it has no effect at guidance 1 or below; the preset `quality` uses more",
         ));
     }
+    let parts = parts::parts(request, model, catalogue)?;
     let embeddings = extras::embeddings([&request.prompt, &negative_prompt], model, catalogue);
     let plan = Plan {
         model: model.id.clone(),
@@ -286,12 +289,13 @@ pub(crate) fn plan(
         init_image: None,
         mask: None,
         strength,
-        clip_skip: within("clip_skip", request.clip_skip.unwrap_or(0), 0, 1)?,
+        clip_skip: within("clip_skip", request.clip_skip.unwrap_or(0), 0, MOST_CLIP_SKIP)?,
         preview_every: within("preview_every", request.preview_every.unwrap_or(0), 0, MOST_STEPS)?,
         format: request.format.unwrap_or_default(),
         quality: within("quality", request.quality.unwrap_or(DEFAULT_QUALITY), 1, 100)?,
         control,
-        vae: extras::vae(request, model, catalogue)?,
+        vae: parts.vae,
+        text_encoders: parts.text_encoders,
         refiner: extras::refiner(request, model, catalogue)?,
         hires,
         variation: extras::variation(request, random_seed.rotate_left(17))?,

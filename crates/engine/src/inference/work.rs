@@ -1,8 +1,9 @@
 //! From a plan to what goes down the pipe: spans, noise and pixels.
 
-use calotype_imaging::{DecodeLimits, canny, decode_gray, decode_rgb, resize_rgb};
+use calotype_imaging::{DecodeLimits, canny, decode_gray, decode_rgb, lineart, resize_rgb, scribble};
 use calotype_protocol::{
-    Adapter, Blob, BlobRef, ControlUnit, Dtype, Generate, ModelId, NoiseSource, Refiner, Work, noise,
+    Adapter, Blob, BlobRef, ControlUnit, Dtype, Generate, ModelId, NoiseSource, Preprocess, Refiner, Work,
+    noise,
 };
 
 use super::images::refused;
@@ -66,8 +67,17 @@ pub(crate) fn work(
     for (unit, file) in plan.control.iter().zip(&files.control) {
         let image = resize_rgb(&decoded(file, "control")?, plan.width, plan.height);
         let image = match unit.preprocessor {
-            Preprocessor::None => image,
+            Preprocessor::None | Preprocessor::Network(_) => image,
             Preprocessor::Canny => canny(&image, CANNY_LOW, CANNY_HIGH),
+            Preprocessor::Lineart => lineart(&image),
+            Preprocessor::Scribble => scribble(&image),
+        };
+        let preprocess = match (unit.preprocessor, &unit.preprocessor_model) {
+            (Preprocessor::Network(into), Some(model)) => Some(Preprocess {
+                model: model.clone(),
+                into,
+            }),
+            _ => None,
         };
         control.push(ControlUnit {
             model: unit.model.clone(),
@@ -75,8 +85,8 @@ pub(crate) fn work(
             weight: unit.weight,
             start: unit.start,
             end: unit.end,
-            mode: calotype_protocol::ControlMode::Balanced,
-            preprocess: None,
+            mode: unit.mode,
+            preprocess,
         });
     }
     let mut adapters = Vec::with_capacity(plan.loras.len());
@@ -301,9 +311,11 @@ mod tests {
             model: "c".into(),
             image: None,
             preprocessor: Preprocessor::Canny,
+            preprocessor_model: None,
             weight: 1.0,
             start: 0.0,
             end: 0.5,
+            mode: calotype_protocol::ControlMode::Balanced,
         }];
         let mut pixels = vec![0; 64 * 64 * 3];
         pixels[..64 * 32 * 3].fill(255);

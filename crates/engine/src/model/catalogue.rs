@@ -3,35 +3,26 @@
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
-use calotype_protocol::{ModelFormat, ModelId, ModelSpec};
+use calotype_protocol::{ModelFormat, ModelSpec};
 
 use super::record::{ModelKind, ModelRecord, Variant};
-use super::{file, folder, graphs};
+use super::{file, folder, graphs, swap};
 use crate::error::{Code, Error};
 
 /// How like a name must be to be offered instead, 0 to 1.
 const LIKE_ENOUGH: f64 = 0.7;
 
 /// Where below a folder of models what is looked for. The folder itself holds checkpoints, and folders of models.
-const PLACES: [(&str, ModelKind); 6] = [
+const PLACES: [(&str, ModelKind); 8] = [
     ("", ModelKind::Checkpoint),
     ("checkpoints", ModelKind::Checkpoint),
     ("loras", ModelKind::Lora),
     ("controlnets", ModelKind::Controlnet),
     ("vaes", ModelKind::Vae),
     ("embeddings", ModelKind::Embedding),
+    ("text_encoders", ModelKind::TextEncoder),
+    ("preprocessors", ModelKind::Preprocessor),
 ];
-
-/// Between a model and the VAE that takes the place of its own.
-const SWAPPED: &str = "+vae:";
-
-/// The name under which a model is resident, with the VAE that takes the place of its own.
-pub(crate) fn resident_id(model: &ModelId, vae: Option<&ModelId>) -> ModelId {
-    match vae {
-        None => model.clone(),
-        Some(vae) => ModelId(format!("{model}{SWAPPED}{vae}")),
-    }
-}
 
 /// Everything in the folders. The first folder that has a name wins.
 #[derive(Debug, Clone, Default)]
@@ -90,30 +81,15 @@ impl Catalogue {
         self.named(name, "model", "model", ModelKind::makes_pictures)
     }
 
-    /// A model that a worker can be told to load: one that makes pictures, or a ControlNet.
+    /// A model that a worker can be told to load: one that makes pictures, a ControlNet or a preprocessor.
     pub fn loadable(&self, name: &str) -> Result<Cow<'_, ModelRecord>, Error> {
         let found = self.named(name, "model", "model", |kind| {
-            kind.makes_pictures() || kind == ModelKind::Controlnet
+            kind.makes_pictures() || matches!(kind, ModelKind::Controlnet | ModelKind::Preprocessor)
         });
-        match (found, name.rsplit_once(SWAPPED)) {
-            (Err(_), Some((model, vae))) => self.with_vae(model, vae).map(Cow::Owned),
-            (found, _) => found.map(Cow::Borrowed),
-        }
-    }
-
-    /// A model with another VAE in it, which is a model of its own to a worker.
-    fn with_vae(&self, model: &str, vae: &str) -> Result<ModelRecord, Error> {
-        let (model, vae) = (self.model(model)?, self.vae(vae)?);
-        let mut swapped = model.clone();
-        swapped.id = resident_id(&model.id, Some(&vae.id));
-        let own = vae.components.iter().filter(|(role, _)| *role == "vae");
-        swapped
-            .components
-            .extend(own.map(|(role, path)| (role.clone(), path.clone())));
-        swapped.weights_bytes = swapped.weights_bytes.saturating_add(vae.weights_bytes);
-        swapped.parameters = swapped.parameters.saturating_add(vae.parameters);
-        swapped.problem = model.problem.clone().or_else(|| vae.problem.clone());
-        Ok(swapped)
+        found.map(Cow::Borrowed).or_else(|unknown| {
+            let swapped = swap::swapped(self, name).unwrap_or(Err(unknown));
+            swapped.map(Cow::Owned)
+        })
     }
 
     /// A LoRA, by its id or its name.
@@ -133,6 +109,35 @@ impl Catalogue {
         self.named(name, "VAE", "vae", |kind| kind == ModelKind::Vae)
     }
 
+    /// All VAEs that can be used.
+    pub fn vaes(&self) -> impl Iterator<Item = &ModelRecord> {
+        self.usable(ModelKind::Vae)
+    }
+
+    /// A text encoder, by its id or its name.
+    pub fn text_encoder(&self, name: &str) -> Result<&ModelRecord, Error> {
+        self.named(name, "text encoder", "text_encoders", |kind| {
+            kind == ModelKind::TextEncoder
+        })
+    }
+
+    /// All text encoders that can be used.
+    pub fn text_encoders(&self) -> impl Iterator<Item = &ModelRecord> {
+        self.usable(ModelKind::TextEncoder)
+    }
+
+    /// A network that makes the images of ControlNets, by its id or its name.
+    pub fn preprocessor(&self, name: &str) -> Result<&ModelRecord, Error> {
+        self.named(name, "preprocessor", "control", |kind| {
+            kind == ModelKind::Preprocessor
+        })
+    }
+
+    /// All of them that can be used.
+    pub fn preprocessors(&self) -> impl Iterator<Item = &ModelRecord> {
+        self.usable(ModelKind::Preprocessor)
+    }
+
     /// A textual inversion, by its id or its name.
     pub fn embedding(&self, name: &str) -> Result<&ModelRecord, Error> {
         self.named(name, "embedding", "prompt", |kind| kind == ModelKind::Embedding)
@@ -140,9 +145,12 @@ impl Catalogue {
 
     /// All textual inversions that can be used; each stands for the word that is its `trigger`.
     pub fn embeddings(&self) -> impl Iterator<Item = &ModelRecord> {
-        self.records
-            .iter()
-            .filter(|record| record.kind == ModelKind::Embedding && record.problem.is_none())
+        self.usable(ModelKind::Embedding)
+    }
+
+    fn usable(&self, kind: ModelKind) -> impl Iterator<Item = &ModelRecord> {
+        let wanted = move |record: &&ModelRecord| record.kind == kind && record.problem.is_none();
+        self.records.iter().filter(wanted)
     }
 
     /// The model of a request that names none: the first one that the native worker can take, else the first usable
@@ -152,6 +160,7 @@ impl Catalogue {
         let usable = || models().filter(|record| record.problem.is_none());
         usable()
             .find(|record| record.has_graphs())
+            .or_else(|| usable().find(|record| record.variant == Variant::Base && record.lacks.is_empty()))
             .or_else(|| usable().find(|record| record.variant == Variant::Base))
             .or_else(|| usable().next())
             .or_else(|| models().next())
@@ -192,14 +201,16 @@ impl Catalogue {
     pub fn spec(&self, record: &ModelRecord) -> ModelSpec {
         ModelSpec {
             id: record.id.clone(),
-            // Workers take ControlNets as a family of their own.
+            // Workers take ControlNets and preprocessors as families of their own.
             family: match record.kind {
                 ModelKind::Controlnet => "controlnet".into(),
+                ModelKind::Preprocessor => "preprocessor".into(),
                 ModelKind::Diffusers
                 | ModelKind::Onnx
                 | ModelKind::Checkpoint
                 | ModelKind::Lora
                 | ModelKind::Vae
+                | ModelKind::TextEncoder
                 | ModelKind::Embedding => record.family.clone(),
             },
             format: record.format.unwrap_or(ModelFormat::Diffusers),

@@ -1,7 +1,7 @@
 //! Which family a model is of, by the names and shapes of its tensors or by its small files. Pure.
 //!
-//! Families are named as the workers name them: `sd` (1.x and 2.x), `sdxl`, `sdxl_refiner`; `sd3` and `flux` are told
-//! apart from them, and served by no worker yet.
+//! Families are named as the workers name them: `sd` (1.x and 2.x), `sdxl`, `sdxl_refiner`, `sd3` and `flux`; text
+//! encoders are `clip_l`, `clip_g`, `clip_h` and `t5`, and preprocessing networks are named by what they make.
 
 use serde_json::Value;
 
@@ -138,13 +138,103 @@ pub(super) fn of_checkpoint(header: &Header, record: &mut ModelRecord) -> Result
     let second = record.text_width == Some(1024) && record.prediction.as_deref() == Some("v_prediction");
     let edge = if second { 768 } else { native_edge(&record.family) };
     record.size = said_size(header).unwrap_or((edge, edge));
-    if !header.has(VAE) {
-        return Err("it holds no VAE".into());
-    }
-    if !TEXT_ENCODERS.iter().any(|prefix| header.has(prefix)) {
-        return Err("it holds no text encoder".into());
-    }
+    record.lacks = lacking(header, &record.family);
     Ok(())
+}
+
+/// The parts that a checkpoint of this family comes without. SD3 draws without T5.
+fn lacking(header: &Header, family: &str) -> Vec<String> {
+    let has = |prefixes: &[&str]| prefixes.iter().any(|prefix| header.has(prefix));
+    let mut lacks = Vec::new();
+    let mut part = |role: &str, prefixes: &[&str]| {
+        if !has(prefixes) {
+            lacks.push(role.to_owned());
+        }
+    };
+    part("vae", &[VAE, "vae.decoder."]);
+    let (clip_l, clip_g, t5) = (
+        "text_encoders.clip_l.",
+        "text_encoders.clip_g.",
+        "text_encoders.t5xxl.",
+    );
+    match family {
+        "sd3" => {
+            part("text_encoder", &[clip_l]);
+            part("text_encoder_2", &[clip_g]);
+        }
+        "flux" => {
+            part("text_encoder", &[clip_l]);
+            part("text_encoder_2", &[t5]);
+        }
+        "sdxl" => {
+            part("text_encoder", &TEXT_ENCODERS);
+            part("text_encoder_2", &TEXT_ENCODERS);
+        }
+        "sdxl_refiner" => part("text_encoder_2", &TEXT_ENCODERS),
+        _ => part("text_encoder", &TEXT_ENCODERS),
+    }
+    lacks
+}
+
+/// The role that a text encoder of a family has in a model of a family; none where it has no place in it.
+pub(crate) fn text_role(family: &str, encoder: &str) -> Option<&'static str> {
+    match (family, encoder) {
+        ("sd", "clip_l" | "clip_h") | ("sdxl" | "sd3" | "flux", "clip_l") => Some("text_encoder"),
+        ("sdxl" | "sdxl_refiner" | "sd3", "clip_g") | ("flux", "t5") => Some("text_encoder_2"),
+        ("sd3", "t5") => Some("text_encoder_3"),
+        _ => None,
+    }
+}
+
+/// The family of a CLIP text encoder whose states are so wide.
+pub(super) fn clip_by_width(width: u32) -> &'static str {
+    match width {
+        1280 => "clip_g",
+        1024 => "clip_h",
+        _ => "clip_l",
+    }
+}
+
+/// Fills in what the header of a text encoder tells: CLIP in the names of transformers or of OpenCLIP, or T5.
+pub(super) fn of_text_encoder(header: &Header, record: &mut ModelRecord) -> Result<(), String> {
+    let width_of = |ends: &str| header.extent_of(|name| name.ends_with(ends), 1);
+    if header
+        .shapes
+        .keys()
+        .any(|name| name.contains("encoder.block.0.layer.0.SelfAttention"))
+    {
+        record.family = "t5".into();
+        record.text_width = width_of("shared.weight").or_else(|| width_of("embed_tokens.weight"));
+        return Ok(());
+    }
+    record.text_width = width_of("token_embedding.weight");
+    let width = record
+        .text_width
+        .ok_or("no tensor of it is named as a text encoder's")?;
+    record.family = clip_by_width(width).into();
+    Ok(())
+}
+
+/// What a preprocessing network makes, by its header: only HED's is known without a config.
+pub(super) fn of_preprocessor(header: &Header, record: &mut ModelRecord) -> Result<(), String> {
+    if !header.has("block1.convs.0.") {
+        return Err(
+            "its tensors are not those of HED, the one such network that comes without a config".into(),
+        );
+    }
+    record.family = "softedge".into();
+    Ok(())
+}
+
+/// What a preprocessing network of this class makes.
+pub(super) fn by_network(class: &str) -> Option<&'static str> {
+    if class.ends_with("ForDepthEstimation") {
+        Some("depth")
+    } else if class == "VitPoseForPoseEstimation" {
+        Some("pose")
+    } else {
+        None
+    }
 }
 
 /// The width of the text that the UNet below a prefix attends to; none where its layers do not agree.
@@ -193,6 +283,13 @@ fn elsewhere(header: &Header) -> Option<&'static str> {
         Some("controlnets")
     } else if vae_channels(header).is_some() {
         Some("vaes")
+    } else if of_text_encoder(
+        header,
+        &mut ModelRecord::at(std::path::Path::new(""), super::record::ModelKind::TextEncoder),
+    )
+    .is_ok()
+    {
+        Some("text_encoders")
     } else if header.has("emb_params") || header.has("clip_l") || header.has("clip_g") {
         Some("embeddings")
     } else {

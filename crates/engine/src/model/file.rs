@@ -27,12 +27,21 @@ pub(super) fn record(path: &Path, kind: ModelKind) -> Option<ModelRecord> {
     let mut record = ModelRecord::at(path, kind);
     record.format = match kind {
         ModelKind::Checkpoint => Some(ModelFormat::Checkpoint),
-        ModelKind::Controlnet | ModelKind::Vae => Some(ModelFormat::Diffusers),
-        ModelKind::Diffusers | ModelKind::Onnx | ModelKind::Lora | ModelKind::Embedding => None,
+        ModelKind::Controlnet | ModelKind::Vae | ModelKind::Preprocessor if path.is_dir() => {
+            Some(ModelFormat::Diffusers)
+        }
+        ModelKind::Controlnet | ModelKind::Vae | ModelKind::Preprocessor => Some(ModelFormat::Checkpoint),
+        ModelKind::Diffusers
+        | ModelKind::Onnx
+        | ModelKind::Lora
+        | ModelKind::Embedding
+        | ModelKind::TextEncoder => None,
     };
     let looked = if path.is_dir() {
         match kind {
             ModelKind::Controlnet | ModelKind::Vae => look_into_part(path, &mut record),
+            ModelKind::TextEncoder => look_into_text_encoder(path, &mut record),
+            ModelKind::Preprocessor => look_into_preprocessor(path, &mut record),
             ModelKind::Embedding => look_into_embedding(path, &mut record),
             ModelKind::Diffusers | ModelKind::Onnx | ModelKind::Checkpoint | ModelKind::Lora => return None,
         }
@@ -98,13 +107,20 @@ fn tell(header: &Header, record: &mut ModelRecord) -> Result<(), String> {
                 .and_then(family::by_text_width)
                 .unwrap_or("sd")
                 .into();
-            Err("a ControlNet in one file comes without its config; a diffusers folder of it is taken".into())
+            Ok(())
         }
         ModelKind::Vae => {
             record.components.insert("vae".into(), place);
             record.latent_channels =
                 family::vae_channels(header).ok_or("no tensor of it is named as a VAE's")?;
-            Err("a VAE in one file comes without its config; a diffusers folder of it is taken".into())
+            // Its scale, which tells more, is in no file.
+            record.family = if record.latent_channels == 4 { "sd" } else { "flux" }.into();
+            Ok(())
+        }
+        ModelKind::TextEncoder => family::of_text_encoder(header, record),
+        ModelKind::Preprocessor => {
+            record.components.insert("preprocessor".into(), place);
+            family::of_preprocessor(header, record)
         }
         ModelKind::Diffusers | ModelKind::Onnx => Err("it is no folder".into()),
     }
@@ -138,13 +154,68 @@ fn look_into_part(path: &Path, record: &mut ModelRecord) -> Result<(), String> {
     }
     folder::check_weights(role, path, false)?;
     folder::weigh(path, record)?;
+    adopt_sidecar(path, record)
+}
+
+/// A folder with one textual inversion in it; the record's place is the file, which is what a worker opens.
+/// A folder of transformers: `config.json` and the weights.
+fn look_into_text_encoder(path: &Path, record: &mut ModelRecord) -> Result<(), String> {
+    let config = read_json(&path.join("config.json"))?.ok_or("config.json is missing")?;
+    let class = config["architectures"][0].as_str().unwrap_or_default();
+    let width = |name: &str| config[name].as_u64().and_then(|value| u32::try_from(value).ok());
+    if class.starts_with("CLIPText") {
+        record.text_width = width("hidden_size");
+        record.family = family::clip_by_width(record.text_width.unwrap_or_default()).into();
+    } else if class.starts_with("T5") {
+        record.text_width = width("d_model");
+        record.family = "t5".into();
+    } else {
+        return Err(format!(
+            "its class is `{class}`; text encoders of CLIP and T5 are taken"
+        ));
+    }
+    folder::check_weights("text_encoder", path, false)?;
+    folder::weigh(path, record)?;
+    adopt_sidecar(path, record)
+}
+
+/// A folder of transformers, or one with a single file that needs no config.
+fn look_into_preprocessor(path: &Path, record: &mut ModelRecord) -> Result<(), String> {
+    record
+        .components
+        .insert("root".into(), path.display().to_string());
+    folder::check_weights("preprocessor", path, false)?;
+    folder::weigh(path, record)?;
+    let Some(config) = read_json(&path.join("config.json"))? else {
+        let files = folder::taken(path)?;
+        let [file] = files.as_slice() else {
+            return Err("config.json is missing".into());
+        };
+        family::of_preprocessor(&header::read(file)?, record)?;
+        return adopt_sidecar(path, record);
+    };
+    let class = config["architectures"][0].as_str().unwrap_or_default();
+    let made = family::by_network(class);
+    record.family = made
+        .ok_or_else(|| {
+            format!("its class is `{class}`; networks for depth (…ForDepthEstimation) and VitPose are taken")
+        })?
+        .into();
+    // The network that finds people for one that finds their joints.
+    let detector = path.join("detector");
+    if detector.is_dir() {
+        folder::weigh(&detector, record)?;
+    }
+    adopt_sidecar(path, record)
+}
+
+fn adopt_sidecar(path: &Path, record: &mut ModelRecord) -> Result<(), String> {
     if let Some(sidecar) = sidecar::read(&path.join("calotype.json"))? {
         record.adopt(sidecar);
     }
     Ok(())
 }
 
-/// A folder with one textual inversion in it; the record's place is the file, which is what a worker opens.
 fn look_into_embedding(path: &Path, record: &mut ModelRecord) -> Result<(), String> {
     let files: Vec<PathBuf> = folder::taken(path)?;
     let [file] = files.as_slice() else {
@@ -152,10 +223,7 @@ fn look_into_embedding(path: &Path, record: &mut ModelRecord) -> Result<(), Stri
     };
     record.path = file.display().to_string();
     look_into_file(file, record)?;
-    if let Some(sidecar) = sidecar::read(&path.join("calotype.json"))? {
-        record.adopt(sidecar);
-    }
-    Ok(())
+    adopt_sidecar(path, record)
 }
 
 #[cfg(test)]

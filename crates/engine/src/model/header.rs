@@ -102,11 +102,11 @@ pub(super) fn read(path: &Path) -> Result<Header, String> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// Writes a safetensors file of half-precision zeros.
-    pub(in super::super) fn write(path: &Path, tensors: &[(&str, &[usize])], said: &[(&str, &str)]) {
+    pub(crate) fn write(path: &Path, tensors: &[(&str, &[usize])], said: &[(&str, &str)]) {
         let mut end = 0;
         let mut header = serde_json::Map::new();
         for (name, shape) in tensors {

@@ -10,6 +10,7 @@
 //! | `folder` | a diffusers or ONNX folder to a record |
 //! | `file` | a single file, or the folder of a single part, to a record |
 //! | `catalogue` | all of them by name |
+//! | `swap` | a model with parts in place of its own |
 
 mod catalogue;
 mod family;
@@ -19,8 +20,13 @@ mod graphs;
 mod header;
 mod record;
 mod sidecar;
+mod swap;
 
 pub use catalogue::Catalogue;
-pub(crate) use catalogue::{nearest, resident_id};
+pub(crate) use catalogue::nearest;
+pub(crate) use family::text_role;
+#[cfg(test)]
+pub(crate) use header::tests::write as write_weights;
 pub use record::{ModelKind, ModelRecord, Variant};
 pub use sidecar::{Preset, PresetLora};
+pub(crate) use swap::resident_id;

@@ -28,6 +28,10 @@ pub enum ModelKind {
     Vae,
     /// A textual inversion: a word with a meaning of its own.
     Embedding,
+    /// A text encoder in place of a model's own.
+    TextEncoder,
+    /// A network that makes the images of ControlNets; its family is what it makes.
+    Preprocessor,
 }
 
 impl ModelKind {
@@ -35,7 +39,12 @@ impl ModelKind {
     pub fn makes_pictures(self) -> bool {
         match self {
             Self::Diffusers | Self::Onnx | Self::Checkpoint => true,
-            Self::Lora | Self::Controlnet | Self::Vae | Self::Embedding => false,
+            Self::Lora
+            | Self::Controlnet
+            | Self::Vae
+            | Self::Embedding
+            | Self::TextEncoder
+            | Self::Preprocessor => false,
         }
     }
 
@@ -47,6 +56,8 @@ impl ModelKind {
             Self::Controlnet => "controlnet",
             Self::Vae => "vae",
             Self::Embedding => "embedding",
+            Self::TextEncoder => "text_encoder",
+            Self::Preprocessor => "preprocessor",
         }
     }
 }
@@ -130,6 +141,9 @@ pub struct ModelRecord {
     /// The graphs that fit it; without any, the native worker cannot take it, another can.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub architecture: Option<String>,
+    /// Parts that its file comes without, by role; others of the catalogue must take their place.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lacks: Vec<String>,
     /// Why it cannot be used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
@@ -171,6 +185,7 @@ impl ModelRecord {
             base: None,
             trigger: None,
             architecture: None,
+            lacks: Vec::new(),
             problem: None,
         }
     }

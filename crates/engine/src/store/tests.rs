@@ -11,6 +11,7 @@ fn plan() -> Plan {
     Plan {
         model: "m".into(),
         vae: None,
+        text_encoders: Vec::new(),
         preset: None,
         mode: Mode::TextToImage,
         prompt: "a red apple".into(),

@@ -7,6 +7,8 @@ use calotype_engine::inference::{
     ControlRequest, GenerateRequest, HiresRequest, LoraRequest, MaskArea, OutputFormat, RefinerRequest,
 };
 
+use calotype_protocol::ControlMode;
+
 use crate::exit_code::Failure;
 
 /// What to draw, and how.
@@ -29,6 +31,9 @@ pub struct PictureArgs {
     /// VAE of the catalogue in place of the model's own.
     #[arg(long)]
     pub vae: Option<String>,
+    /// Text encoder of the catalogue in place of the model's own; may be given several times.
+    #[arg(long, value_name = "NAME")]
+    pub text_encoder: Vec<String>,
     /// Preset of the model, for instance `fast` or `quality`.
     #[arg(long)]
     pub preset: Option<String>,
@@ -71,8 +76,9 @@ pub struct PictureArgs {
     /// Quality of JPEG, 1 to 100.
     #[arg(long)]
     pub quality: Option<u8>,
-    /// ControlNet with its image, then its preprocessor (`canny`) and weight; may be given several times.
-    #[arg(long, value_name = "MODEL=FILE[,PREPROCESSOR][,WEIGHT]")]
+    /// ControlNet with its image, then its preprocessor (`canny`, `lineart`, `scribble`, or by a network `depth`, `normal`,
+    /// `softedge`, `pose`), weight, and what counts for more (`prompt` or `control`); may be given several times.
+    #[arg(long, value_name = "MODEL=FILE[,PREPROCESSOR][,WEIGHT][,MODE]")]
     pub control: Vec<String>,
     /// Model that takes over after a share of the steps, 0.8 by default.
     #[arg(long, value_name = "MODEL[:SHARE]")]
@@ -153,6 +159,7 @@ fn request(args: &PictureArgs) -> Result<GenerateRequest, Failure> {
         negative_prompt: args.negative.clone(),
         model: args.model.clone(),
         vae: args.vae.clone(),
+        text_encoders: (!args.text_encoder.is_empty()).then(|| args.text_encoder.clone()),
         preset: args.preset.clone(),
         width,
         height,
@@ -216,7 +223,16 @@ fn format(args: &PictureArgs) -> Result<Option<OutputFormat>, Failure> {
     }
 }
 
-/// `MODEL=FILE`, then a preprocessor and a weight in any order.
+fn mode(word: &str) -> Option<ControlMode> {
+    match word {
+        "balanced" => Some(ControlMode::Balanced),
+        "prompt" => Some(ControlMode::Prompt),
+        "control" => Some(ControlMode::Control),
+        _ => None,
+    }
+}
+
+/// `MODEL=FILE`, then a preprocessor, a weight and a mode in any order.
 fn units(asked: &[String]) -> Result<Option<Vec<ControlRequest>>, Failure> {
     let unit = |text: &String| {
         let wrong = || {
@@ -231,15 +247,13 @@ fn units(asked: &[String]) -> Result<Option<Vec<ControlRequest>>, Failure> {
         let mut unit = ControlRequest {
             model: model.to_owned(),
             image: file(Some(Path::new(path)))?.unwrap_or_default(),
-            preprocessor: None,
-            weight: None,
-            start: None,
-            end: None,
+            ..ControlRequest::default()
         };
         for part in parts {
-            match part.parse() {
-                Ok(weight) => unit.weight = Some(weight),
-                Err(_) => unit.preprocessor = Some(part.to_owned()),
+            match (part.parse(), mode(part)) {
+                (Ok(weight), _) => unit.weight = Some(weight),
+                (Err(_), Some(mode)) => unit.mode = Some(mode),
+                (Err(_), None) => unit.preprocessor = Some(part.to_owned()),
             }
         }
         Ok(unit)
@@ -288,8 +302,9 @@ mod tests {
         let image = dir.path().join("a.png");
         std::fs::write(&image, b"x").unwrap();
         let text = |tail: &str| vec![format!("canny={}{tail}", image.display())];
-        let unit = units(&text(",canny,0.8")).unwrap().unwrap().remove(0);
+        let unit = units(&text(",canny,prompt,0.8")).unwrap().unwrap().remove(0);
         assert_eq!((unit.model.as_str(), unit.weight), ("canny", Some(0.8)));
+        assert_eq!(unit.mode, Some(ControlMode::Prompt));
         assert_eq!(unit.preprocessor.as_deref(), Some("canny"));
         assert!(units(&["canny".into()]).is_err() && units(&["canny=".into()]).is_err());
         assert!(units(&[]).unwrap().is_none());

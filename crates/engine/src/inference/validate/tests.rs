@@ -99,7 +99,11 @@ fn every_field_out_of_range_is_refused_by_its_name() {
     assert_eq!(refused(|r| r.guidance = Some(f32::INFINITY)), invalid("guidance"));
     assert_eq!(refused(|r| r.strength = Some(1.5)), invalid("strength"));
     assert_eq!(refused(|r| r.count = Some(9)), invalid("count"));
-    assert_eq!(refused(|r| r.clip_skip = Some(2)), invalid("clip_skip"));
+    assert_eq!(refused(|r| r.clip_skip = Some(12)), invalid("clip_skip"));
+    assert_eq!(
+        refused(|r| r.clip_skip = Some(2)),
+        (Code::NotSupported, "clip_skip".into())
+    );
     assert_eq!(refused(|r| r.quality = Some(0)), invalid("quality"));
     assert_eq!(refused(|r| r.sampler = Some("eulr".into())), invalid("sampler"));
     assert_eq!(refused(|r| r.schedule = Some("x".into())), invalid("schedule"));
@@ -123,10 +127,7 @@ fn every_field_out_of_range_is_refused_by_its_name() {
         refused(|r| r.control = Some(vec![ControlRequest {
             model: "canny".into(),
             image: "x".into(),
-            preprocessor: None,
-            weight: None,
-            start: None,
-            end: None,
+            ..ControlRequest::default()
         }])),
         (Code::NotSupported, "control".into())
     );
@@ -290,10 +291,7 @@ fn what_is_beyond_a_prompt_is_refused_by_its_field() {
     let unit = ControlRequest {
         model: "nobody".into(),
         image: "x".into(),
-        preprocessor: None,
-        weight: None,
-        start: None,
-        end: None,
+        ..ControlRequest::default()
     };
     let request = GenerateRequest {
         control: Some(vec![unit]),

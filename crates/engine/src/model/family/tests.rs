@@ -143,7 +143,9 @@ fn sd3_and_flux_are_told_from_the_rest() {
         ],
         &[],
     );
-    assert!(of_checkpoint(&flux, &mut record).unwrap_err().contains("no VAE"));
+    assert_eq!(record.lacks, ["text_encoder_2"]);
+    assert_eq!(of_checkpoint(&flux, &mut record), Ok(()));
+    assert_eq!(record.lacks, ["vae", "text_encoder", "text_encoder_2"]);
     assert_eq!(
         (record.family.as_str(), record.unet_channels, record.variant),
         ("flux", 16, Variant::Base)
