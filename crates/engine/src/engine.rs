@@ -11,6 +11,7 @@ use crate::device::{self, Device, HostFacts};
 use crate::error::{Code, Error};
 use crate::event_log::EventLog;
 use crate::inference::{self, Abilities, GenerateRequest, InputImage, Needs, Planned, estimate};
+use crate::memory::holding::Precision;
 use crate::memory::{Ledger, Peaks};
 use crate::model::{Catalogue, ModelRecord};
 use crate::processing::{
@@ -20,6 +21,7 @@ use crate::store::{ArtifactHash, Artifacts, Inserted, JobFilter, NewJob, Store};
 use crate::subscription::Subscription;
 use crate::view::{
     Artifact, DeviceView, Health, JobPage, JobQuery, MemoryView, SubmitOptions, Submitted, Validation,
+    WorkerView,
 };
 use crate::worker::{WorkerConfig, WorkerName};
 
@@ -213,20 +215,24 @@ impl Engine {
     pub async fn validate(&self, request: GenerateRequest) -> Result<Validation, Error> {
         let planned = self.plan(request).await?;
         let peaks = Peaks::new(self.inner.store.peaks().await?);
-        let guess_bytes = estimate::working_set_bytes(&planned.plan);
-        let (working_set_bytes, measured) = peaks.need_bytes(&estimate::peak_key(&planned.plan), guess_bytes);
         let needs = Needs::of(&planned.plan, &self.inner.catalogue)?;
         let devices = self.snapshot().await?.devices;
-        let workers = devices.into_iter().flat_map(|device| device.workers);
-        let worker = workers
-            .filter(|worker| worker.state == "ready")
-            .find(|worker| {
-                worker
-                    .capabilities
-                    .as_ref()
-                    .is_some_and(|can| needs.lack(can).is_none())
-            })
-            .map(|worker| worker.name);
+        let serves = |worker: &&WorkerView| {
+            let can = worker.capabilities.as_ref();
+            worker.state == "ready" && can.is_some_and(|can| needs.lack(can).is_none())
+        };
+        let found = devices.iter().find_map(|device| {
+            let worker = device.workers.iter().find(serves)?;
+            Some((device.device.kind.as_str(), worker))
+        });
+        // Where no worker is ready: as on a processor, which is the last resort of every job.
+        let (device_kind, runtime) = found.map_or(("cpu", "native"), |(kind, worker)| {
+            (kind, worker.runtime.as_str())
+        });
+        let guess_bytes = estimate::working_set_bytes(&planned.plan, Precision::of(device_kind));
+        let shape = estimate::peak_key(&planned.plan, &format!("{runtime}@{device_kind}"));
+        let (working_set_bytes, measured) = peaks.need_bytes(&shape, guess_bytes);
+        let worker = found.map(|(_, worker)| worker.name.clone());
         Ok(Validation {
             plan: planned.plan,
             warnings: planned.warnings,

@@ -3,6 +3,7 @@
 use calotype_protocol::ModelId;
 
 use super::Plan;
+use crate::memory::holding::Precision;
 
 /// Bytes a pixel of the picture that is being decoded: the VAE's widest layers in single precision, several at a time.
 const DECODE_BYTES_A_PIXEL: u64 = 2048;
@@ -10,19 +11,23 @@ const DECODE_BYTES_A_PIXEL: u64 = 2048;
 const DENOISE_BYTES_A_PIXEL: u64 = 512;
 
 /// A guess on the large side; measured peaks replace it.
-pub fn working_set_bytes(plan: &Plan) -> u64 {
+pub fn working_set_bytes(plan: &Plan, precision: Precision) -> u64 {
     let (width, height) = plan.final_size();
     let pixels = u64::from(width) * u64::from(height);
     let images = plan.seeds.len() as u64;
-    pixels.saturating_mul(DECODE_BYTES_A_PIXEL + DENOISE_BYTES_A_PIXEL.saturating_mul(images))
+    let single = pixels.saturating_mul(DECODE_BYTES_A_PIXEL + DENOISE_BYTES_A_PIXEL.saturating_mul(images));
+    match precision {
+        Precision::Single => single,
+        Precision::Half => single / 2,
+    }
 }
 
-/// Plans of one shape take the same memory.
-pub fn peak_key(plan: &Plan) -> String {
+/// Plans of one shape take the same memory in workers of one kind, for instance `python@cuda`.
+pub fn peak_key(plan: &Plan, kind: &str) -> String {
     let (width, height) = plan.final_size();
     let guided = if plan.guidance > 1.0 { "guided" } else { "plain" };
     format!(
-        "{}|{width}x{height}|{}|{}|{guided}",
+        "{kind}|{}|{width}x{height}|{}|{}|{guided}",
         plan.models()
             .iter()
             .map(ModelId::as_str)
@@ -54,8 +59,9 @@ mod tests {
 
     #[test]
     fn more_pixels_and_more_images_take_more() {
-        assert!(working_set_bytes(&planned(512, 1)) > working_set_bytes(&planned(256, 1)));
-        assert!(working_set_bytes(&planned(256, 8)) > working_set_bytes(&planned(256, 1)));
+        let bytes = |edge, count| working_set_bytes(&planned(edge, count), Precision::Single);
+        assert!(bytes(512, 1) > bytes(256, 1) && bytes(256, 8) > bytes(256, 1));
+        assert!(working_set_bytes(&planned(256, 1), Precision::Half) < bytes(256, 1));
     }
 
     #[test]
@@ -67,8 +73,9 @@ mod tests {
             steps: 9,
             ..plan.clone()
         };
-        assert_eq!(peak_key(&plan), peak_key(&other));
-        assert_ne!(peak_key(&plan), peak_key(&planned(256, 1)));
-        assert_ne!(peak_key(&plan), peak_key(&planned(512, 2)));
+        assert_eq!(peak_key(&plan, "a"), peak_key(&other, "a"));
+        assert_ne!(peak_key(&plan, "a"), peak_key(&planned(256, 1), "a"));
+        assert_ne!(peak_key(&plan, "a"), peak_key(&planned(512, 2), "a"));
+        assert_ne!(peak_key(&plan, "a"), peak_key(&plan, "b"));
     }
 }

@@ -19,6 +19,16 @@ pub enum Precision {
     Half,
 }
 
+impl Precision {
+    /// What a kind of device computes fastest in.
+    pub fn of(device_kind: &str) -> Self {
+        match device_kind {
+            "cpu" => Self::Single,
+            _ => Self::Half,
+        }
+    }
+}
+
 /// The best way to hold `weights_bytes` beside a working set of `need_bytes`; `None` where none fits the budget.
 pub fn held(weights_bytes: u64, need_bytes: u64, budget_bytes: u64, offloads: bool) -> Option<Offload> {
     let ways: &[Offload] = if offloads {

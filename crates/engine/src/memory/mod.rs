@@ -5,4 +5,4 @@ mod ledger;
 mod peaks;
 
 pub use ledger::{Ledger, Owner};
-pub use peaks::Peaks;
+pub use peaks::{Peaks, WorkingSets};

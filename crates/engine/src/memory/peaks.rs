@@ -33,9 +33,40 @@ impl Peaks {
     }
 }
 
+/// What a job takes beside the weights, by the kind of worker that runs it: `python@cuda` takes other than `native@cpu`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WorkingSets {
+    by_kind: Vec<(String, u64)>,
+}
+
+impl WorkingSets {
+    /// In a worker of this kind; of one that nobody has spoken of, the most of all others.
+    pub fn of(&self, kind: &str) -> u64 {
+        let own = self.by_kind.iter().find(|(known, _)| known == kind);
+        let most = || self.by_kind.iter().map(|(_, bytes)| *bytes).max();
+        own.map(|(_, bytes)| *bytes).or_else(most).unwrap_or(0)
+    }
+}
+
+impl FromIterator<(String, u64)> for WorkingSets {
+    fn from_iter<I: IntoIterator<Item = (String, u64)>>(by_kind: I) -> Self {
+        Self {
+            by_kind: by_kind.into_iter().collect(),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_worker_of_an_unknown_kind_is_taken_for_the_hungriest() {
+        let sets: WorkingSets = [("native@cpu".into(), 7), ("python@cuda".into(), 3)]
+            .into_iter()
+            .collect();
+        assert_eq!((sets.of("python@cuda"), sets.of("python@xpu")), (3, 7));
+    }
 
     #[test]
     fn a_measured_peak_replaces_the_guess_and_only_grows() {

@@ -12,6 +12,7 @@ use calotype_protocol::{Capabilities, JobId, ModelId, Offload};
 
 use super::Class;
 use crate::inference::{Lack, Needs};
+use crate::memory::WorkingSets;
 use crate::memory::holding::{self, Precision};
 
 /// A model of fewer bytes is worth no wait for a better device: a processor has drawn its picture before an accelerator's
@@ -55,7 +56,7 @@ pub struct Waiting {
     /// What its worker must be able to do.
     pub needs: Arc<Needs>,
     /// What the job takes beside the weights.
-    pub need_bytes: u64,
+    pub working_sets: Arc<WorkingSets>,
     /// Whether it must be the only job in its worker.
     pub alone: bool,
     /// Workers that had it and said that they cannot do it, and why.
@@ -80,11 +81,11 @@ pub struct Resident {
 pub enum Standing {
     /// Now.
     Ready,
-    /// Soon: its first process starts.
+    /// Soon: its first process starts, or the one after a death that was the first since it was ready.
     Starting,
     /// Once it is started.
     Asleep,
-    /// Perhaps: its last process died.
+    /// Perhaps: its processes die without having been ready.
     Broken,
 }
 
@@ -95,6 +96,8 @@ pub struct Slot {
     pub worker: String,
     /// The device whose room it shares.
     pub device: String,
+    /// What is of one kind takes the same memory for the same work.
+    pub kind: String,
     /// What it computes in.
     pub precision: Precision,
     /// Whether it can keep a model in host memory between its uses.
@@ -361,17 +364,18 @@ impl Board {
             return vec![wait(job, format!("{} has no ledger", slot.device))];
         };
         let precision = slot.precision;
+        let working_bytes = job.working_sets.of(&slot.kind);
         let weights = |need: &ModelNeed| need.weights_bytes(precision);
         let weights_bytes = job
             .models
             .iter()
             .fold(0u64, |sum, need| sum.saturating_add(weights(need)));
-        let way = holding::held(weights_bytes, job.need_bytes, room.budget_bytes, slot.offloads);
+        let way = holding::held(weights_bytes, working_bytes, room.budget_bytes, slot.offloads);
         let Some(offload) = way else {
             return vec![Decision::Refuse {
                 job: job.job.clone(),
                 why: Refusal::TooLarge {
-                    need_bytes: weights_bytes.saturating_add(job.need_bytes),
+                    need_bytes: weights_bytes.saturating_add(working_bytes),
                     budget_bytes: room.budget_bytes,
                 },
             }];
@@ -406,7 +410,7 @@ impl Board {
         let missing_bytes = missing
             .iter()
             .fold(0u64, |sum, need| sum.saturating_add(weights(need)));
-        let need_bytes = missing_bytes.saturating_add(job.need_bytes);
+        let need_bytes = missing_bytes.saturating_add(working_bytes);
         let first_missing = missing.first().map(|need| (*need).clone());
         for resident in &mut self.slots[index].resident {
             if job.models.iter().any(|need| need.model == resident.model) {
@@ -448,7 +452,7 @@ impl Board {
                     job: job.job.clone(),
                     worker,
                 };
-                (job.need_bytes, decision)
+                (working_bytes, decision)
             }
         };
         if let Some(room) = self.rooms.get_mut(&slot.device) {

@@ -33,7 +33,7 @@ impl Driver {
                 sequence: live.record.sequence,
                 models: Arc::clone(&live.models),
                 needs: Arc::clone(&live.needs),
-                need_bytes: live.need_bytes,
+                working_sets: Arc::clone(&live.working_sets),
                 alone: live.alone,
                 refused_by: live.refused_by.clone(),
             })
@@ -117,7 +117,13 @@ impl Driver {
             (PostState::Asleep, _) => (Standing::Asleep, "it is not started".to_owned()),
             (PostState::Starting, None) => (Standing::Starting, "it is starting".to_owned()),
             (PostState::Starting | PostState::Gone, Some(exit)) => {
-                (Standing::Broken, format!("it starts again after {exit}"))
+                // One that was ready and died is back in seconds; one that dies at its start may never be.
+                let standing = if post.deaths == 1 {
+                    Standing::Starting
+                } else {
+                    Standing::Broken
+                };
+                (standing, format!("it starts again after {exit}"))
             }
             (PostState::Gone, None) => (Standing::Broken, "it is gone".to_owned()),
         };
@@ -130,7 +136,8 @@ impl Driver {
         Some(Slot {
             worker: name.to_owned(),
             device: post.device.clone(),
-            precision: precision(&post.config.device.kind),
+            kind: post.kind(),
+            precision: Precision::of(&post.config.device.kind),
             offloads,
             rank: post.rank,
             standing,
@@ -180,7 +187,9 @@ impl Driver {
         let Some(ledger) = self.ledgers.get_mut(&post.device) else {
             return;
         };
-        if let Err(no_room) = ledger.reserve(Owner::WorkingSet(job.clone()), live.need_bytes) {
+        if let Err(no_room) =
+            ledger.reserve(Owner::WorkingSet(job.clone()), live.working_sets.of(&post.kind()))
+        {
             live.reason = Some(no_room.to_string());
             return;
         }
@@ -339,11 +348,12 @@ impl Driver {
         post.moving = Some(Moving {
             load: load.clone(),
             model: model.clone(),
+            offload,
             began: Instant::now(),
             waiting: Some(job.clone()),
         });
         let budget_bytes = weights_bytes.max(ledger.free_bytes());
-        let dtype = match precision(&post.config.device.kind) {
+        let dtype = match Precision::of(&post.config.device.kind) {
             Precision::Single => Dtype::F32,
             Precision::Half => Dtype::F16,
         };
@@ -377,6 +387,7 @@ impl Driver {
         post.moving = Some(Moving {
             load: unload.clone(),
             model: model.clone(),
+            offload: Offload::None,
             began: Instant::now(),
             waiting: None,
         });
@@ -414,12 +425,4 @@ async fn read_inputs(artifacts: &Artifacts, plan: &Plan) -> Result<InputFiles, E
         files.control.push(read(hash).await?);
     }
     Ok(files)
-}
-
-/// What a kind of device computes fastest in.
-fn precision(device_kind: &str) -> Precision {
-    match device_kind {
-        "cpu" => Precision::Single,
-        _ => Precision::Half,
-    }
 }

@@ -41,10 +41,14 @@ impl Driver {
 
     fn accepted(&mut self, record: JobRecord, ticket: Ticket, reply: Option<oneshot::Sender<JobView>>) {
         let job = record.id.clone();
-        let shape = estimate::peak_key(&record.plan);
-        let (need_bytes, _) = self
-            .peaks
-            .need_bytes(&shape, estimate::working_set_bytes(&record.plan));
+        let working_sets = self.posts.values().map(|post| {
+            let (kind, precision) = (post.kind(), Precision::of(&post.config.device.kind));
+            let guess_bytes = estimate::working_set_bytes(&record.plan, precision);
+            let shape = estimate::peak_key(&record.plan, &kind);
+            let (bytes, _) = self.peaks.need_bytes(&shape, guess_bytes);
+            (kind, bytes)
+        });
+        let working_sets = Arc::new(working_sets.collect());
         // A model that was taken away since the job was accepted: the job is kept, and ends with that reason.
         let (needs, models, problem) = match self.required(&record) {
             Ok((needs, models)) => (needs, models, None),
@@ -64,8 +68,7 @@ impl Driver {
             lacks: 0,
             models: models.into(),
             needs: Arc::new(needs),
-            need_bytes,
-            shape,
+            working_sets,
             _ticket: ticket,
             waiters: Vec::new(),
             accepted: Instant::now(),

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use calotype_imaging::{DecodeLimits, ImageError, Rgb, decode_gray, decode_rgb};
-use calotype_protocol::{Blob, JobId, RunResult};
+use calotype_protocol::{Blob, JobId, Offload, RunResult};
 
 use super::{Action, Driver, Internal, now_ms};
 use crate::error::{Code, Error};
 use crate::event::EventKind;
-use crate::inference::{self, MaskArea, Plan};
+use crate::inference::{self, MaskArea, Plan, estimate};
 use crate::postprocessing;
 use crate::processing::{ImageView, JobResult, JobState};
 use crate::store::{ArtifactHash, Artifacts, Finish};
@@ -75,12 +75,22 @@ impl Driver {
         let (Some(live), Some(post)) = (self.jobs.get(&result.job), self.posts.get(worker)) else {
             return;
         };
-        let Some(idle_bytes) = post.idle_bytes.filter(|_| post.jobs.len() == 1) else {
+        if post.jobs.len() != 1 || post.resident.values().any(|stay| stay.offload != Offload::None) {
+            return;
+        }
+        let base_bytes = if post.config.device.kind == "cpu" {
+            post.idle_bytes
+        } else {
+            // An accelerator's peak is of what is allocated: the weights, and what the job took.
+            Some(post.resident.values().map(|stay| stay.bytes).sum())
+        };
+        let Some(base_bytes) = base_bytes else {
             return;
         };
-        let took_bytes = result.peak_bytes.saturating_sub(idle_bytes);
-        if took_bytes > 0 && self.peaks.measured(&live.shape, took_bytes) {
-            let (store, shape) = (self.store.clone(), live.shape.clone());
+        let took_bytes = result.peak_bytes.saturating_sub(base_bytes);
+        let shape = estimate::peak_key(&live.record.plan, &post.kind());
+        if took_bytes > 0 && self.peaks.measured(&shape, took_bytes) {
+            let store = self.store.clone();
             tokio::spawn(async move {
                 if let Err(error) = store.record_peak(&shape, took_bytes).await {
                     tracing::error!("Failed to keep a measured peak: {error}");

@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use calotype_protocol::{Blob, Capabilities, Hello, JobId, LoadId, ModelId, Ready, Work};
+use calotype_protocol::{Blob, Capabilities, Hello, JobId, LoadId, ModelId, Offload, Ready, Work};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::policy::ModelNeed;
@@ -30,7 +30,7 @@ use crate::error::Error;
 use crate::event::EventKind;
 use crate::event_log::EventLog;
 use crate::inference::{Abilities, Lack, Needs};
-use crate::memory::{Ledger, Peaks};
+use crate::memory::{Ledger, Peaks, WorkingSets};
 use crate::model::Catalogue;
 use crate::store::{Artifacts, Store};
 use crate::view::{DeviceView, DomainHealth, MemoryView};
@@ -159,8 +159,7 @@ struct Live {
     /// The models that it needs, the one that makes the pictures first.
     models: Arc<[ModelNeed]>,
     needs: Arc<Needs>,
-    need_bytes: u64,
-    shape: String,
+    working_sets: Arc<WorkingSets>,
     _ticket: Ticket,
     waiters: Vec<oneshot::Sender<JobView>>,
     accepted: Instant,
@@ -183,6 +182,8 @@ struct Post {
     capabilities: Option<Arc<Capabilities>>,
     pid: Option<u32>,
     last_exit: Option<String>,
+    /// Processes that ended since one was ready.
+    deaths: u32,
     resident: BTreeMap<ModelId, Stay>,
     moving: Option<Moving>,
     jobs: BTreeSet<JobId>,
@@ -202,7 +203,9 @@ enum PostState {
 
 /// A resident model.
 struct Stay {
+    /// What it takes of the device.
     bytes: u64,
+    offload: Offload,
     last_use: u64,
 }
 
@@ -210,6 +213,7 @@ struct Stay {
 struct Moving {
     load: LoadId,
     model: ModelId,
+    offload: Offload,
     began: Instant,
     /// Jobs that are shown as loading.
     waiting: Option<JobId>,
@@ -385,6 +389,11 @@ impl Driver {
 }
 
 impl Post {
+    /// What is of one kind takes the same memory for the same work.
+    fn kind(&self) -> String {
+        format!("{}@{}", self.runtime, self.config.device.kind)
+    }
+
     fn new(new: NewPost, events: &mpsc::Sender<WorkerEvent>) -> Self {
         let NewPost {
             device,
@@ -411,6 +420,7 @@ impl Post {
             capabilities: None,
             pid: None,
             last_exit: None,
+            deaths: 0,
             resident: BTreeMap::new(),
             moving: None,
             jobs: BTreeSet::new(),

@@ -11,7 +11,7 @@ use super::{Action, Driver, Internal, PostState, Stay, now_ms};
 use crate::error::{Code, Error};
 use crate::event::EventKind;
 use crate::inference::{Abilities, Lack};
-use crate::memory::Owner;
+use crate::memory::{Owner, holding};
 use crate::processing::{JobProgress, JobState};
 use crate::worker::{ExitCause, ExitReport, WorkerEvent, WorkerEventKind};
 
@@ -35,6 +35,7 @@ impl Driver {
             }
             WorkerEventKind::Ready { hello, ready } => {
                 post.state = PostState::Ready;
+                post.deaths = 0;
                 post.hello = Some(hello);
                 post.capabilities = Some(Arc::new(ready.capabilities.clone()));
                 post.ready = Some(ready);
@@ -233,12 +234,15 @@ impl Driver {
         let Some(moving) = post.moving.take_if(|moving| moving.load == loaded.load) else {
             return;
         };
+        // Of what waits in host memory only a part lies on the device at a time.
+        let bytes = holding::on_device_bytes(loaded.resident_bytes, moving.offload);
         if let Some(ledger) = self.ledgers.get_mut(&post.device) {
-            ledger.correct(&weights_of(worker, &loaded.model), loaded.resident_bytes);
+            ledger.correct(&weights_of(worker, &loaded.model), bytes);
         }
         self.uses += 1;
         let stay = Stay {
-            bytes: loaded.resident_bytes,
+            bytes,
+            offload: moving.offload,
             last_use: self.uses,
         };
         tracing::info!(
@@ -386,6 +390,7 @@ impl Driver {
         let jobs: Vec<JobId> = post.jobs.iter().cloned().collect();
         let cause = format!("{:?} ({})", report.cause, report.status);
         post.last_exit = Some(cause.clone());
+        post.deaths += 1;
         metrics::counter!("calotype_worker_exits_total").increment(1);
         tracing::warn!(worker, "Worker {worker} is gone: {cause}");
         self.tell_worker(worker, "gone", Some(cause.clone()));

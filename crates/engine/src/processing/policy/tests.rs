@@ -44,6 +44,10 @@ fn model(name: &str, weights_bytes: u64) -> ModelNeed {
     }
 }
 
+fn working(bytes: u64) -> Arc<WorkingSets> {
+    Arc::new([("native@cpu".to_owned(), bytes)].into_iter().collect())
+}
+
 fn waiting(name: &str, sequence: u64) -> Waiting {
     Waiting {
         job: name.into(),
@@ -52,7 +56,7 @@ fn waiting(name: &str, sequence: u64) -> Waiting {
         sequence,
         models: [model("m", 50)].into(),
         needs: Arc::new(needs()),
-        need_bytes: 10,
+        working_sets: working(10),
         alone: false,
         refused_by: Vec::new(),
     }
@@ -71,6 +75,7 @@ fn slot() -> Slot {
     Slot {
         worker: "cpu0".into(),
         device: "cpu0".into(),
+        kind: "native@cpu".into(),
         precision: Precision::Single,
         offloads: false,
         rank: 1,
@@ -163,7 +168,7 @@ fn the_longest_unused_idle_model_is_evicted_and_one_in_use_is_not() {
         resident("busy", 20, true, 1),
     ];
     let mut job = waiting("a", 1);
-    (job.models, job.need_bytes) = ([model("m", 30)].into(), 10);
+    (job.models, job.working_sets) = ([model("m", 30)].into(), working(10));
     assert_eq!(
         plan(&[job.clone()], &[slot.clone()], &room(0)),
         [Decision::Evict {
@@ -198,7 +203,7 @@ fn workers_of_one_device_make_room_for_each_other() {
 #[test]
 fn what_can_never_fit_is_refused_with_the_numbers_and_holds_nobody_up() {
     let mut giant = waiting("giant", 1);
-    giant.need_bytes = 51;
+    giant.working_sets = working(51);
     let why = Refusal::TooLarge {
         need_bytes: 101,
         budget_bytes: 100,
@@ -218,7 +223,7 @@ fn what_can_never_fit_is_refused_with_the_numbers_and_holds_nobody_up() {
 #[test]
 fn a_job_that_waits_for_room_is_not_overtaken() {
     let mut large = waiting("large", 1);
-    large.need_bytes = 45;
+    large.working_sets = working(45);
     let mut slot = slot();
     slot.busy = 1;
     slot.resident[0].in_use = true;
@@ -384,7 +389,7 @@ proptest! {
         free_bytes in 0u64..=100, busy in 0usize..3,
     ) {
         let jobs: Vec<Waiting> = jobs.into_iter().enumerate().map(|(index, (need, weights, name, alone))| Waiting {
-            need_bytes: need, models: [model(&format!("m{name}"), weights)].into(), alone,
+            working_sets: working(need), models: [model(&format!("m{name}"), weights)].into(), alone,
             ..waiting(&format!("j{index}"), index as u64)
         }).collect();
         let mut slot = slot();
@@ -396,7 +401,7 @@ proptest! {
         for decision in &decisions {
             if let Decision::Run { job, .. } = decision {
                 started += 1;
-                spent += jobs.iter().find(|waiting| &waiting.job == job).map_or(0, |waiting| waiting.need_bytes);
+                spent += jobs.iter().find(|waiting| &waiting.job == job).map_or(0, |waiting| waiting.working_sets.of("native@cpu"));
             }
         }
         prop_assert!(spent <= free_bytes);
