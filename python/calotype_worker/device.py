@@ -18,6 +18,7 @@ import psutil
 import torch
 
 from calotype_worker.errors import DeviceLost, NotSupported
+from calotype_worker.segments import CudaPageLock, Segments
 from calotype_worker.wire.down import WorkerDevice
 from calotype_worker.wire.up import DeviceFacts, MemoryReport
 from calotype_worker.wire.words import Dtype
@@ -61,6 +62,7 @@ class Device:
         self.is_apart = torch_device.type in ("cuda", "xpu")
         """Whether its memory is another than the host's."""
         self._side: torch.cuda.Stream | None = None
+        self.segments = Segments(CudaPageLock(torch_device) if self.is_cuda else None)
         # One step queued behind the one that runs keeps the device busy while the host reports.
         self.run_ahead = 1 if self.is_cuda else 0
 

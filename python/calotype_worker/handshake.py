@@ -54,6 +54,7 @@ def ready(device: "Device") -> up.Ready:
             schedules=list(SCHEDULES),
             adapters=list(registry.ADAPTERS),
             plans=plans(device),
+            segments=True,
             max_batch=Stepper(device).max_jobs,
             pauses=True,
             previews=True,

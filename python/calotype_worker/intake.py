@@ -33,15 +33,18 @@ def take(loop: Loop, frame: Frame[down.Down]) -> bool:
             _resume(loop, message)
         case down.Load():
             _load(loop, message)
+            _released(loop, loop.device.segments.settle())
         case down.Unload():
             _unload(loop, message)
+            _released(loop, loop.device.segments.settle())
         case down.AskMemory():
             _memory(loop, message)
         case down.Probe():
             _probe(loop, message)
         case down.Release():
-            # No segment is ever mapped: `load` names files.
-            loop.say(up.Released(segment=message.segment))
+            # Whatever was launched with its weights has landed before anything is unmapped.
+            loop.report(loop.stepper.land(0))
+            _released(loop, loop.device.segments.release(message.segment))
         case down.Ping():
             loop.say(up.Pong(seq=message.seq))
         case down.Drain():
@@ -107,6 +110,19 @@ def _resume(loop: Loop, message: down.Resume) -> None:
     return loop.say(up.Resumed(job=held.job, attempt=held.attempt, at_step=held.steps_done))
 
 
+def _log_segments(loop: Loop) -> None:
+    said = loop.device.segments.said
+    while said:
+        loop.log(*said.popleft())
+
+
+def _released(loop: Loop, gone: Sequence[str]) -> None:
+    """Say which segments are unmapped."""
+    _log_segments(loop)
+    for id in gone:
+        loop.say(up.Released(segment=id))
+
+
 def _load(loop: Loop, load: down.Load) -> None:
     loop.report(loop.stepper.land(0))
     loop.drop(load.model.id)
@@ -121,6 +137,7 @@ def _load(loop: Loop, load: down.Load) -> None:
     except Exception as error:
         problem = told(error, loop.device.numbers())
     loop.pulse.end()
+    _log_segments(loop)
     if problem is None:
         model = loop.models[load.model.id]
         loop.say(

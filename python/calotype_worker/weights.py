@@ -3,8 +3,9 @@
 Everything that is wrong with a file is a `ModelLoad` that names the file and the tensor. Pickle files are never opened.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +26,30 @@ PIECE_BYTES = 64 << 20
 Put = Callable[[torch.Tensor], torch.Tensor]
 """Takes a tensor of the host to the device, in the type to compute with."""
 
+_instead: ContextVar[tuple[Mapping[Path, Any], set[Path]] | None] = ContextVar("_instead", default=None)
+
+
+@contextmanager
+def read_instead(opened: Mapping[Path, Any]) -> Iterator[set[Path]]:
+    """Inside, these places are read from what is open already. Gives those that were, as they are read.
+
+    Each reads as safetensors' open files do, and has a `path` of its own, which errors name.
+    """
+    used: set[Path] = set()
+    token = _instead.set((opened, used))
+    try:
+        yield used
+    finally:
+        _instead.reset(token)
+
+
+def _opened(path: Path) -> Any:
+    """What is open in place of a file or folder, or None."""
+    opened, used = _instead.get() or ({}, set())
+    if path in opened:
+        used.add(path)
+    return opened.get(path)
+
 
 def refuse_pickle(path: Path) -> None:
     """Refuse files that run code when they are read."""
@@ -36,10 +61,12 @@ class WeightFile:
     """A safetensors file whose header was read."""
 
     def __init__(self, path: Path) -> None:
-        refuse_pickle(path)
-        self.path = path
+        opened = _opened(path)
+        if opened is None:
+            refuse_pickle(path)
+        self.path = path = path if opened is None else opened.path
         try:
-            opened: Any = safe_open(path, framework="pt", device="cpu")
+            opened = opened or safe_open(path, framework="pt", device="cpu")
             self._file = opened
             self.names: list[str] = list(opened.keys())
         except (SafetensorError, OSError, ValueError) as error:
@@ -115,7 +142,7 @@ class Weights:
     def __init__(self, path: Path) -> None:
         self.path = path
         paths = [path]
-        if path.is_dir():
+        if _opened(path) is None and path.is_dir():
             usual = [path / name for name in USUAL_NAMES if (path / name).is_file()]
             paths = usual[:1] or sorted(path.glob("*.safetensors"))
             if not paths:
@@ -123,6 +150,8 @@ class Weights:
                     refuse_pickle(pickle)
                 raise ModelLoad("the model has no weights", f"{path}: no safetensors file")
         self.files = [WeightFile(path) for path in paths]
+        if len(paths) == 1:
+            self.path = self.files[0].path
         self.where = {name: file for file in self.files for name in file.names}
 
     def find(self, name: str) -> Source | None:

@@ -88,7 +88,8 @@ class Loader:
         plan = load.plan or LoadPlan()
         # What waits on the host is taken to the device by whoever uses it.
         self.stays_on_host = plan.offload != "none" and device.is_apart
-        self.uploader = Uploader(Device("cpu", torch.device("cpu")) if self.stays_on_host else device)
+        target = Device("cpu", torch.device("cpu")) if self.stays_on_host else device
+        self.uploader = Uploader(target, device.segments.is_locked)
         if load.dtype == "u8":
             raise InvalidInput("a model cannot compute in u8")
         self.dtype = TORCH_DTYPES[load.dtype]
@@ -142,12 +143,16 @@ class Loader:
                 "the model does not fit its budget",
                 f"{total} bytes of {self.load.dtype} are needed, {budget} are granted",
             )
+        read_ms -= self.device.segments.spent_ms.get("map", 0.0)
+        self.device.segments.lock()
         started, done = time.perf_counter(), 0
 
         def progress(bytes: int) -> None:
             nonlocal done
             done += bytes
-            self.progress(done, total)
+            # What copies by itself is told of once it is there.
+            if not self.uploader.runs_ahead:
+                self.progress(done, total)
 
         modules = {
             role: binding.fill(self._put_as(self.dtypes[role]), progress) for role, binding in self.bindings.items()
@@ -161,9 +166,11 @@ class Loader:
                 module.to(memory_format=torch.channels_last)
         self.sketcher = modules.get(SKETCHER)
         self.device.synchronize()
+        if self.uploader.runs_ahead:
+            self.progress(total, total)
         upload_ms = (time.perf_counter() - started) * 1e3
         phase = "convert" if self.device.torch.type == "cpu" else "upload"
-        self.phases_ms = {"read": read_ms, phase: upload_ms}
+        self.phases_ms = {"read": read_ms, **self.device.segments.spent_ms, phase: upload_ms}
         return modules
 
     def _put_as(self, dtype: torch.dtype) -> Put:

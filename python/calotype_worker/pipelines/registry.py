@@ -31,7 +31,8 @@ def load(asked: Load, device: Device, progress: Progress) -> Resident:
         raise NotSupported(f"models of the family `{family}` are not served here; {', '.join(LOADERS)} are")
     if format not in FORMATS:
         raise NotSupported(f"models in the format `{format}` are not served here; {', '.join(FORMATS)} are")
-    model = LOADERS[family](asked, device, progress)
+    with device.segments.read_for(asked.model):
+        model = LOADERS[family](asked, device, progress)
     if isinstance(model, Family) and asked.plan is not None:
         model.follow(asked.plan, device)
     return model
