@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from calotype_worker.errors import DeviceLost, NotSupported
+from calotype_worker.errors import DeviceLost, NotSupported, first_line
 from calotype_worker.segments import CudaPageLock, Segments
 from calotype_worker.wire.down import WorkerDevice
 from calotype_worker.wire.up import DeviceFacts, MemoryReport
@@ -33,6 +33,8 @@ VAE_BYTES_A_PIXEL = 2048
 """What a decoding takes at its end: some tensors of 256 channels in f16."""
 VAE_SHARE = 0.25
 """The most of the free memory that is taken for more than one picture."""
+PROOF = 1024
+"""Numbers that are added up to see whether a device works; the sum is exact in f32."""
 _TORCH_KINDS = {"cpu": "cpu", "cuda": "cuda", "rocm": "cuda", "xpu": "xpu", "mps": "mps"}
 
 
@@ -62,6 +64,8 @@ class Device:
         self.is_apart = torch_device.type in ("cuda", "xpu")
         """Whether its memory is another than the host's."""
         self._side: torch.cuda.Stream | None = None
+        self._peak_bytes = 0
+        """Of the laps before this one."""
         self.segments = Segments(CudaPageLock(torch_device) if self.is_cuda else None)
         # One step queued behind the one that runs keeps the device busy while the host reports.
         self.run_ahead = 1 if self.is_cuda else 0
@@ -158,19 +162,60 @@ class Device:
 
     def peak_bytes(self) -> int:
         """The most that was held since the start or `reset_peak`."""
+        return max(self._peak_bytes, self.lap_peak_bytes())
+
+    def lap_peak_bytes(self) -> int:
+        """The most that was held since `reset_peak` or the end of the last lap."""
         if self.is_cuda:
             return torch.cuda.max_memory_allocated(self.torch)
         return _status_bytes("VmHWM:") or self.used_bytes()
 
+    def end_lap(self) -> int | None:
+        """`lap_peak_bytes`, and a new lap begins; None where the system does not let us tell laps apart."""
+        if not self.is_cuda and self.torch.type != "cpu":
+            return None
+        peak = self.lap_peak_bytes()
+        if not self._forget_peak():
+            return None
+        self._peak_bytes = max(self._peak_bytes, peak)
+        return peak
+
     def reset_peak(self) -> None:
         """Forget the peak, where the system lets us; elsewhere it stays an upper bound, which is still true."""
+        self._peak_bytes = 0
+        self._forget_peak()
+
+    def _forget_peak(self) -> bool:
         if self.is_cuda:
+            # A matter of the host's account: nothing waits for the device.
             torch.cuda.reset_peak_memory_stats(self.torch)
-            return
+            return True
         try:
             Path("/proc/self/clear_refs").write_text("5")
         except OSError:
-            return
+            return False
+        return True
+
+    def held_bytes(self) -> int | None:
+        """Memory of the device in tensors, to the byte; None where that is not told. Nothing waits for the device."""
+        return torch.cuda.memory_allocated(self.torch) if self.is_cuda else None
+
+    def room_bytes(self) -> int | None:
+        """What could be had at once: free, or cached by this process; None where that is not told to the byte."""
+        if not self.is_cuda:
+            return None
+        report = self.report()
+        return report.free_bytes + report.cached_bytes
+
+    def prove(self) -> None:
+        """Compute something small and look at it; raises `DeviceLost` where that does not come out right."""
+        try:
+            self.synchronize()
+            found = float(torch.arange(PROOF, dtype=torch.float32, device=self.torch).add_(1).sum())
+        except Exception as error:
+            raise DeviceLost(f"the device does not compute any more: {first_line(str(error))}") from None
+        if found != PROOF * (PROOF + 1) / 2:
+            raise DeviceLost(f"the device computes wrongly: {found}")
 
     def drop_workspaces(self) -> None:
         """Free what cuBLAS keeps for each stream, 33 MiB on an H100; no captured graph may be left that uses it."""

@@ -64,12 +64,18 @@ class DeviceLost(WorkerError):
     outcome = "fatal"
 
 
-# What frameworks say when memory is short. A C++ allocator has no exception class of its own in Python.
+# What frameworks say when memory is short. A C++ allocator has no exception class of its own in Python, and libraries
+# that allocate by themselves (cuBLAS, rocBLAS, MIOpen, Level Zero, Metal) only have a status, which torch puts behind
+# the words of a device error.
 _NO_MEMORY = re.compile(
-    r"out of memory|can't allocate memory|not enough memory|bad allocation|bad_alloc", re.IGNORECASE
+    r"out of memory|OutOfMemory|can(?:'t|not) allocate memory|not enough memory|bad allocation|bad_alloc"
+    r"|_STATUS_ALLOC_FAILED|StatusAllocFailed|rocblas_status_memory_error"
+    r"|(?:UR_RESULT|PI)_ERROR_OUT_OF_(?:DEVICE_MEMORY|HOST_MEMORY|RESOURCES)|Invalid buffer size",
+    re.IGNORECASE,
 )
 _DEVICE_LOST = re.compile(
-    r"CUDA error|CUDA driver error|HIP error|cudaError|CUBLAS_STATUS_(?!ALLOC_FAILED)|device-side assert"
+    r"CUDA error|CUDA driver error|HIP error|cudaError|hipError|CUBLAS_STATUS_|HIPBLAS_STATUS_|device-side assert"
+    r"|UR_RESULT_ERROR_DEVICE_LOST|PI_ERROR_DEVICE_NOT_AVAILABLE"
 )
 
 

@@ -16,6 +16,7 @@ import torch
 
 from calotype_worker.compiling import Compiler, laid_out, stance
 from calotype_worker.device import Device
+from calotype_worker.job import Shape
 from calotype_worker.pipelines.adapted import AdapterSet
 from calotype_worker.pipelines.family import DenoiseInput, Family
 
@@ -105,7 +106,6 @@ class StepGraphs:
         most = self._device.total_and_free_bytes()[0] * MOST_SHARE
         if len(self._graphs) >= MOST_GRAPHS or self._pool_bytes > most:
             self.clear()
-        before = torch.cuda.memory_reserved()
         try:
             # One stream for all: cuBLAS keeps a workspace of 33 MiB for each that it has met.
             stream = self._warm_up = self._warm_up or torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -117,6 +117,7 @@ class StepGraphs:
             torch.cuda.current_stream().wait_stream(stream)
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
+            before = torch.cuda.memory_reserved()
             graph = torch.cuda.CUDAGraph()
             # The beat's thread may ask for the free memory meanwhile.
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):  # type: ignore[arg-type]
@@ -129,6 +130,17 @@ class StepGraphs:
         self._pool_bytes += max(torch.cuda.memory_reserved() - before, 0)
         self._graphs[key] = Captured(graph, static, output, model, bound)
         return self._graphs[key]
+
+    @property
+    def pool_bytes(self) -> int:
+        """Memory that the graphs keep for their runs, whether they run or not."""
+        return self._pool_bytes
+
+    def captured_samples(self, shape: Shape) -> int:
+        """The most samples of a graph for runs of this shape."""
+        if shape.control:
+            return 0
+        return max((key[3] for key, captured in self._graphs.items() if _serves(key, captured, shape)), default=0)
 
     def forget(self, model: Family) -> None:
         """Drop the graphs of a model, which would keep its weights; none of them may be running."""
@@ -149,6 +161,12 @@ class StepGraphs:
         self._pool, self._pool_bytes = None, 0
         self._device.drop_workspaces()
         self._device.trim()
+
+
+def _serves(key: Key, captured: Captured, shape: Shape) -> bool:
+    _, _, adapters, _, sample, states, _ = key
+    ours = (captured.model.id, adapters, sample[1:], states)
+    return ours == (shape.model, shape.adapters, shape.latent[1:], shape.context)
 
 
 def _padded(input: DenoiseInput, bucket: int) -> DenoiseInput:

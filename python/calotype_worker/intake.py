@@ -64,6 +64,7 @@ def _run(loop: Loop, run: down.Run, blobs: Sequence[bytearray]) -> None:
     if loop.draining:
         failure = WorkerError("the worker is leaving and takes nothing new").failure()
         return loop.say(up.Failed(job=run.job, attempt=run.attempt, failure=failure))
+    loop.settle_peaks()
     if not loop.jobs:
         loop.device.reset_peak()
     loop.arrivals += 1
@@ -125,6 +126,8 @@ def _released(loop: Loop, gone: Sequence[str]) -> None:
 
 def _load(loop: Loop, load: down.Load) -> None:
     loop.report(loop.stepper.land(0))
+    # What a load takes is no job's phase.
+    loop.settle_peaks()
     loop.drop(load.model.id)
     loop.pulse.begin()
 
@@ -179,6 +182,7 @@ def _memory(loop: Loop, ask: down.AskMemory) -> None:
 
 
 def _probe(loop: Loop, ask: down.Probe) -> None:
+    loop.settle_peaks()
     try:
         figures = probe.figures(loop, ask.op)
     except Exception as error:

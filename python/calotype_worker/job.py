@@ -76,6 +76,9 @@ class Tally:
     timings_ms: dict[Phase, float] = field(default_factory=dict)
     batch_sizes: list[int] = field(default_factory=list)
     plan: set[str] = field(default_factory=set)
+    phase_peaks: dict[Phase, int] = field(default_factory=dict)
+    peak_bytes: int = 0
+    """The most that was held since the job came; 0 where that is not told apart."""
 
     def spend(self, phase: Phase, ms: float) -> None:
         """Add to a phase's time."""

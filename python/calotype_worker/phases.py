@@ -14,7 +14,7 @@ from calotype_worker.held import Delivering, Held, Waiting
 from calotype_worker.job import MAX_EDGE, MOST_IMAGES, Sampling
 from calotype_worker.pipelines.family import Family
 from calotype_worker.pixels import Blobs, bytes_from, from_numbers, image_of, image_ref, numbers_of, to_numbers
-from calotype_worker.second_pass import larger_latents, larger_picture
+from calotype_worker.second_pass import SecondPass, larger_latents, larger_picture
 from calotype_worker.wire import up
 from calotype_worker.wire.words import BlobRef, Phase
 from calotype_worker.wire.work import Decode, Encode, Generate
@@ -31,32 +31,55 @@ def prepare(loop: Loop, held: Held) -> None:
     waiting = held.stage
     if not isinstance(waiting, Waiting):
         return
+    work = waiting.work
+    encodes = isinstance(work, Encode) or (isinstance(work, Generate) and work.init_image is not None)
     problem: WorkerError
+    while True:
+        try:
+            return _prepared(loop, held, waiting)
+        except Exception as error:
+            problem = told(error, loop.device.numbers())
+        if not (encodes and _in_tiles(loop, held, problem)):
+            return loop.fail_all([held], problem)
+
+
+def _prepared(loop: Loop, held: Held, waiting: Waiting) -> None:
+    match waiting.work:
+        case Generate() as work:
+            _start(loop, held, work, waiting.blobs)
+        case Encode() as work:
+            _encode_alone(loop, held, work, waiting.blobs)
+        case Decode() as work:
+            _decode_alone(loop, held, work, waiting.blobs)
+        case other:
+            kind = other.__struct_config__.tag
+            raise NotSupported(f"this worker does {', '.join(WORK)}; `{kind}` needs a worker that says so in `ready`")
+
+
+def _in_tiles(loop: Loop, held: Held, problem: WorkerError) -> bool:
+    """Whether a VAE that ran out of memory shall try once more, in tiles, after room was made."""
+    model = loop.models.get(held.model)
+    if not isinstance(problem, OutOfMemory) or not isinstance(model, Family) or model.vae_is_tiled:
+        return False
     try:
-        match waiting.work:
-            case Generate() as work:
-                _start(loop, held, work, waiting.blobs)
-            case Encode() as work:
-                _encode_alone(loop, held, work, waiting.blobs)
-            case Decode() as work:
-                _decode_alone(loop, held, work, waiting.blobs)
-            case other:
-                kind = other.__struct_config__.tag
-                raise NotSupported(
-                    f"this worker does {', '.join(WORK)}; `{kind}` needs a worker that says so in `ready`"
-                )
-        return
-    except Exception as error:
-        problem = told(error, loop.device.numbers())
-    loop.fail_all([held], problem)
+        model.tile_vae()
+    except NotSupported:
+        return False
+    loop.log("warn", f"the VAE works in tiles from now on: {problem.detail}", held.job)
+    loop.make_room()
+    return True
 
 
 def _start(loop: Loop, held: Held, work: Generate, blobs: Blobs) -> None:
     model = loop.family(held.model)
     started = time.perf_counter()
-    bound = model.bind(work.adapters)
     if work.adapters:
+        loop.enter("bind", held)
+    bound = model.bind(work.adapters)
+    # Not again where the encoding is tried once more.
+    if work.adapters and "bind" not in held.tally.timings_ms:
         _spent(loop, held, "bind", started)
+    loop.enter("encode", held)
     started = time.perf_counter()
     held.stage = Sampling(work, blobs, model, bound, loop.family, loop.control_net)
     loop.device.fence().wait()
@@ -71,6 +94,7 @@ def _spent(loop: Loop, held: Held, phase: Phase, started: float) -> None:
 
 def _encode_alone(loop: Loop, held: Held, work: Encode, blobs: Blobs) -> None:
     model = loop.family(held.model)
+    loop.enter("encode", held)
     started = time.perf_counter()
     image = image_of("the image", work.image, blobs)
     for edge in image.shape[:2]:
@@ -92,6 +116,7 @@ def _decode_alone(loop: Loop, held: Held, work: Decode, blobs: Blobs) -> None:
     fits = 1 <= height <= most and 1 <= width <= most and 1 <= images <= MOST_IMAGES
     if not fits or channels != model.latent_channels:
         raise InvalidInput(f"latents of {shape} are not taken")
+    loop.enter("decode", held)
     latents = numbers_of("the latents", work.latents, blobs).to(model.device)
     started = time.perf_counter()
     pictures = decoded(loop, held, model, latents)
@@ -108,12 +133,9 @@ def decoded(loop: Loop, held: Held, model: Family, latents: torch.Tensor) -> lis
             return [picture for part in parts for picture in part]
         except Exception as error:
             problem = told(error, loop.device.numbers())
-        if not isinstance(problem, OutOfMemory) or (at_once == 1 and model.vae_is_tiled):
+        if not isinstance(problem, OutOfMemory) or (at_once == 1 and not _in_tiles(loop, held, problem)):
             raise problem
         loop.device.trim()
-        if at_once == 1:
-            loop.log("warn", f"the VAE works in tiles from now on: {problem.detail}", held.job)
-            model.tile_vae()
         at_once = 1
 
 
@@ -123,21 +145,27 @@ def enlarge(loop: Loop, held: Held) -> None:
     if not isinstance(sampling, Sampling) or sampling.second is None:
         return
     second, started = sampling.second, time.perf_counter()
+    loop.enter("encode", held)
     problem: WorkerError
-    try:
-        model = loop.family(held.model)
-        if second.by_latents:
-            larger = larger_latents(sampling.latents, second.latent)
-        else:
-            height, width = (edge * model.scale for edge in second.latent[1:])
-            pictures = decoded(loop, held, model, sampling.latents)
-            larger = torch.cat([model.encode_image(larger_picture(picture, height, width)) for picture in pictures])
-        sampling.begin_second(second, larger, model)
-        held.tally.spend("encode", (time.perf_counter() - started) * 1e3)
-        return
-    except Exception as error:
-        problem = told(error, loop.device.numbers())
-    loop.fail_all([held], problem)
+    while True:
+        try:
+            model = loop.family(held.model)
+            larger = _enlarged(loop, held, model, sampling, second)
+            sampling.begin_second(second, larger, model)
+            return held.tally.spend("encode", (time.perf_counter() - started) * 1e3)
+        except Exception as error:
+            problem = told(error, loop.device.numbers())
+        # Once it has begun there is no way back to the first pass.
+        if sampling.second is None or not _in_tiles(loop, held, problem):
+            return loop.fail_all([held], problem)
+
+
+def _enlarged(loop: Loop, held: Held, model: Family, sampling: Sampling, second: SecondPass) -> torch.Tensor:
+    if second.by_latents:
+        return larger_latents(sampling.latents, second.latent)
+    height, width = (edge * model.scale for edge in second.latent[1:])
+    pictures = decoded(loop, held, model, sampling.latents)
+    return torch.cat([model.encode_image(larger_picture(picture, height, width)) for picture in pictures])
 
 
 def decode(loop: Loop, order: Sequence[Held]) -> None:
@@ -150,6 +178,7 @@ def decode(loop: Loop, order: Sequence[Held]) -> None:
         first = group[0] if group else (held, sampling)
         if (held.model, sampling.latent) == (first[0].model, first[1].latent):
             group.append((held, sampling))
+    loop.enter("decode", *(held for held, _ in group))
     started = time.perf_counter()
     problem: WorkerError
     try:
@@ -186,6 +215,7 @@ def deliver(loop: Loop, held: Held, stage: Delivering) -> None:
 
 
 def _result(loop: Loop, held: Held, images: list[BlobRef], blobs: Sequence[memoryview], seeds: list[int]) -> None:
+    loop.settle_peaks()
     loop.jobs.remove(held)
     loop.say(
         up.Result(
@@ -194,7 +224,8 @@ def _result(loop: Loop, held: Held, images: list[BlobRef], blobs: Sequence[memor
             images=images,
             seeds=seeds,
             timings_ms=held.tally.timings_ms,
-            peak_bytes=loop.device.peak_bytes(),
+            peak_bytes=held.tally.peak_bytes or loop.device.peak_bytes(),
+            phase_peaks_bytes=held.tally.phase_peaks or None,
             batch_sizes=held.tally.batch_sizes,
             engine=loop.device.engine(),
             plan=sorted(held.tally.plan.union(loop.family(held.model).plan_words())) or None,

@@ -14,9 +14,13 @@ import torch
 from calotype_worker.device import Device, Fence
 from calotype_worker.errors import OutOfMemory, WorkerError, told
 from calotype_worker.graphs import StepGraphs
+from calotype_worker.grouping import GroupSizes
 from calotype_worker.held import Held
-from calotype_worker.job import Sampling, Shape, Share, StepDone
+from calotype_worker.job import Sampling, Share, StepDone
 from calotype_worker.pipelines.family import ControlInput, DenoiseInput, Family
+
+ROOM_S = 0.25
+"""How old the figure of free memory may be: the driver is not asked at every step."""
 
 
 @dataclass(frozen=True)
@@ -56,36 +60,67 @@ class Stepper:
         self.graphs = StepGraphs(device)
         # Measured on an H100, one run of 32 samples of SD 1.5 at 512² costs little more than one of 16.
         self.max_jobs, self.max_samples = (16, 32) if device.is_cuda else (4, 16)
+        self.sizes = GroupSizes(self.max_samples)
         self._flights: deque[Flight] = deque()
-        self._fits: dict[Shape, int] = {}
         self._landed_at = 0.0
+        self._room: tuple[float, int | None] = (-ROOM_S, None)
 
     def companions(self, order: Sequence[Held]) -> list[tuple[Held, Sampling]]:
         """The first job, and after it those that fit to it, as many as go together."""
         chosen: list[tuple[Held, Sampling]] = []
-        samples, shape = 0, None
+        samples, most, shape = 0, 0, None
         for held in order:
             sampling = held.stage
             if not isinstance(sampling, Sampling) or sampling.is_done or shape not in (None, sampling.shape):
                 continue
-            most = min(self.max_samples, self._fits.get(sampling.shape, self.max_samples))
+            if shape is None:
+                shape = sampling.shape
+                most = self.sizes.limit(shape, self._room_bytes(), self.graphs.captured_samples(shape))
             if chosen and samples + sampling.samples > most:
                 continue
-            shape = sampling.shape
             samples += sampling.samples
             chosen.append((held, sampling))
             if len(chosen) == self.max_jobs:
                 break
         return chosen
 
+    def measures(self, chosen: Sequence[tuple[Held, Sampling]]) -> bool:
+        """Whether what a run of these jobs takes is to be learned."""
+        samples = sum(sampling.samples for _, sampling in chosen)
+        return self.device.is_cuda and self.sizes.is_new(chosen[0][1].shape, samples)
+
+    def forget(self, model: str) -> None:
+        """A model is gone, and memory with it."""
+        self.sizes.forget(model)
+        self._room = (-ROOM_S, None)
+
+    def _room_bytes(self) -> int | None:
+        """Memory that runs may take beside what the graphs keep for theirs."""
+        asked, room = self._room
+        now = time.perf_counter()
+        if now - asked >= ROOM_S:
+            found = self.device.room_bytes()
+            # What the pool keeps looks cached, and serves nobody else.
+            room = None if found is None else max(found - self.graphs.pool_bytes, 0)
+            self._room = (now, room)
+        return room
+
     def launch(self, chosen: Sequence[tuple[Held, Sampling]], model: Family) -> list[tuple[Held, WorkerError]]:
         """Launch a step of these jobs; gives those that failed, none where a smaller group is to be tried."""
         launched = time.perf_counter()
         samples = sum(sampling.samples for _, sampling in chosen)
+        shape = chosen[0][1].shape
+        measured, alone = self.measures(chosen), not self.graphs.compiler.busy
+        held_bytes = self.device.held_bytes() if measured else None
         try:
             rest = self._denoise([sampling for _, sampling in chosen], model)
             for held, _ in chosen:
                 held.tally.plan.update(self.graphs.did)
+            if measured:
+                # A replay takes nothing, and what is compiled meanwhile takes its own.
+                seen = held_bytes is not None and alone and "graphs" not in self.graphs.did
+                taken = self.device.lap_peak_bytes() - (held_bytes or 0) if seen else None
+                self.sizes.ran(shape, samples, taken)
         except Exception as error:
             problem = told(error, self.device.numbers())
         else:
@@ -103,7 +138,7 @@ class Stepper:
             return failed
         if isinstance(problem, OutOfMemory) and len(chosen) > 1:
             # The denoiser failed before any job took its part: none has changed.
-            self._fits[chosen[0][1].shape] = samples // 2
+            self.sizes.halve(shape, samples)
             for held, _ in chosen:
                 held.tally.plan.add("halved")
             self.graphs.clear()

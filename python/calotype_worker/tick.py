@@ -21,6 +21,7 @@ from calotype_worker.device import Device
 from calotype_worker.errors import DeviceLost, InvalidInput, WorkerError, told
 from calotype_worker.held import Delivering, Held, Waiting
 from calotype_worker.job import Sampling
+from calotype_worker.peaks import Peaks
 from calotype_worker.pipelines import registry
 from calotype_worker.pipelines.control import ControlNet
 from calotype_worker.pipelines.family import Family
@@ -30,6 +31,8 @@ from calotype_worker.step import Ended, Landed, Stepper
 from calotype_worker.wire import down, up
 from calotype_worker.wire.words import LogLevel, Message, Phase
 
+MOST_KEPT_BYTES = 256 << 20
+"""What may be held more after memory ran out than before: libraries' workspaces, which come with the first use."""
 Say = Callable[[Message, Sequence[Buffer]], None]
 
 
@@ -45,6 +48,9 @@ class Loop:
         self._say = say
         self.arrivals = 0
         self.draining = False
+        self._peaks = Peaks(device.end_lap, lambda: self.stepper.graphs.pool_bytes)
+        self._held_bytes: int | None = None
+        """What tensors held when the last phase began."""
 
     def handle(self, frame: Frame[down.Down]) -> bool:
         """Take one message. Gives whether the process goes on."""
@@ -88,6 +94,7 @@ class Loop:
 
     def _step(self, order: list[Held]) -> None:
         chosen = self.stepper.companions(order)
+        self.enter("denoise", *(held for held, _ in chosen), anew=self.stepper.measures(chosen))
         try:
             failed = self.stepper.launch(chosen, self.family(chosen[0][1].leg.model))
         except WorkerError as error:
@@ -137,6 +144,27 @@ class Loop:
         """Tell of a piece of work that has ended."""
         self.say(up.Progress(job=held.job, attempt=held.attempt, phase=phase, done=done, total=total, step_ms=step_ms))
 
+    def enter(self, phase: Phase, *jobs: Held, anew: bool = False) -> None:
+        """These jobs are in a phase from now on; `anew` tells it apart from what they did before in the same one."""
+        tallies = [held.tally for held in jobs]
+        if self._peaks.begin(phase, tallies, [held.tally for held in self.jobs], anew):
+            self._held_bytes = self.device.held_bytes()
+
+    def settle_peaks(self) -> None:
+        """Give every job its share of the peaks so far."""
+        self._peaks.end([held.tally for held in self.jobs])
+
+    def make_room(self) -> None:
+        """Give back what can be made again: graphs, merged LoRAs that no job uses, texts, copies of weights, blocks."""
+        self.report(self.stepper.land(0))
+        self.stepper.graphs.clear()
+        for model in self.models.values():
+            model.trim()
+            if isinstance(model, Family):
+                # Sends away what waits on the host otherwise.
+                model.whereabouts.bring()
+        self.device.trim()
+
     def fail(self, held: Held, problem: WorkerError) -> None:
         """Drop a job without a picture. A device that is lost ends the process instead."""
         if isinstance(problem, DeviceLost):
@@ -145,11 +173,19 @@ class Loop:
         self.say(up.Failed(job=held.job, attempt=held.attempt, failure=problem.failure()))
 
     def fail_all(self, jobs: Sequence[Held], problem: WorkerError) -> None:
-        """Drop several jobs for one reason, and give back what they held."""
+        """Drop several jobs for one reason, and give back what they held; raises `DeviceLost` where it stays held."""
         for held in jobs:
             self.fail(held, problem)
         if problem.outcome == "out_of_memory":
-            self.device.trim()
+            self.make_room()
+            self._prove_memory_is_back()
+        if problem.outcome in ("out_of_memory", "failed"):
+            self.device.prove()
+
+    def _prove_memory_is_back(self) -> None:
+        before, now = self._held_bytes, self.device.held_bytes()
+        if before is not None and now is not None and now - before > MOST_KEPT_BYTES:
+            raise DeviceLost(f"memory ran out and {now - before} bytes of it did not come back")
 
     def family(self, id: str) -> Family:
         """A resident model."""
@@ -176,6 +212,7 @@ class Loop:
         model = self.models.pop(id, None)
         if isinstance(model, Family):
             self.stepper.graphs.forget(model)
+        self.stepper.forget(id)
 
     def _show(self) -> None:
         self.pulse.show(list(self.models), [held.job for held in self.jobs])
