@@ -80,8 +80,12 @@ _DEVICE_LOST = re.compile(
 
 
 def told(error: BaseException, memory: str = "") -> WorkerError:
-    """`error` as one of ours. `memory` are the numbers that an out-of-memory error carries."""
+    """`error` as one of ours. `memory` are the numbers that an out-of-memory error carries.
+
+    What is given holds no traceback: its frames would keep the tensors of what failed.
+    """
     if isinstance(error, WorkerError):
+        error.__context__ = error.__cause__ = error.__traceback__ = None
         return error
     text = str(error)
     kind = type(error).__name__

@@ -129,6 +129,7 @@ def _load(loop: Loop, load: down.Load) -> None:
     # What a load takes is no job's phase.
     loop.settle_peaks()
     loop.drop(load.model.id)
+    held_bytes = loop.device.held_bytes()
     loop.pulse.begin()
 
     def progress(done: int, total: int) -> None:
@@ -154,8 +155,11 @@ def _load(loop: Loop, load: down.Load) -> None:
         return
     if isinstance(problem, DeviceLost):
         raise problem
+    if problem.outcome == "out_of_memory":
+        loop.make_room()
     loop.device.trim()
     loop.say(up.LoadFailed(load=load.load, failure=problem.failure()))
+    loop.prove_clean(held_bytes)
 
 
 def _unload(loop: Loop, unload: down.Unload) -> None:

@@ -178,14 +178,16 @@ class Loop:
             self.fail(held, problem)
         if problem.outcome == "out_of_memory":
             self.make_room()
-            self._prove_memory_is_back()
-        if problem.outcome in ("out_of_memory", "failed"):
+            self.prove_clean(self._held_bytes)
+        elif problem.outcome == "failed":
             self.device.prove()
 
-    def _prove_memory_is_back(self) -> None:
-        before, now = self._held_bytes, self.device.held_bytes()
-        if before is not None and now is not None and now - before > MOST_KEPT_BYTES:
-            raise DeviceLost(f"memory ran out and {now - before} bytes of it did not come back")
+    def prove_clean(self, before_bytes: int | None) -> None:
+        """Raise `DeviceLost` if the device does not work, or much more is held than before what failed."""
+        self.device.prove()
+        now = self.device.held_bytes()
+        if before_bytes is not None and now is not None and now - before_bytes > MOST_KEPT_BYTES:
+            raise DeviceLost(f"{now - before_bytes} bytes of what failed did not come back")
 
     def family(self, id: str) -> Family:
         """A resident model."""

@@ -1,5 +1,6 @@
 """Peaks by phase, groups by free memory, and what becomes of a worker that ran out of memory."""
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -7,15 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from calotype_worker.errors import DeviceLost, NotSupported, OutOfMemory, WorkerError, told
+from calotype_worker.errors import DeviceLost, ModelLoad, NotSupported, OutOfMemory, WorkerError, told
 from calotype_worker.job import Tally
 from calotype_worker.peaks import Peaks
+from calotype_worker.pipelines import registry
 from calotype_worker.step import Stepper
 from calotype_worker.wire import down, up
 from calotype_worker.wire.words import BlobRef
 from calotype_worker.wire.work import Decode, Encode
 
-from .desk import Desk, generate, psnr
+from .desk import TINY, Desk, folder_spec, generate, psnr
 
 NUMBERS = "7 of 9 bytes are free"
 
@@ -90,6 +92,24 @@ def test_a_host_that_really_has_not_so_much_memory_is_told() -> None:
     with pytest.raises(Exception) as caught:
         torch.empty(1 << 60, dtype=torch.uint8)
     assert isinstance(told(caught.value), OutOfMemory)
+
+
+def test_an_error_that_was_told_keeps_nothing_of_what_failed() -> None:
+    def failing() -> None:
+        tensor = torch.zeros(1)
+        kept.append(weakref.ref(tensor))
+        try:
+            raise ValueError(tensor)
+        except ValueError:
+            raise ModelLoad("the weights are not usable") from None
+
+    kept: list[weakref.ref[torch.Tensor]] = []
+    try:
+        failing()
+    except ModelLoad as error:
+        problem = told(error)
+    assert problem.message == "the weights are not usable"
+    assert kept[0]() is None
 
 
 def scarce(real: Callable[..., Any], failures: list[int], when: Callable[[], bool]) -> Callable[..., Any]:
@@ -230,6 +250,20 @@ def test_memory_that_does_not_come_back_and_a_device_that_does_not_compute_end_t
             else:
                 desk.finish()
         assert desk.failure(job).outcome == "out_of_memory"
+
+    desk.said.clear()
+    real, held[0] = registry.load, 1 << 30
+
+    def half(*arguments: Any) -> Any:
+        held[0] += 1 << 30
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "load", half)
+        with pytest.raises(DeviceLost, match="did not come back"):
+            desk.load(folder_spec("other", TINY))
+    assert desk.all(up.LoadFailed)[0].failure.outcome == "out_of_memory"
+    assert registry.load is real
 
     def silent() -> None:
         raise RuntimeError("CUDA error: unspecified launch failure")

@@ -1,54 +1,31 @@
 """The worker as a process: handshake, hygiene of stdout, ping, pulse, a clean leave, and the end of stdin."""
 
 import os
+import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import pytest
 
-from calotype_worker.channel import Closed, Frame, Reader, Writer
+from calotype_worker.channel import Closed, Frame, FrameError, Reader, Writer
 from calotype_worker.wire import codec, down, up
 from calotype_worker.wire.words import Version
 
 from .conftest import MODELS, REPOSITORY
-from .desk import array_of, folder_spec, generate
+from .desk import Desk, array_of, folder_spec, generate
 
 PLAIN = ["-m", "calotype_worker"]
-# Everything that is known to write to stdout behind one's back, at once and again while the worker serves.
-NOISY = """
-from calotype_worker.stdout import claim
-fd = claim()
-import ctypes, os, subprocess, sys, threading, time
-libc = ctypes.CDLL(None)
-def noise():
-    print("noise from print", flush=True)
-    sys.__stdout__.write("noise from the first stdout\\n"); sys.__stdout__.flush()
-    os.write(1, b"noise from fd 1\\n")
-    libc.puts(b"noise from C"); libc.fflush(None)
-    subprocess.run(["echo", "noise from a grandchild"])
-    child = os.fork()
-    if child == 0:
-        os.write(1, b"noise from a fork\\n")
-        try:
-            os.write(fd, b"noise on the protocol\\n")
-        except OSError:
-            pass
-        os._exit(0)
-    os.waitpid(child, 0)
-noise()
-def again():
-    while True:
-        noise(); time.sleep(0.02)
-threading.Thread(target=again, daemon=True).start()
-from calotype_worker.serve import main
-main(fd)
-"""
+FAULTY = str(Path(__file__).with_name("faulty_worker.py"))
+SILENCE_S = 1.0
+"""Twenty beats."""
 
 
 @dataclass
@@ -63,9 +40,9 @@ class Worker:
     def until(self, wanted: Callable[[up.Up], bool]) -> Frame[up.Up]:
         while True:
             frame = self.reader.read()
-            assert not isinstance(frame.message, (up.Fatal, up.Failed, up.LoadFailed)), frame.message
             if wanted(frame.message):
                 return frame
+            assert not isinstance(frame.message, (up.Fatal, up.Failed, up.LoadFailed)), frame.message
 
     def welcome(self, kind: str = "cpu", every_ms: int = 50, major: int = 1) -> None:
         self.say(
@@ -87,6 +64,31 @@ class Worker:
         ready = self.until(lambda message: isinstance(message, up.Ready)).message
         assert isinstance(ready, up.Ready)
         return ready
+
+    def load(self) -> "Worker":
+        spec = folder_spec("calotype-tiny", MODELS / "calotype-tiny")
+        self.say(down.Load(load="l", model=spec, dtype="f32", budget_bytes=1 << 30))
+        self.until(lambda message: isinstance(message, up.Loaded))
+        return self
+
+    def run(self, job: str, **changes: Any) -> "Worker":
+        work, blobs = generate(**changes)
+        self.say(down.Run(job=job, attempt=1, step="generate", work=work), *blobs)
+        return self
+
+    def step(self, done: int) -> None:
+        self.until(lambda m: isinstance(m, up.Progress) and m.phase == "denoise" and m.done == done)
+
+    def picture(self, job: str) -> bytes:
+        frame = self.until(lambda message: isinstance(message, up.Result) and message.job == job)
+        return bytes(frame.blobs[0])
+
+    def leave(self) -> None:
+        self.say(down.Drain())
+        self.until(lambda message: message == up.Bye())
+        with pytest.raises(Closed):
+            self.reader.read()
+        assert self.process.wait(10) == 0
 
 
 @pytest.fixture
@@ -115,32 +117,13 @@ def start() -> Iterator[Callable[[list[str]], Worker]]:
 Start = Callable[[list[str]], Worker]
 
 
-def test_nothing_that_prints_can_corrupt_the_stream(start: Start) -> None:
-    worker = start(["-c", NOISY])
-    worker.handshake()
-    for seq in range(50):
-        worker.say(down.Ping(seq=seq))
-        worker.until(lambda message, seq=seq: message == up.Pong(seq=seq))  # type: ignore[misc]
-    worker.say(down.Drain())
-    worker.until(lambda message: message == up.Bye())
-    with pytest.raises(Closed):
-        worker.reader.read()
-    assert worker.process.wait(10) == 0
-
-
 def test_a_picture_comes_out_of_the_process_while_it_beats(start: Start) -> None:
     worker = start(PLAIN)
     ready = worker.handshake()
     assert ready.device.total_bytes > 0
     assert "sd" in ready.capabilities.families
-    worker.say(
-        down.Load(
-            load="l", model=folder_spec("calotype-tiny", MODELS / "calotype-tiny"), dtype="f32", budget_bytes=1 << 30
-        )
-    )
-    worker.until(lambda message: isinstance(message, up.Loaded))
-    work, blobs = generate(edge=256, steps=6)
-    worker.say(down.Run(job="j", attempt=1, step="generate", work=work), *blobs)
+    assert ready.capabilities.segments
+    worker.load().run("j", edge=256, steps=6)
     worker.until(lambda message: isinstance(message, up.Progress) and message.phase == "denoise")
     beat = worker.until(lambda message: isinstance(message, up.Beat) and bool(message.running)).message
     assert isinstance(beat, up.Beat)
@@ -184,30 +167,120 @@ def test_a_wrong_major_and_a_missing_device_are_said(start: Start) -> None:
     assert worker.process.wait(10) == 1
 
 
-def test_an_import_that_fails_is_said_as_fatal(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so.13: cannot open shared object file')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    worker = start(PLAIN)
-    worker.reader.read()
-    worker.welcome()
-    fatal = worker.reader.read().message
-    assert isinstance(fatal, up.Fatal)
-    assert "libcudart" in fatal.reason
-    assert worker.process.wait(10) == 1
-
-
-def test_a_worker_that_was_stopped_goes_on_where_it_was(start: Start) -> None:
-    worker = start(PLAIN)
-    worker.handshake()
-    worker.process.send_signal(signal.SIGSTOP)
-    worker.say(down.Ping(seq=3))
-    time.sleep(0.2)
-    worker.process.send_signal(signal.SIGCONT)
-    worker.until(lambda message: message == up.Pong(seq=3))
-
-
 def test_a_signal_ends_the_process_at_once(start: Start) -> None:
     worker = start(PLAIN)
     worker.handshake()
     worker.process.send_signal(signal.SIGTERM)
     assert worker.process.wait(10) == -signal.SIGTERM
+
+
+def faulty(start: Start, fault: str, *options: str) -> Worker:
+    worker = start([FAULTY, fault, *options])
+    worker.handshake()
+    return worker.load()
+
+
+@pytest.fixture(scope="module")
+def expected() -> bytes:
+    desk = Desk().tiny()
+    work, blobs = generate()
+    job = desk.run(work, *blobs)
+    desk.finish()
+    return desk.picture(job).tobytes()
+
+
+@pytest.mark.parametrize("fault", ["none", "stdout_noise"])
+def test_nothing_that_prints_can_corrupt_the_stream(start: Start, fault: str, expected: bytes) -> None:
+    worker = faulty(start, fault).run("j")
+    assert worker.picture("j") == expected
+    for seq in range(50):
+        worker.say(down.Ping(seq=seq))
+        worker.until(lambda message, seq=seq: message == up.Pong(seq=seq))  # type: ignore[misc]
+    worker.leave()
+
+
+def test_an_import_that_fails_is_said_as_fatal_and_the_next_process_may_be_well(start: Start, tmp_path: Path) -> None:
+    once = ["import_error", "--once", str(tmp_path / "once")]
+    worker = start([FAULTY, *once])
+    assert isinstance(worker.reader.read().message, up.Hello)
+    worker.welcome()
+    fatal = worker.reader.read().message
+    assert isinstance(fatal, up.Fatal)
+    assert "libcudart" in fatal.reason
+    assert worker.process.wait(10) == 1
+    start([FAULTY, *once]).handshake()
+
+
+def test_a_hang_that_holds_the_interpreter_stops_the_pulse_and_a_signal_still_ends_it(start: Start) -> None:
+    worker = faulty(start, "hang").run("j")
+    worker.step(2)
+    said: queue.Queue[up.Up] = queue.Queue()
+
+    def read() -> None:
+        with suppress(FrameError):
+            while True:
+                said.put(worker.reader.read().message)
+
+    threading.Thread(target=read, daemon=True).start()
+    with pytest.raises(queue.Empty):
+        # What was on its way when it hung, then nothing.
+        while True:
+            assert isinstance(said.get(timeout=SILENCE_S), up.Beat)
+    worker.say(down.Ping(seq=1))
+    with pytest.raises(queue.Empty):
+        said.get(timeout=SILENCE_S)
+    assert worker.process.poll() is None
+    worker.process.send_signal(signal.SIGTERM)
+    assert worker.process.wait(10) == -signal.SIGTERM
+
+
+def test_a_step_without_memory_fails_its_job_and_the_same_process_serves_the_next(
+    start: Start, tmp_path: Path, expected: bytes
+) -> None:
+    mark = tmp_path / "once"
+    worker = faulty(start, "oom", "--once", str(mark)).run("j")
+    failed = worker.until(lambda message: isinstance(message, up.Failed)).message
+    assert isinstance(failed, up.Failed)
+    assert (failed.job, failed.failure.outcome, mark.exists()) == ("j", "out_of_memory", True)
+    assert "bytes are free" in (failed.failure.detail or "")
+    assert worker.run("again").picture("again") == expected
+    worker.leave()
+
+
+def test_a_device_that_is_lost_is_said_as_fatal_and_the_process_ends(start: Start) -> None:
+    worker = faulty(start, "device_fault").run("j")
+    worker.step(1)
+    fatal = worker.until(lambda message: isinstance(message, up.Fatal)).message
+    assert isinstance(fatal, up.Fatal)
+    assert "illegal memory access" in fatal.reason
+    with pytest.raises(Closed):
+        worker.reader.read()
+    assert worker.process.wait(10) == 1
+
+
+def test_a_process_that_is_killed_in_a_step_says_nothing_more_and_the_next_is_well(
+    start: Start, tmp_path: Path, expected: bytes
+) -> None:
+    once = ["kill", "--once", str(tmp_path / "once")]
+    worker = faulty(start, *once).run("j")
+    worker.step(1)
+    with pytest.raises(FrameError):
+        worker.until(lambda message: not isinstance(message, up.Beat))
+    assert worker.process.wait(10) == -signal.SIGKILL
+    assert faulty(start, *once).run("j").picture("j") == expected
+
+
+def test_a_worker_that_was_stopped_in_a_step_goes_on_where_it_was(start: Start) -> None:
+    worker = faulty(start, "stop").run("j")
+    for _ in range(3):
+        # At each step from the second on.
+        os.waitid(os.P_PID, worker.process.pid, os.WSTOPPED)
+        worker.say(down.Ping(seq=3))
+        worker.process.send_signal(signal.SIGCONT)
+    seen: list[up.Up] = []
+
+    def all_there(message: up.Up) -> bool:
+        seen.append(message)
+        return seen.count(up.Pong(seq=3)) == 3 and any(isinstance(one, up.Result) for one in seen)
+
+    worker.until(all_there)
