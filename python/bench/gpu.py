@@ -3,6 +3,7 @@
     python bench/gpu.py --models sd15:512 sdxl:1024 --steps 30 --json out.json --markdown out.md
     python bench/gpu.py --models sd15:512 --compile-ours    # the worker's own plan `compile`, its warm-up told apart
     python bench/gpu.py --models sd15:512 --profile         # the kernels that a step of 16 samples spends its time in
+    python bench/gpu.py --models sdxl --uploads             # only how fast its UNet reaches the device, by which way
 
 For each model: seconds an image alone, images a second at 1 to 16 concurrent jobs, the device's busy share, the
 latency of a cancel, the peak of memory, and what is held after an unload. Random weights, f16, Euler, guidance 5.
@@ -25,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from bench import steps as kernels
+from bench import uploads
 from bench.sizes import DEVICE, DTYPE, family, plain_pipeline
 from calotype_worker import noise, norms
 from calotype_worker.channel import Buffer, Frame
@@ -194,7 +196,7 @@ def measure(name: str, edge: int, steps: int, runs: int, compiled: bool, ours_co
         # Twice: the second meeting of a shape captures its graph.
         for _ in range(2):
             bench.together(count)
-        torch.cuda.reset_peak_memory_stats()
+        bench.device.reset_peak()
         busy: list[float] = []
         with busy_share(busy):
             times = [bench.together(count) for _ in range(runs)]
@@ -205,7 +207,8 @@ def measure(name: str, edge: int, steps: int, runs: int, compiled: bool, ours_co
             "batch_sizes": sorted(set(bench.results[-1].batch_sizes)),
             "step_ms": bench.results[-1].timings_ms["denoise"] / steps,
             "decode_ms": bench.results[-1].timings_ms["decode"],
-            "peak_bytes": torch.cuda.max_memory_allocated(),
+            "peak_bytes": bench.device.peak_bytes(),
+            "over_resident_bytes": over_resident(bench.results[-count:], held_before + weights),
             "plan": bench.results[-1].plan,
         }
     found["problems"] = {"graphs": bench.loop.stepper.graphs.problem, "norms": norms.problem(), "said": bench.said}
@@ -223,6 +226,24 @@ def measure(name: str, edge: int, steps: int, runs: int, compiled: bool, ours_co
     found["one_image_speedup"] = found["plain_eager_s"] / alone
     found["eight_jobs_speedup"] = found["concurrent"][8]["images_per_s"] * found["plain_eager_s"]
     return found
+
+
+def over_resident(results: Sequence[up.Result], resident_bytes: int) -> dict[str, int]:
+    """What jobs took beside the weights, at their peak and by phase: what an estimate of a job must not be below."""
+    found = {"all": max(result.peak_bytes for result in results) - resident_bytes}
+    for result in results:
+        for phase, peak in (result.phase_peaks_bytes or {}).items():
+            found[phase] = max(found.get(phase, 0), peak - resident_bytes)
+    return found
+
+
+def peak_lines(found: dict[str, Any]) -> str:
+    """The peaks above the weights, by concurrency and phase."""
+    lines = [f"peak above the {found['weights_bytes'] / 1e9:.2f} GB of weights, {found['model']} {found['edge']}²:"]
+    for count, figures in found["concurrent"].items():
+        parts = (f"{phase} {over / 1e6:.0f} MB" for phase, over in figures["over_resident_bytes"].items())
+        lines.append(f"  {count:2d} jobs: {', '.join(parts)}")
+    return "\n".join(lines)
 
 
 def _compiled(pipeline: Any, edge: int, steps: int, runs: int) -> dict[str, Any]:
@@ -289,6 +310,7 @@ def main() -> int:
     )
     parser.add_argument("--compile-ours", action="store_true", help="the worker compiles too, before it is timed")
     parser.add_argument("--profile", action="store_true", help="only print where a step of 16 samples spends its time")
+    parser.add_argument("--uploads", action="store_true", help="only measure how fast weights reach the device")
     parser.add_argument("--attention", choices=["default", *kernels.ATTENTION], default="default", help="for all")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
@@ -303,10 +325,14 @@ def main() -> int:
         if arguments.profile:
             print(kernels.profile(name, int(edge)), flush=True)
             continue
+        if arguments.uploads:
+            print(json.dumps(uploads.measure(name), indent=1), flush=True)
+            continue
         settings = arguments.steps, arguments.runs, not arguments.no_compile, arguments.compile_ours
         with kernels.attention(arguments.attention):
             found = measure(name, int(edge), *settings)
         print(json.dumps(found), flush=True)
+        print(peak_lines(found), flush=True)
         all_found.append(found)
         # A run that is cut off keeps what it has.
         if arguments.json:

@@ -1,5 +1,7 @@
 """What only a CUDA device can show: captured graphs compute what eager runs compute, and memory comes back."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from calotype_worker.device import Device
 from calotype_worker.graphs import StepGraphs
 from calotype_worker.pulse import Pulse
 from calotype_worker.tick import Loop
-from calotype_worker.wire import down
+from calotype_worker.wire import down, up
 from calotype_worker.wire.work import Adapter
 
 from .conftest import MODELS
@@ -87,6 +89,45 @@ def test_offload_moves_the_state_to_the_host_and_back() -> None:
     desk.tell(down.Resume(job=job, attempt=1))
     desk.finish()
     assert psnr(desk.picture(job), expected) >= 50
+
+
+def test_a_segment_is_page_locked_once_and_gives_the_picture_of_its_file(tmp_path: Path) -> None:
+    source = TINY / "unet/diffusion_pytorch_model.safetensors"
+    path = Path(shutil.copyfile(source, tmp_path / "segment"))
+    held = down.Segment(id="s", path=str(path), bytes=path.stat().st_size)
+    plain = folder_spec("calotype-tiny", TINY)
+    spec = down.ModelSpec(
+        id=plain.id, family=plain.family, format=plain.format, components=plain.components, segments={"unet": held}
+    )
+    expected = pictures(desk_of("f16"), [1])[0]
+    desk = GpuDesk()
+    for _ in range(2):
+        loaded = desk.load(spec, dtype="f16")
+        assert isinstance(loaded, up.Loaded), loaded
+        assert {"map", "pin", "upload"} <= loaded.phases_ms.keys()
+        assert psnr(pictures(desk, [1])[0], expected) >= 50
+    # Either locked, or it was said why not; nothing of a refusal is left for the next launch.
+    assert desk.loop.device.segments._mapped["s"].is_locked or any("cudaHost" in m.message for m in desk.all(up.Log))
+    desk.tell(down.Release(segment="s"))
+    assert desk.said[-1].message == up.Released(segment="s")
+    assert psnr(pictures(desk, [1])[0], expected) >= 50
+
+
+def test_groups_grow_as_memory_is_learned_and_peaks_tell_the_phases() -> None:
+    desk = desk_of("f16")
+    jobs = []
+    for seed in range(8):
+        work, blobs = generate([seed], edge=256, steps=12)
+        jobs.append(desk.run(work, *blobs))
+    desk.finish()
+    sizes = desk.result(jobs[0])[0].batch_sizes
+    assert sizes[:4] == [2, 4, 8, 16]
+    assert all(known.bytes_a_sample > 0 for known in desk.loop.stepper.sizes._known.values())
+    for job in jobs:
+        result = desk.result(job)[0]
+        assert result.phase_peaks_bytes is not None
+        assert result.phase_peaks_bytes.keys() == {"encode", "denoise", "decode"}
+        assert result.peak_bytes >= max(result.phase_peaks_bytes.values())
 
 
 @torch.no_grad()
