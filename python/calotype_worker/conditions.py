@@ -7,7 +7,7 @@ import torch
 
 from calotype_worker.errors import InvalidInput
 from calotype_worker.pipelines.adapted import PLAIN, AdapterSet
-from calotype_worker.pipelines.control import ControlNet
+from calotype_worker.pipelines.control import ControlNet, faded
 from calotype_worker.pipelines.family import Conditioning, Family
 from calotype_worker.pixels import Blobs, image_of
 from calotype_worker.wire.work import ControlUnit, Generate
@@ -72,17 +72,31 @@ def _added(
 
 @dataclass(frozen=True)
 class Unit:
-    """A control unit of a job: its net, its picture `[1, 3, height, width]` from 0 to 1, and when it works."""
+    """A control unit of a job: its net, its picture `[1, 3, height, width]` from 0 to 1, and when it works.
+
+    `factors` `[residuals]` are what each of its residuals counts. With `prompted` only the samples of the prompt have
+    them, not those of the negative prompt.
+    """
 
     net: ControlNet
     image: torch.Tensor
     weight: float
     start: float
     end: float
+    factors: torch.Tensor
+    prompted: bool
 
     def works_at(self, step: int, total: int) -> bool:
         """Whether it adds to step `step` of `total`."""
         return self.weight != 0.0 and step / total >= self.start and (step + 1) / total <= self.end
+
+    def factors_of(self, samples: int, sides: int) -> torch.Tensor:
+        """Its factors for each sample, `[samples, residuals]`, where the prompt is the last of so many sides."""
+        factors = self.factors.expand(samples, -1)
+        if not self.prompted or sides == 1:
+            return factors
+        own = samples // sides
+        return torch.cat([torch.zeros_like(factors[own:]), factors[:own]])
 
 
 def units_of(work: Generate, blobs: Blobs, model: Family, find: FindControl) -> list[Unit]:
@@ -104,4 +118,6 @@ def _unit(what: str, asked: ControlUnit, work: Generate, blobs: Blobs, model: Fa
     if image.shape[:2] != (work.height, work.width):
         raise InvalidInput(f"the image of {what} is {image.shape[1]}x{image.shape[0]}")
     pixels = (image.permute(2, 0, 1)[None].float() / 255.0).to(model.device)
-    return Unit(net, pixels, asked.weight, asked.start, asked.end)
+    factors = torch.ones(net.residuals) if asked.mode == "balanced" else faded(net.residuals)
+    factors = (factors * asked.weight).to(model.device)
+    return Unit(net, pixels, asked.weight, asked.start, asked.end, factors, asked.mode == "control")

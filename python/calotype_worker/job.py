@@ -46,7 +46,7 @@ class StepDone:
 
 @dataclass(frozen=True)
 class Share:
-    """What a job brings to a run of the denoiser: samples without the prompt first, where there are any.
+    """What a job brings to a run of the denoiser: samples without the prompt first, where there are 2 `sides`.
 
     `sample` is `[n, channels, height, width]`, `timesteps` `[n]`, `states` `[n, tokens, width]`.
     """
@@ -56,6 +56,7 @@ class Share:
     states: torch.Tensor
     added: dict[str, torch.Tensor]
     units: list[Unit]
+    sides: int
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,7 @@ class Sampling:
             scaled = torch.cat([scaled, self.beside.expand(len(scaled), -1, -1, -1)], dim=1)
         sample = scaled if leg.sides == 1 else torch.cat([scaled, scaled])
         times = self.times[self.at].expand(len(sample))
-        return Share(sample, times, leg.states, leg.added, self.working_units())
+        return Share(sample, times, leg.states, leg.added, self.working_units(), leg.sides)
 
     def take(self, output: torch.Tensor) -> StepDone | None:
         """Take its part of the denoiser's output, f32. Gives the step, if one has ended by it."""

@@ -149,7 +149,7 @@ class Stepper:
         bound = group[0].leg.bound
         model.adapted.activate(bound)
         model.whereabouts.bring(model.denoiser)
-        return self.graphs.denoise(model, bound, _joined([sampling.share() for sampling in group]))
+        return self.graphs.denoise(model, bound, joined([sampling.share() for sampling in group]))
 
     def land(self, most_in_flight: int) -> list[Landed]:
         """Wait until no more than so many are in flight; gives those that are over, in order."""
@@ -164,7 +164,8 @@ class Stepper:
         return landed
 
 
-def _joined(shares: Sequence[Share]) -> DenoiseInput:
+def joined(shares: Sequence[Share]) -> DenoiseInput:
+    """What several jobs bring, as one run."""
     if len(shares) == 1:
         share = shares[0]
         return DenoiseInput(share.sample, share.timesteps, share.states, share.added, _control(shares))
@@ -181,10 +182,10 @@ def _control(shares: Sequence[Share]) -> list[ControlInput]:
     """The units of all jobs, each net once: jobs of one shape have the same nets in the same order."""
     inputs = []
     for number, unit in enumerate(shares[0].units):
-        images, weights = [], []
+        images, factors = [], []
         for share in shares:
             own, samples = share.units[number], len(share.sample)
             images.append(own.image.expand(samples, -1, -1, -1))
-            weights.append(torch.full((samples,), own.weight, device=own.image.device))
-        inputs.append(ControlInput(unit.net, torch.cat(images), torch.cat(weights)))
+            factors.append(own.factors_of(samples, share.sides))
+        inputs.append(ControlInput(unit.net, torch.cat(images), torch.cat(factors)))
     return inputs

@@ -1,7 +1,7 @@
 """Every family against diffusers' own pipelines, on small random weights."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import diffusers
@@ -11,9 +11,10 @@ import torch
 
 from calotype_worker import noise
 from calotype_worker.job import Sampling
+from calotype_worker.step import joined
 from calotype_worker.wire import down, up
 from calotype_worker.wire.words import BlobRef
-from calotype_worker.wire.work import ControlUnit, Refiner
+from calotype_worker.wire.work import ControlUnit, Generate, Refiner
 
 from . import tiny
 from .desk import Desk, folder_spec, generate, spans
@@ -71,16 +72,10 @@ def latents(
     stage: Stage,
     model: str,
     units: Sequence[tuple[str, np.ndarray[Any, Any], float, float, float]] = (),
+    mode: Any = "balanced",
     **changes: Any,
 ) -> torch.Tensor:
-    work_changes = {"model": model, "steps": 6, "sampler": "euler", "guidance": 3.0, **changes}
-    work, blobs = generate([5], edge=EDGE, scale=SCALE, prompt=PROMPT, negative_prompt=spans(NEGATIVE), **work_changes)
-    control = []
-    for id, picture, weight, start, end in units:
-        ref = BlobRef(blob=len(blobs), dtype="u8", shape=list(picture.shape))
-        control.append(ControlUnit(model=id, image=ref, weight=weight, start=start, end=end))
-        blobs.append(picture.tobytes())
-    work = type(work)(**{**{f: getattr(work, f) for f in work.__struct_fields__}, "control": control})
+    work, blobs = request([5], model, units, mode, **changes)
     stage.desk.run(work, *blobs)
     held = stage.desk.loop.jobs[-1]
     stage.desk.until(lambda: not stage.desk.loop.jobs or getattr(held.stage, "is_done", False))
@@ -88,6 +83,23 @@ def latents(
     found = held.stage.latents
     stage.desk.finish()
     return found
+
+
+def request(
+    seeds: Sequence[int],
+    model: str,
+    units: Sequence[tuple[str, np.ndarray[Any, Any], float, float, float]],
+    mode: Any,
+    **changes: Any,
+) -> tuple[Generate, list[bytes]]:
+    given = {"model": model, "steps": 6, "sampler": "euler", "guidance": 3.0, **changes}
+    work, blobs = generate(seeds, edge=EDGE, scale=SCALE, prompt=PROMPT, negative_prompt=spans(NEGATIVE), **given)
+    control = []
+    for id, picture, weight, start, end in units:
+        ref = BlobRef(blob=len(blobs), dtype="u8", shape=list(picture.shape))
+        control.append(ControlUnit(model=id, image=ref, weight=weight, start=start, end=end, mode=mode))
+        blobs.append(picture.tobytes())
+    return type(work)(**{**{f: getattr(work, f) for f in work.__struct_fields__}, "control": control}), blobs
 
 
 def close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
@@ -150,11 +162,9 @@ CONTROL_CASES: list[tuple[str, list[tuple[str, int, float, float, float]]]] = [
 ]
 
 
-@torch.no_grad()
-@pytest.mark.parametrize(("model", "units"), CONTROL_CASES)
-def test_control_units_give_the_latents_of_diffusers_pipeline(
-    stage: Stage, model: str, units: list[tuple[str, int, float, float, float]]
-) -> None:
+def diffusers_latents(
+    stage: Stage, model: str, units: list[tuple[str, int, float, float, float]], **arguments: Any
+) -> torch.Tensor:
     base = stage.pipelines[model]
     kind = {"sd": "StableDiffusionControlNetPipeline", "sdxl": "StableDiffusionXLControlNetPipeline"}[model]
     nets, images = [stage.nets[id] for id, *_ in units], [tensor_of(picture_of(seed)) for _, seed, *_ in units]
@@ -165,22 +175,71 @@ def test_control_units_give_the_latents_of_diffusers_pipeline(
     )
     pipeline = getattr(diffusers, kind)(**{**components, **extra, "controlnet": nets[0] if one else nets})
     pipeline.set_progress_bar_config(disable=True)
-    expected = pipeline(
+    found: torch.Tensor = pipeline(
         PROMPT,
         negative_prompt=NEGATIVE,
         image=images[0] if one else images,
         latents=noise_of(5),
         num_inference_steps=6,
-        guidance_scale=3.0,
         controlnet_conditioning_scale=units[0][2] if one else [unit[2] for unit in units],
         control_guidance_start=[unit[3] for unit in units],
         control_guidance_end=[unit[4] for unit in units],
         output_type="latent",
-        **({"height": EDGE, "width": EDGE}),
+        **({"height": EDGE, "width": EDGE} | arguments),
     ).images
-    ours = latents(stage, model, [(id, picture_of(seed), *rest) for id, seed, *rest in units])  # type: ignore[misc]
-    assert close(ours, expected)
+    return found
+
+
+def pictured(units: list[tuple[str, int, float, float, float]]) -> list[tuple[str, Any, float, float, float]]:
+    return [(id, picture_of(seed), weight, start, end) for id, seed, weight, start, end in units]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("model", "units"), CONTROL_CASES)
+def test_control_units_give_the_latents_of_diffusers_pipeline(
+    stage: Stage, model: str, units: list[tuple[str, int, float, float, float]]
+) -> None:
+    ours = latents(stage, model, pictured(units))
+    assert close(ours, diffusers_latents(stage, model, units, guidance_scale=3.0))
     assert not close(ours, latents(stage, model))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize(("model", "units"), CONTROL_CASES)
+def test_the_mode_control_gives_the_latents_of_diffusers_guess_mode(
+    stage: Stage, model: str, units: list[tuple[str, int, float, float, float]], guidance: float
+) -> None:
+    ours = latents(stage, model, pictured(units), "control", guidance=guidance)
+    assert close(ours, diffusers_latents(stage, model, units, guidance_scale=guidance, guess_mode=True))
+    assert not close(ours, latents(stage, model, pictured(units), guidance=guidance))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("model", "net"), [("sd", "sd-a"), ("sdxl", "sdxl-a")])
+def test_the_mode_prompt_fades_the_residuals_for_both_halves(stage: Stage, model: str, net: str) -> None:
+    """The net's own outputs, faded by hand, against what the loop makes of a job of one step's input."""
+    unit = (net, picture_of(1), 0.7, 0.0, 1.0)
+    work, blobs = request([5], model, [unit], "prompt")
+    stage.desk.run(work, *blobs)
+    held = stage.desk.loop.jobs[-1]
+    stage.desk.until(lambda: isinstance(held.stage, Sampling))
+    assert isinstance(held.stage, Sampling)
+    input = joined([held.stage.share()])
+    ours = stage.desk.loop.family(model).denoise(input)
+    stage.desk.tell(down.Cancel(job=held.job, attempt=1))
+    arguments = {"encoder_hidden_states": input.states, "added_cond_kwargs": dict(input.added) or None}
+    cond = tensor_of(unit[1]).expand(2, -1, -1, -1)
+    outputs = stage.nets[net](input.sample, input.timesteps, controlnet_cond=cond, **arguments)
+    residuals = [*outputs.down_block_res_samples, outputs.mid_block_res_sample]
+    fading = [0.7 * 10 ** (number / (len(residuals) - 1) - 1) for number in range(len(residuals))]
+    *below, middle = (residual * factor for residual, factor in zip(residuals, fading))
+    added = {"down_block_additional_residuals": below, "mid_block_additional_residual": middle}
+    expected = stage.pipelines[model].unet(input.sample, input.timesteps, **arguments, **added).sample
+    assert len(ours) == 2
+    assert float((ours - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+    plain = stage.desk.loop.family(model).denoise(replace(input, control=()))
+    assert all(not close(half, without) for half, without in zip(ours, plain))
 
 
 def test_zero_convolutions_and_weight_0_change_nothing(stage: Stage) -> None:
@@ -189,18 +248,14 @@ def test_zero_convolutions_and_weight_0_change_nothing(stage: Stage) -> None:
     assert torch.equal(latents(stage, "sd", [("sd-a", picture_of(1), 0.0, 0.0, 1.0)]), plain)
 
 
-def test_jobs_with_the_same_net_share_a_batch_with_their_own_pictures_and_weights(stage: Stage) -> None:
+def test_jobs_with_the_same_net_share_a_batch_with_their_own_pictures_weights_and_modes(stage: Stage) -> None:
     desk, alone, jobs = stage.desk, [], []
-    requests = [(1, 0.7), (2, 1.0)]
-    for seed, weight in requests:
-        alone.append(latents(stage, "sd", [("sd-a", picture_of(seed), weight, 0.0, 1.0)]))
-    for seed, weight in requests:
-        picture = picture_of(seed)
-        ref = BlobRef(blob=1, dtype="u8", shape=list(picture.shape))
-        unit = ControlUnit(model="sd-a", image=ref, weight=weight, start=0.0, end=1.0)
-        changes: dict[str, Any] = {"model": "sd", "steps": 6, "sampler": "euler", "control": [unit]}
-        work, blobs = generate([5], edge=EDGE, scale=SCALE, prompt=PROMPT, negative_prompt=spans(NEGATIVE), **changes)
-        jobs.append(desk.run(work, *blobs, picture.tobytes(), job=f"shared_{seed}"))
+    requests = [(1, 0.7, "balanced"), (2, 1.0, "control"), (3, 0.9, "prompt")]
+    for seed, weight, mode in requests:
+        alone.append(latents(stage, "sd", [("sd-a", picture_of(seed), weight, 0.0, 1.0)], mode))
+    for seed, weight, mode in requests:
+        work, blobs = request([5], "sd", [("sd-a", picture_of(seed), weight, 0.0, 1.0)], mode)
+        jobs.append(desk.run(work, *blobs, job=f"shared_{seed}"))
     stages = [held.stage for held in desk.loop.jobs]
     desk.until(lambda: all(getattr(held.stage, "is_done", False) for held in desk.loop.jobs))
     stages = [held.stage for held in desk.loop.jobs]
@@ -208,7 +263,7 @@ def test_jobs_with_the_same_net_share_a_batch_with_their_own_pictures_and_weight
         assert isinstance(found, Sampling)
         assert close(found.latents, expected)
     desk.finish()
-    assert all(desk.result(job)[0].batch_sizes == [4] * 6 for job in jobs)
+    assert all(desk.result(job)[0].batch_sizes == [6] * 6 for job in jobs)
 
 
 @pytest.mark.parametrize(

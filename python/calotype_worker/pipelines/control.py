@@ -30,6 +30,9 @@ class ControlNet:
         self.dtype = next(module.parameters()).dtype
         config: Any = module.config
         self.in_channels = int(config.in_channels)
+        down: Any = module.controlnet_down_blocks
+        self.residuals = len(down) + 1
+        """Tensors that it adds: one for each layer of the down blocks, and that of the middle."""
         self.resident_bytes = 0
         self.phases_ms: dict[str, float] = {}
 
@@ -41,6 +44,14 @@ class ControlNet:
 
     def trim(self) -> None:
         """There is nothing that could be made again."""
+
+
+def faded(residuals: int) -> torch.Tensor:
+    """Factors from 0.1 for the first of so many residuals to 1 for the middle block's, in equal ratios.
+
+    The network then sees to the composition more than to the details: the "guess mode" of the paper's authors.
+    """
+    return torch.logspace(-1, 0, residuals)
 
 
 def residuals(
@@ -65,11 +76,11 @@ def residuals(
             added_cond_kwargs=dict(added) or None,
             return_dict=False,
         )
-        # Jobs in one batch have weights of their own: they are factors of the samples.
-        factor = unit.weight.to(sample.dtype)[:, None, None, None]
-        weighted = [residual.to(sample.dtype) * factor for residual in own_down]
+        # Jobs in one batch have weights and modes of their own: they are factors of the samples.
+        factors = unit.factors.to(sample.dtype)[:, :, None, None, None].unbind(1)
+        weighted = [residual.to(sample.dtype) * factor for residual, factor in zip(own_down, factors)]
         down = weighted if down is None else [a + b for a, b in zip(down, weighted)]
-        weighted_middle = own_middle.to(sample.dtype) * factor
+        weighted_middle = own_middle.to(sample.dtype) * factors[-1]
         middle = weighted_middle if middle is None else middle + weighted_middle
     return down, middle
 

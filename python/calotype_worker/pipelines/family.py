@@ -44,11 +44,15 @@ class Conditioned:
 
 @dataclass(frozen=True)
 class ControlInput:
-    """One ControlNet for all samples of a run: its pictures `[n, 3, height, width]`, 0 to 1, and factors `[n]`."""
+    """One ControlNet for all samples of a run.
+
+    `image` are its pictures `[n, 3, height, width]`, 0 to 1; `factors` `[n, residuals]` what each of its residuals
+    counts for each sample, those of the down blocks first, the middle's last.
+    """
 
     net: ControlNet
     image: torch.Tensor
-    weight: torch.Tensor
+    factors: torch.Tensor
 
 
 @dataclass(frozen=True)
