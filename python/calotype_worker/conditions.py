@@ -7,6 +7,7 @@ import torch
 
 from calotype_worker.errors import InvalidInput
 from calotype_worker.pipelines.adapted import PLAIN, AdapterSet
+from calotype_worker.pipelines.annotators.preprocessor import Preprocessor
 from calotype_worker.pipelines.control import ControlNet, faded
 from calotype_worker.pipelines.family import Conditioning, Family
 from calotype_worker.pixels import Blobs, image_of
@@ -14,6 +15,7 @@ from calotype_worker.wire.work import ControlUnit, Generate
 
 FindModel = Callable[[str], Family]
 FindControl = Callable[[str], ControlNet]
+FindPreprocessor = Callable[[str], Preprocessor]
 
 
 @dataclass(frozen=True)
@@ -99,24 +101,34 @@ class Unit:
         return torch.cat([torch.zeros_like(factors[own:]), factors[:own]])
 
 
-def units_of(work: Generate, blobs: Blobs, model: Family, find: FindControl) -> list[Unit]:
+def units_of(
+    work: Generate, blobs: Blobs, model: Family, find: FindControl, find_preprocessor: FindPreprocessor
+) -> list[Unit]:
     """The control units of a job, checked."""
     units = []
     for number, asked in enumerate(work.control, 1):
         if not model.takes_control():
             raise InvalidInput(f"models of the family `{model.name}` take no ControlNet")
-        units.append(_unit(f"control unit {number}", asked, work, blobs, model, find(asked.model)))
+        what, net = f"control unit {number}", find(asked.model)
+        _check(what, asked, model, net)
+        image = image_of(f"the image of {what}", asked.image, blobs)
+        if asked.preprocess is not None:
+            preprocessor = find_preprocessor(asked.preprocess.model)
+            image = preprocessor.picture(image, asked.preprocess.into, work.height, work.width)
+        if image.shape[:2] != (work.height, work.width):
+            raise InvalidInput(f"the image of {what} is {image.shape[1]}x{image.shape[0]}")
+        units.append(_unit(asked, image, model, net))
     return units
 
 
-def _unit(what: str, asked: ControlUnit, work: Generate, blobs: Blobs, model: Family, net: ControlNet) -> Unit:
+def _check(what: str, asked: ControlUnit, model: Family, net: ControlNet) -> None:
     if not net.fits(model.denoiser):
         raise InvalidInput(f"{what}: the ControlNet `{net.id}` does not fit the model `{model.id}`")
     if not (0.0 <= asked.start <= asked.end <= 1.0 and abs(asked.weight) <= 10.0):
         raise InvalidInput(f"{what}: weight {asked.weight}, start {asked.start} or end {asked.end} is out of range")
-    image = image_of(f"the image of {what}", asked.image, blobs)
-    if image.shape[:2] != (work.height, work.width):
-        raise InvalidInput(f"the image of {what} is {image.shape[1]}x{image.shape[0]}")
+
+
+def _unit(asked: ControlUnit, image: torch.Tensor, model: Family, net: ControlNet) -> Unit:
     pixels = (image.permute(2, 0, 1)[None].float() / 255.0).to(model.device)
     factors = torch.ones(net.residuals) if asked.mode == "balanced" else faded(net.residuals)
     factors = (factors * asked.weight).to(model.device)

@@ -8,7 +8,7 @@ from calotype_worker.device import Fence
 from calotype_worker.job import Sampling, Tally
 from calotype_worker.pixels import Blobs
 from calotype_worker.wire.down import Run
-from calotype_worker.wire.work import Work
+from calotype_worker.wire.work import Generate, Work
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,18 @@ class Held:
         return Held(run.job, run.attempt, run.priority, arrival, run.work.model, Waiting(run.work, blobs))
 
     def uses(self, model: str) -> bool:
-        """Whether it needs this model, refiner or ControlNet."""
-        if not isinstance(self.stage, Sampling):
-            return self.model == model
-        others = [leg.model for leg in self.stage.legs] + [unit.net.id for unit in self.stage.units]
+        """Whether it needs this model, refiner, ControlNet or preprocessor.
+
+        A preprocessor is needed until its pictures are made, which they are when the sampling begins.
+        """
+        others: list[str] = []
+        if isinstance(self.stage, Waiting) and isinstance(self.stage.work, Generate):
+            work = self.stage.work
+            others = [unit.model for unit in work.control]
+            others += [unit.preprocess.model for unit in work.control if unit.preprocess is not None]
+            others += [] if work.refiner is None else [work.refiner.model]
+        elif isinstance(self.stage, Sampling):
+            others = [leg.model for leg in self.stage.legs] + [unit.net.id for unit in self.stage.units]
         return model in (self.model, *others)
 
     @property

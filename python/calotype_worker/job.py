@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from calotype_worker import noise as noises
-from calotype_worker.conditions import FindControl, FindModel, Leg, Unit, leg_of, legs_of, units_of
+from calotype_worker.conditions import FindControl, FindModel, FindPreprocessor, Leg, Unit, leg_of, legs_of, units_of
 from calotype_worker.errors import InvalidInput
 from calotype_worker.offload import moved
 from calotype_worker.pipelines.adapted import AdapterSet
@@ -97,8 +97,9 @@ class Sampling:
         bound: AdapterSet,
         find_model: FindModel,
         find_control: FindControl,
+        find_preprocessor: FindPreprocessor,
     ) -> None:
-        """Encode what a job brings. Other models that it names, a refiner and ControlNets, are found by functions."""
+        """Encode what a job brings. Other models that it names, as refiner or for control, are found by functions."""
         latent = checked(work, model, work.width, work.height, work.steps)
         images = len(work.seeds)
         self.seeds = work.seeds
@@ -118,7 +119,7 @@ class Sampling:
         self.run.begin_at(self.start)
         self.before = self.noise_offset = 0
         self._begin(model)
-        self.units = units_of(work, blobs, model, find_control)
+        self.units = units_of(work, blobs, model, find_control, find_preprocessor)
         self.legs = legs_of(work, model, bound, find_model, latent, self._steps)
         self.second: SecondPass | None = None
         if work.hires is not None:

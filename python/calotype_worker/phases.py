@@ -81,7 +81,7 @@ def _start(loop: Loop, held: Held, work: Generate, blobs: Blobs) -> None:
         _spent(loop, held, "bind", started)
     loop.enter("encode", held)
     started = time.perf_counter()
-    held.stage = Sampling(work, blobs, model, bound, loop.family, loop.control_net)
+    held.stage = Sampling(work, blobs, model, bound, loop.family, loop.control_net, loop.preprocessor)
     loop.device.fence().wait()
     _spent(loop, held, "encode", started)
 

@@ -23,6 +23,7 @@ from calotype_worker.held import Delivering, Held, Waiting
 from calotype_worker.job import Sampling
 from calotype_worker.peaks import Peaks
 from calotype_worker.pipelines import registry
+from calotype_worker.pipelines.annotators.preprocessor import Preprocessor
 from calotype_worker.pipelines.control import ControlNet
 from calotype_worker.pipelines.family import Family
 from calotype_worker.pixels import bytes_from, from_numbers, halved, image_ref
@@ -193,14 +194,21 @@ class Loop:
         """A resident model."""
         model = self._resident(id)
         if not isinstance(model, Family):
-            raise InvalidInput(f"`{id}` is a ControlNet, not a model")
+            raise InvalidInput(f"`{id}` is a {_kind(model)}, not a model")
         return model
 
     def control_net(self, id: str) -> ControlNet:
         """A resident ControlNet."""
         model = self._resident(id)
         if not isinstance(model, ControlNet):
-            raise InvalidInput(f"`{id}` is a model, not a ControlNet")
+            raise InvalidInput(f"`{id}` is a {_kind(model)}, not a ControlNet")
+        return model
+
+    def preprocessor(self, id: str) -> Preprocessor:
+        """A resident network that makes the pictures of control units."""
+        model = self._resident(id)
+        if not isinstance(model, Preprocessor):
+            raise InvalidInput(f"`{id}` is a {_kind(model)}, not a preprocessor")
         return model
 
     def _resident(self, id: str) -> registry.Resident:
@@ -224,3 +232,13 @@ class Loop:
             self.say(up.Bye())
             return False
         return True
+
+
+def _kind(model: registry.Resident) -> str:
+    match model:
+        case Preprocessor():
+            return "preprocessor"
+        case ControlNet():
+            return "ControlNet"
+        case Family():
+            return "model"

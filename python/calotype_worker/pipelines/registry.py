@@ -5,11 +5,13 @@ from collections.abc import Callable
 from calotype_worker.device import Device
 from calotype_worker.errors import NotSupported
 from calotype_worker.pipelines import control, flux, sd, sd3, sdxl
+from calotype_worker.pipelines.annotators import preprocessor
+from calotype_worker.pipelines.annotators.preprocessor import Preprocessor
 from calotype_worker.pipelines.control import ControlNet
 from calotype_worker.pipelines.family import Family, Progress
 from calotype_worker.wire.down import Load
 
-Resident = Family | ControlNet
+Resident = Family | ControlNet | Preprocessor
 """What a `load` can make resident."""
 
 LOADERS: dict[str, Callable[[Load, Device, Progress], Resident]] = {
@@ -19,9 +21,13 @@ LOADERS: dict[str, Callable[[Load, Device, Progress], Resident]] = {
     "sd3": sd3.load,
     "flux": flux.load,
     "controlnet": control.load,
+    "preprocessor": preprocessor.load,
 }
 FORMATS = ("diffusers", "checkpoint")
-ADAPTERS = ("lora", "embedding", "controlnet", "refiner", "hires", "inpaint_unet")
+ADAPTERS = (
+    *("lora", "embedding", "controlnet", "controlnet_modes", "preprocessor"),
+    *("refiner", "hires", "inpaint_unet"),
+)
 
 
 def load(asked: Load, device: Device, progress: Progress) -> Resident:
