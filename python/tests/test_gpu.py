@@ -12,11 +12,14 @@ from torch.nn import functional
 from calotype_worker import norms
 from calotype_worker.device import Device
 from calotype_worker.graphs import StepGraphs
+from calotype_worker.pipelines.annotators.preprocessor import Preprocessor
 from calotype_worker.pulse import Pulse
 from calotype_worker.tick import Loop
 from calotype_worker.wire import down, up
-from calotype_worker.wire.work import Adapter
+from calotype_worker.wire.words import BlobRef
+from calotype_worker.wire.work import Adapter, ControlUnit
 
+from . import tiny, tiny_annotators
 from .conftest import MODELS
 from .desk import TINY, Desk, folder_spec, generate, psnr
 
@@ -146,3 +149,51 @@ def test_the_norms_kernels_agree_with_an_exact_group_norm(dtype: torch.dtype) ->
         assert norms.problem() is None
         scale = {torch.float16: 1e-2, torch.bfloat16: 6e-2, torch.float32: 1e-4}[dtype]
         assert float((ours.double() - exact).abs().max()) < scale
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("offload", ["none", "model", "sequential"])
+def test_a_preprocessor_makes_the_pictures_of_the_cpu(tmp_path: Path, offload: Any) -> None:
+    tiny_annotators.saved(tiny_annotators.vitpose, tmp_path / "poses")
+    tiny_annotators.saved(lambda: tiny_annotators.rt_detr("person"), tmp_path / "poses" / "detector")
+    for id, build in (("hybrid", tiny_annotators.dpt_hybrid), ("metric", tiny_annotators.zoedepth)):
+        tiny_annotators.saved(build, tmp_path / id)
+    (tmp_path / "edges").mkdir()
+    tiny_annotators.saved_hed(tmp_path / "edges" / "hed.safetensors")
+    image = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (90, 70, 3), dtype=np.uint8))
+    desks = [GpuDesk(), Desk()]
+    for id, into in (("hybrid", "depth"), ("hybrid", "normal"), ("metric", "depth"), ("edges", "softedge")):
+        ours, theirs = (made_by(desk, id, tmp_path / id, image, into, offload) for desk in desks)
+        assert float((ours.float() - theirs.float()).abs().mean()) < 2, (id, into)
+    # Peaks of random heatmaps may lie elsewhere by rounding: that it draws at all is what a device can break.
+    assert made_by(desks[0], "poses", tmp_path / "poses", image, "pose", offload).shape == (64, 48, 3)
+    for id, net in desks[0].loop.models.items():
+        assert isinstance(net, Preprocessor)
+        places = {parameter.device.type for module in net.annotator.modules() for parameter in module.parameters()}
+        assert places == {"cuda" if offload == "none" else "cpu"}, id
+
+
+def made_by(desk: Desk, id: str, place: Path, image: torch.Tensor, into: str, offload: Any) -> torch.Tensor:
+    spec = folder_spec(id, place, family="preprocessor")
+    desk.tell(down.Load(load=id, model=spec, dtype="f32", budget_bytes=0, plan=down.LoadPlan(offload=offload)))
+    assert id in desk.loop.models, desk.said[-1]
+    return desk.loop.preprocessor(id).picture(image, into, 64, 48)
+
+
+@pytest.mark.parametrize("mode", ["balanced", "prompt", "control"])
+def test_control_units_of_each_mode_compute_in_half_precision(tmp_path: Path, mode: Any) -> None:
+    tiny.saved(tiny.sd(), tmp_path / "sd")
+    tiny.controlnet(tiny.TEXT, None, 5, zero=False).save_pretrained(tmp_path / "net")
+    image = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    unit = ControlUnit(
+        model="net", image=BlobRef(blob=1, dtype="u8", shape=[64, 64, 3]), weight=0.5, start=0.0, end=1.0, mode=mode
+    )
+    found = []
+    for desk, dtype in ((GpuDesk(), "f16"), (Desk(), "f32")):
+        desk.load(folder_spec("sd", tmp_path / "sd"), dtype=dtype)
+        desk.load(folder_spec("net", tmp_path / "net", family="controlnet"), dtype=dtype)
+        work, blobs = generate([1], edge=64, scale=2, model="sd", steps=3, control=[unit])
+        job = desk.run(work, *blobs, image.tobytes())
+        desk.finish()
+        found.append(desk.picture(job))
+    assert psnr(*found) >= 30
