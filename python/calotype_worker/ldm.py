@@ -61,6 +61,28 @@ def unet(name: str, config: Mapping[str, Any]) -> str:
     return _renamed(name, _UNET_ENDS)
 
 
+_HINT_BLOCK = re.compile(r"controlnet_cond_embedding\.blocks\.(\d+)\.(.+)")
+_DOWN_BLOCK = re.compile(r"controlnet_down_blocks\.(\d+)\.(.+)")
+
+
+def controlnet(name: str, config: Mapping[str, Any]) -> str:
+    """A layer of a ControlNet; the prefix is `control_model.`, or nothing."""
+    hint = _HINT_BLOCK.fullmatch(name)
+    if hint is not None:
+        return f"input_hint_block.{2 * (int(hint[1]) + 1)}.{hint[2]}"
+    down = _DOWN_BLOCK.fullmatch(name)
+    if down is not None:
+        return f"zero_convs.{down[1]}.0.{down[2]}"
+    blocks = 2 * (len(config["conditioning_embedding_out_channels"]) - 1)
+    ends = (
+        ("controlnet_cond_embedding.conv_in", "input_hint_block.0"),
+        ("controlnet_cond_embedding.conv_out", f"input_hint_block.{2 * (blocks + 1)}"),
+        ("controlnet_mid_block", "middle_block_out.0"),
+    )
+    renamed = _renamed(name, ends)
+    return unet(name, config) if renamed == name else renamed
+
+
 _VAE_BLOCK = re.compile(r"(encoder|decoder)\.(?:down|up)_blocks\.(\d+)\.(resnets|downsamplers|upsamplers)\.(\d+)\.(.+)")
 _VAE_MIDDLE = re.compile(r"(encoder|decoder)\.mid_block\.(resnets|attentions)\.(\d+)\.(.+)")
 _VAE_ATTENTION = (

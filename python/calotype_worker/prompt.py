@@ -136,8 +136,8 @@ class TextEncoder:
         return len(self.inner.encoder.layers)
 
     def encode(self, spans: Sequence[Span], left_out: int, embeddings: Embeddings) -> Encoded:
-        """Encode a prompt with the last `left_out` layers left out."""
-        if left_out >= self.layers:
+        """Encode a prompt with the last `left_out` layers left out; without any layer the embeddings are the states."""
+        if left_out > self.layers:
             raise InvalidInput(f"clip skip leaves out {left_out} of {self.layers} layers")
         table = self.inner.embeddings.token_embedding
         vocabulary = int(table.weight.shape[0])

@@ -1,7 +1,7 @@
 """T5 as a text encoder: one sequence of a fixed length, weighted like CLIP's chunks."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +14,44 @@ from calotype_worker.wire.work import Span
 
 
 class T5Tokenizer:
-    """The pieces of T5's vocabulary."""
+    """The pieces of T5's vocabulary, from a folder or from a `tokenizer.json`."""
 
-    def __init__(self, folder: Path) -> None:
-        from transformers import AutoTokenizer
-
+    def __init__(self, place: Path) -> None:
         try:
-            self._inner: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            self.end, self.pad = int(self._inner.eos_token_id), int(self._inner.pad_token_id)
+            self._ids, self.end, self.pad = _from_file(place) if place.is_file() else _from_folder(place)
         except Exception as error:  # Whatever a library finds wrong with a file is wrong with the file.
-            raise ModelLoad("the tokenizer cannot be read", f"{folder}: {error}") from None
+            raise ModelLoad("the tokenizer cannot be read", f"{place}: {error}") from None
 
     def ids(self, text: str) -> list[int]:
         """The ids of `text`, without the one that ends a sequence."""
-        return [int(id) for id in self._inner(text, add_special_tokens=False, verbose=False).input_ids]
+        return self._ids(text)
+
+
+Ids = Callable[[str], list[int]]
+
+
+def _from_folder(folder: Path) -> tuple[Ids, int, int]:
+    from transformers import AutoTokenizer
+
+    inner: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+    def ids(text: str) -> list[int]:
+        return [int(id) for id in inner(text, add_special_tokens=False, verbose=False).input_ids]
+
+    return ids, int(inner.eos_token_id), int(inner.pad_token_id)
+
+
+def _from_file(path: Path) -> tuple[Ids, int, int]:
+    from tokenizers import Tokenizer
+
+    inner = Tokenizer.from_file(str(path))
+    end, pad = inner.token_to_id("</s>"), inner.token_to_id("<pad>")
+    if end is None or pad is None:
+        raise ValueError("it has no `</s>` or no `<pad>`, so it is not T5's")
+    # The sequence is framed and filled up here.
+    inner.no_truncation()
+    inner.no_padding()
+    return lambda text: list(inner.encode(text, add_special_tokens=False).ids), end, pad
 
 
 class T5Encoder:

@@ -18,7 +18,8 @@ from calotype_worker.errors import ModelLoad
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 USUAL_NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")
-_FLOATS = ("F32", "F16", "BF16")
+_FLOATS = ("F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+_KNOWN = "f32, f16, bf16 and f8 are read"
 
 PIECE_BYTES = 64 << 20
 """Progress is told so often."""
@@ -69,6 +70,7 @@ class WeightFile:
             opened = opened or safe_open(path, framework="pt", device="cpu")
             self._file = opened
             self.names: list[str] = list(opened.keys())
+            self.names_set = frozenset(self.names)
         except (SafetensorError, OSError, ValueError) as error:
             raise ModelLoad("a weights file cannot be read", f"{path}: {error}") from None
 
@@ -95,8 +97,20 @@ class WeightFile:
     def read_float(self, name: str) -> torch.Tensor:
         """A tensor of the host as f32."""
         if self.dtype(name) not in _FLOATS:
-            raise self.wrong(name, f"has the type {self.dtype(name)}; f32, f16 and bf16 are read")
+            raise self.wrong(name, f"has the type {self.dtype(name)}; {_KNOWN}")
         return self.read(name).float()
+
+    def scale(self, name: str) -> float:
+        """What a tensor of f8 is to be multiplied with, which some files store beside it; 1 where nothing is."""
+        if not self.dtype(name).startswith("F8"):
+            return 1.0
+        for beside in (f"{name.removesuffix('weight')}scale_weight", f"{name}_scale"):
+            if beside in self.names_set:
+                scale = self.read_float(beside)
+                if scale.numel() != 1:
+                    raise self.wrong(beside, f"has the shape {list(scale.shape)}; one number for a tensor is read")
+                return float(scale)
+        return 1.0
 
     def wrong(self, name: str, why: str) -> ModelLoad:
         """What is wrong with a tensor."""
@@ -104,26 +118,40 @@ class WeightFile:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Rows of a stored tensor that are a parameter by themselves: `start` to `stop`, of `total`."""
+
+    start: int
+    stop: int
+    total: int
+
+
+@dataclass(frozen=True)
 class Source:
-    """Where a parameter is stored: a tensor of a file, or a third of its rows, or its transpose."""
+    """Where a parameter is stored: a tensor of a file, or some of its rows, its transpose, its exchanged halves."""
 
     file: WeightFile
     name: str
-    third: int | None = None
+    rows: Rows | None = None
     transposed: bool = False
+    swapped: bool = False
 
     def shape(self) -> list[int]:
         """The parameter's shape, from the header."""
         shape = self.file.shape(self.name)
-        if self.third is not None:
-            return [shape[0] // 3, *shape[1:]]
+        if self.rows is not None:
+            if shape[:1] != [self.rows.total]:
+                raise self.file.wrong(self.name, f"has the shape {shape}; {self.rows.total} rows were expected")
+            return [self.rows.stop - self.rows.start, *shape[1:]]
         return shape[::-1] if self.transposed else shape
 
     def read(self) -> torch.Tensor:
-        """The parameter on the host."""
+        """The parameter on the host, without its scale."""
         tensor = self.file.read(self.name)
-        if self.third is not None:
-            return tensor.chunk(3)[self.third]
+        if self.rows is not None:
+            return tensor[self.rows.start : self.rows.stop]
+        if self.swapped:
+            return torch.cat(tensor.chunk(2)[::-1])
         return tensor.T.contiguous() if self.transposed else tensor
 
 
@@ -209,34 +237,43 @@ class Binding:
 
     def __init__(self, module: nn.Module, weights: Store) -> None:
         self.module = module
-        self.found: list[tuple[str, nn.Parameter, Source]] = []
-        for name, parameter in module.named_parameters():
+        self.found: list[tuple[str, torch.Tensor, Source]] = []
+        for name, tensor in _stored(module):
             source = weights.find(name)
             if source is None:
+                if not isinstance(tensor, nn.Parameter):
+                    continue  # A table that the module has computed.
                 raise ModelLoad(
                     "the weights do not fit the model's config", f"{weights.path}: tensor `{name}` is missing"
                 )
             file, spelling, shape = source.file, source.name, source.shape()
-            if _squeezed(shape) != _squeezed(list(parameter.shape)):
+            if _squeezed(shape) != _squeezed(list(tensor.shape)):
                 raise ModelLoad(
                     "the weights do not fit the model's config",
-                    f"{file.path}: tensor `{spelling}` has the shape {shape}, not {list(parameter.shape)}",
+                    f"{file.path}: tensor `{spelling}` has the shape {shape}, not {list(tensor.shape)}",
                 )
             if file.dtype(spelling) not in _FLOATS:
-                raise file.wrong(spelling, f"has the type {file.dtype(spelling)}; f32, f16 and bf16 are read")
-            self.found.append((name, parameter, source))
+                raise file.wrong(spelling, f"has the type {file.dtype(spelling)}; {_KNOWN}")
+            self.found.append((name, tensor, source))
 
     def elements(self) -> int:
         """Numbers in all."""
-        return sum(parameter.numel() for _, parameter, _ in self.found)
+        return sum(tensor.numel() for _, tensor, _ in self.found)
 
     def fill(self, put: Put, progress: Callable[[int], None]) -> nn.Module:
         """Read the weights; `progress` hears of the bytes of each piece. Gives the module, ready to compute."""
         pending = 0
-        for name, parameter, source in self.found:
-            tensor = put(source.read().reshape(parameter.shape))
+        for name, place, source in self.found:
+            tensor = put(source.read().reshape(place.shape))
+            scale = source.file.scale(source.name)
+            if scale != 1.0:
+                # On the device, and exact: f8 has no bit that the type to compute with has not.
+                tensor = tensor.mul_(scale)
             owner, _, leaf = name.rpartition(".")
-            setattr(self.module.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
+            if isinstance(place, nn.Parameter):
+                setattr(self.module.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
+            else:
+                self.module.get_submodule(owner)._buffers[leaf] = tensor
             pending += tensor.nbytes
             if pending >= PIECE_BYTES:
                 progress(pending)
@@ -244,3 +281,12 @@ class Binding:
         progress(pending)
         self.found.clear()
         return self.module.eval()
+
+
+def _stored(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """What a file may hold of a module: its parameters, and tables like SD3's positions."""
+    yield from module.named_parameters()
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    for name, buffer in module.state_dict().items():
+        if name not in parameters and buffer.is_floating_point():
+            yield name, buffer

@@ -10,24 +10,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from calotype_worker import ldm
+from calotype_worker import mmdit
 from calotype_worker.errors import ModelLoad, NotSupported
+from calotype_worker.pipelines import layouts
+from calotype_worker.pipelines.layouts import DENOISER, Layout
 from calotype_worker.pipelines.parts import config_of
 from calotype_worker.prompt import Tokenizer
-from calotype_worker.weights import Source, WeightFile
+from calotype_worker.weights import WeightFile
 from calotype_worker.wire.down import ModelSpec
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-UNET = "model.diffusion_model."
-VAE = "first_stage_model."
 # The width of the text that the UNet attends to tells the architectures apart.
 BY_CONTEXT = {768: "sd15", 1024: "sd21", 2048: "sdxl", 1280: "sdxl_refiner"}
-CLIP_PREFIXES = ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer.")
-OPEN_CLIP_PREFIXES = ("cond_stage_model.model.", "conditioner.embedders.1.model.", "conditioner.embedders.0.model.")
+# A tensor tells the transformers.
+BY_BLOCK = {"joint_blocks.0.x_block.attn.qkv.weight": "sd3", "double_blocks.0.img_attn.qkv.weight": "flux"}
+TRANSFORMERS = {"sd3": mmdit.sd3_config, "flux": mmdit.flux_config}
+
+
+def configs_of(architecture: str) -> dict[str, Any]:
+    """The configs of an architecture's components."""
+    found: dict[str, Any] = json.loads((CONFIGS / f"{architecture}.json").read_text())
+    return found
 
 
 class Checkpoint:
-    """A single file with everything in it."""
+    """A single file with everything in it, or with the denoiser and whatever else."""
 
     def __init__(self, spec: ModelSpec) -> None:
         place = spec.components.get("checkpoint") or spec.components.get("root")
@@ -35,42 +42,72 @@ class Checkpoint:
             raise ModelLoad("the model has a part missing", "no component `checkpoint` and no `root`")
         self.file = WeightFile(Path(place))
         self.spec = spec
-        self.names = set(self.file.names)
         self.architecture = self._architecture()
-        self.configs: dict[str, Any] = json.loads((CONFIGS / f"{self.architecture}.json").read_text())
-        first = f"{UNET}input_blocks.0.0.weight"
-        if first in self.names:
-            # Inpainting variants differ in the first layer alone.
-            self.configs["unet"]["in_channels"] = self.file.shape(first)[1]
+        self.configs = configs_of(self.architecture)
         if self.configs["family"] != spec.family:
             raise NotSupported(f"the checkpoint is of the family `{self.configs['family']}`, not `{spec.family}`")
+        if self.architecture in TRANSFORMERS:
+            self.configs["transformer"] = self._transformer()
+        first = f"{DENOISER}input_blocks.0.0.weight"
+        if first in self.file.names_set:
+            # Inpainting variants differ in the first layer alone.
+            self.configs["unet"]["in_channels"] = self.file.shape(first)[1]
 
     def _architecture(self) -> str:
+        prefix = layouts.denoiser_prefix(self.file)
+        for name, architecture in BY_BLOCK.items():
+            if prefix + name in self.file.names_set:
+                return architecture
         widths = {
             self.file.shape(name)[1]
-            for name in self.names
-            if name.startswith(UNET) and name.endswith("attn2.to_k.weight")
+            for name in self.file.names
+            if name.startswith(DENOISER) and name.endswith("attn2.to_k.weight")
         }
         found = BY_CONTEXT.get(widths.pop()) if len(widths) == 1 else None
         if found is None:
+            known = ", ".join((*BY_CONTEXT.values(), *TRANSFORMERS))
             raise NotSupported(
                 "the checkpoint is of no architecture that this worker knows",
-                f"{self.file.path}: the UNet is not that of {', '.join(BY_CONTEXT.values())}",
+                f"{self.file.path}: the denoiser is not that of {known}",
             )
         return found
+
+    def _transformer(self) -> dict[str, Any]:
+        prefix = layouts.denoiser_prefix(self.file)
+        names = (name for name in self.file.names if name.startswith(prefix))
+        shapes = {name.removeprefix(prefix): self.file.shape(name) for name in names}
+        try:
+            return TRANSFORMERS[self.architecture](shapes)
+        except KeyError as missing:
+            raise ModelLoad(
+                "the weights do not fit the model", f"{self.file.path}: tensor `{prefix}{missing.args[0]}` is missing"
+            ) from None
+        except (ValueError, IndexError, ZeroDivisionError) as error:
+            raise ModelLoad(
+                "the weights do not fit the model",
+                f"{self.file.path}: the shapes are not those of `{self.architecture}`: {error}",
+            ) from None
 
     def scheduler(self) -> Mapping[str, Any]:
         """The noise schedule of the training."""
         if "scheduler" in self.spec.components:
             return config_of(Path(self.spec.components["scheduler"]), "scheduler_config.json")
+        if self.architecture == "flux" and not self.configs["transformer"]["guidance_embeds"]:
+            without: dict[str, Any] = self.configs["scheduler_without_guidance"]
+            return without
         config = dict(self.configs["scheduler"])
-        said = self.file.metadata().get("modelspec.prediction_key") or ("v" if "v_pred" in self.names else None)
+        if self.architecture in TRANSFORMERS:
+            # A flow predicts nothing else.
+            return config
+        said = self.file.metadata().get("modelspec.prediction_key") or (
+            "v" if "v_pred" in self.file.names_set else None
+        )
         if said is not None:
             config["prediction_type"] = "v_prediction" if said.startswith("v") else "epsilon"
         return config
 
     def tokenizer(self, role: str) -> Tokenizer:
-        """The tokenizer of a text encoder: the given one, or CLIP's."""
+        """The tokenizer of a CLIP text encoder: the given one, or CLIP's."""
         key = role.replace("text_encoder", "tokenizer")
         if key in self.spec.components:
             return Tokenizer(Path(self.spec.components[key]))
@@ -78,38 +115,30 @@ class Checkpoint:
         open_clip = self.configs[role]["hidden_act"] == "gelu"
         return Tokenizer(CONFIGS / "clip_tokenizer", pad=0 if open_clip else None)
 
-    def part(self, role: str) -> "Part":
+    def has(self, role: str) -> bool:
+        """Whether the file has anything of a component."""
+        if role not in self.configs:
+            return False
+        if role in ("unet", "transformer"):
+            return True
+        return layouts.prefix_in(self.file, layouts.prefixes(role, self.configs[role])) is not None
+
+    def config(self, role: str) -> dict[str, Any]:
+        """The config of a component that the file has."""
+        if not self.has(role):
+            names = ", ".join(f"`{prefix}…`" for prefix in layouts.prefixes(role, self.configs[role]))
+            raise ModelLoad(
+                "the model has a part missing",
+                f"{self.file.path}: no tensors {names}; give the component `{role}` beside the checkpoint",
+            )
+        found: dict[str, Any] = self.configs[role]
+        return found
+
+    def part(self, role: str) -> Layout:
         """Where the parameters of a component are."""
-        return Part(self, role)
-
-
-class Part:
-    """One component of a checkpoint."""
-
-    def __init__(self, checkpoint: Checkpoint, role: str) -> None:
-        self.path = checkpoint.file.path
-        self._checkpoint = checkpoint
-        self._role = role
-        self._config = checkpoint.configs[role]
-
-    def find(self, name: str) -> Source | None:
-        """Where a parameter is."""
-        names = self._checkpoint.names
-        if self._role == "unet":
-            return self._source(f"{UNET}{ldm.unet(name, self._config)}")
-        if self._role == "vae":
-            return self._source(f"{VAE}{ldm.vae(name, self._config)}")
-        bare = name.removeprefix("text_model.")
-        for prefix in CLIP_PREFIXES:
-            for spelling in (f"{prefix}text_model.{bare}", f"{prefix}{bare}"):
-                if spelling in names and self._config["hidden_act"] != "gelu":
-                    return Source(self._checkpoint.file, spelling)
-        stored, third = ldm.open_clip(name)
-        for prefix in OPEN_CLIP_PREFIXES:
-            if prefix + stored in names:
-                transposed = stored == "text_projection"
-                return Source(self._checkpoint.file, prefix + stored, third, transposed)
-        return None
-
-    def _source(self, name: str) -> Source | None:
-        return Source(self._checkpoint.file, name) if name in self._checkpoint.names else None
+        config = self.config(role)
+        if role == "unet":
+            return layouts.unet(self.file, config)
+        if role == "transformer":
+            return layouts.transformer(self.file, self.architecture, config)
+        return layouts.layout(self.file, role, config)

@@ -86,17 +86,25 @@ def residuals(
 
 
 def load(load: Load, device: Device, progress: Progress) -> ControlNet:
-    """Make a diffusers folder of a ControlNet resident; its own folder is the role `controlnet`, or the root."""
+    """Make a ControlNet resident: a diffusers folder or a single file, in the role `controlnet` or as the root."""
     from pathlib import Path
 
+    from calotype_worker.pipelines import control_file, layouts
     from calotype_worker.pipelines.parts import Loader, config_of, diffusers_module
-    from calotype_worker.weights import Weights
+    from calotype_worker.weights import Store, WeightFile, Weights
 
     components = load.model.components
-    place = Path(components.get("controlnet") or components.get("root", ""))
+    place = Path(components.get("controlnet") or components.get("checkpoint") or components.get("root", ""))
     loader = Loader(load, device, progress)
-    module = diffusers_module(config_of(place), CONTROL_NETS, str(place))
-    loader.bind("controlnet", module, Weights(place))
+    store: Store
+    if load.model.format == "checkpoint":
+        file = WeightFile(place)
+        config = control_file.config_of(file)
+        store = layouts.controlnet(file, config)
+    else:
+        config, store = config_of(place), Weights(place)
+    module = diffusers_module(config, CONTROL_NETS, str(place))
+    loader.bind("controlnet", module, store)
     net = ControlNet(load.model.id, loader.fill()["controlnet"])
     net.resident_bytes, net.phases_ms = loader.total_bytes, loader.phases_ms
     return net

@@ -13,6 +13,7 @@ from calotype_worker.device import Device
 from calotype_worker.errors import ModelLoad
 from calotype_worker.pipelines.family import Conditioning, DenoiseInput, Family, Progress
 from calotype_worker.pipelines.files import files_of
+from calotype_worker.pipelines.fit import flux_fits
 from calotype_worker.pipelines.parts import Loader
 from calotype_worker.pipelines.transformer import PATCH, TransformerFamily, bound_parts
 from calotype_worker.samplers.flow import FlowSchedule
@@ -79,14 +80,18 @@ class Flux(TransformerFamily):
 
 
 def load(load: Load, device: Device, progress: Progress) -> Family:
-    """Make a diffusers folder resident."""
+    """Make a diffusers folder or a single file resident."""
     loader = Loader(load, device, progress)
     files = files_of(load.model)
     schedule = FlowSchedule.of_config(files.scheduler())
+    if not files.has("text_encoder_2"):
+        where = files.where("text_encoder_2")
+        raise ModelLoad(
+            "the model has a part missing",
+            f"{where}: FLUX needs its T5 encoder; give the component `text_encoder_2`, a folder or a file",
+        )
     filled, encoders, t5 = bound_parts(
-        loader, files, load.model, ("text_encoder",), "text_encoder_2", T5_TOKENS, "FluxTransformer2DModel"
+        loader, files, ("text_encoder",), "text_encoder_2", T5_TOKENS, "FluxTransformer2DModel", flux_fits
     )
-    if t5 is None:
-        raise ModelLoad("the model has a part missing", f"{files.where('text_encoder_2')}: FLUX needs its T5 encoder")
     model = Flux(load.model.id, filled, encoders, t5, schedule, loader.dtype)
     return loader.settled(model)

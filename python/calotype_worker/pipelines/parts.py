@@ -104,6 +104,10 @@ class Loader:
         self.bindings[role] = Binding(module, weights)
         self.dtypes[role] = dtype or self.dtype
 
+    def modules(self) -> dict[str, nn.Module]:
+        """What was bound, by role; without weights until `fill`."""
+        return {role: binding.module for role, binding in self.bindings.items()}
+
     def vae_dtype(self, config: Config) -> torch.dtype:
         """The type of a VAE: some overflow in f16, and say so."""
         return torch.float32 if config.get("force_upcast") and self.dtype == torch.float16 else self.dtype

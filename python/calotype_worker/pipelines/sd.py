@@ -14,6 +14,7 @@ from calotype_worker.pipelines.adapted import Adapted
 from calotype_worker.pipelines.control import residuals
 from calotype_worker.pipelines.family import Conditioning, DenoiseInput, Family, Progress
 from calotype_worker.pipelines.files import Files, files_of
+from calotype_worker.pipelines.fit import unet_fits
 from calotype_worker.pipelines.parts import Config, Loader, diffusers_module, transformers_module
 from calotype_worker.prompt import TextEncoder, padded
 from calotype_worker.samplers.run import SamplerRun, planned
@@ -125,6 +126,7 @@ def bind_all(loader: Loader, files: Files, encoders: Sequence[str]) -> dict[str,
             f"a UNet with {unet.get('in_channels')} input channels (an editing variant) is not supported",
             files.where("unet"),
         )
+    unet_fits(files, loader.modules(), encoders)
     return configs
 
 

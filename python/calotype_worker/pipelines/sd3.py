@@ -8,6 +8,7 @@ import torch
 from calotype_worker.device import Device
 from calotype_worker.pipelines.family import Conditioning, DenoiseInput, Family, Progress
 from calotype_worker.pipelines.files import files_of
+from calotype_worker.pipelines.fit import sd3_fits
 from calotype_worker.pipelines.parts import Loader
 from calotype_worker.pipelines.transformer import TransformerFamily, bound_parts
 from calotype_worker.prompt import Encoded, padded
@@ -66,13 +67,13 @@ class StableDiffusion3(TransformerFamily):
 
 
 def load(load: Load, device: Device, progress: Progress) -> Family:
-    """Make a diffusers folder resident."""
+    """Make a diffusers folder or a single file resident."""
     loader = Loader(load, device, progress)
     files = files_of(load.model)
     schedule = FlowSchedule.of_config(files.scheduler())
     clips = ("text_encoder", "text_encoder_2")
     filled, encoders, t5 = bound_parts(
-        loader, files, load.model, clips, "text_encoder_3", T5_TOKENS, "SD3Transformer2DModel"
+        loader, files, clips, "text_encoder_3", T5_TOKENS, "SD3Transformer2DModel", sd3_fits
     )
     model = StableDiffusion3(load.model.id, filled, encoders, t5, schedule, loader.dtype)
     return loader.settled(model)

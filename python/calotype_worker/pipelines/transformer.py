@@ -1,12 +1,11 @@
 """What the transformer families share: a flow, a denoiser in the role `transformer`, CLIP and T5 encoders."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from calotype_worker.errors import NotSupported
 from calotype_worker.pipelines.adapted import Adapted
 from calotype_worker.pipelines.family import Family
 from calotype_worker.pipelines.files import Files
@@ -16,9 +15,10 @@ from calotype_worker.prompt import TextEncoder
 from calotype_worker.samplers.flow import FlowSchedule
 from calotype_worker.samplers.run import SamplerRun
 from calotype_worker.t5 import T5Encoder, T5Tokenizer, t5_dtype, tied
-from calotype_worker.wire.down import ModelSpec
 from calotype_worker.wire.words import Sampler, Schedule
 
+Fits = Callable[[Files, Mapping[str, nn.Module], Sequence[str], str], None]
+"""Says what of a family's parts does not belong together; see `fit`."""
 T5S = ("T5EncoderModel",)
 PATCH = 2
 """Latents of a patch's edge, of which the transformer makes a token."""
@@ -60,18 +60,16 @@ class TransformerFamily(Family):
 
 
 def bound_parts(
-    loader: Loader, files: Files, spec: ModelSpec, clips: Sequence[str], t5: str, t5_tokens: int, transformer: str
+    loader: Loader, files: Files, clips: Sequence[str], t5: str, t5_tokens: int, transformer: str, fits: Fits
 ) -> tuple[dict[str, nn.Module], dict[str, TextEncoder], T5Encoder | None]:
-    """Load all parts of a diffusers folder. `t5` is the role of the T5 encoder, which may be missing."""
-    if spec.format != "diffusers":
-        raise NotSupported(f"single files of the family `{spec.family}` are not served; their diffusers folder is")
+    """Load all parts. `t5` is the role of the T5 encoder, which may be missing."""
     configs: dict[str, Any] = {role: files.config(role) for role in (*clips, "transformer", "vae")}
     tokenizers = {role: files.tokenizer(role) for role in clips}
     for role in clips:
         loader.bind(role, transformers_module(configs[role], CLIPS, files.where(role)), files.store(role))
     t5_tokenizer = None
     if files.has(t5):
-        t5_tokenizer = T5Tokenizer(files.tokenizer_folder(t5))
+        t5_tokenizer = T5Tokenizer(files.t5_tokenizer(t5))
         module = transformers_module(files.config(t5), T5S, files.where(t5))
         loader.bind(t5, module, files.store(t5), t5_dtype(loader.dtype))
     where = files.where("transformer")
@@ -79,6 +77,7 @@ def bound_parts(
     loader.bind("transformer", module, files.store("transformer"))
     vae = diffusers_module(configs["vae"], VAES, files.where("vae"))
     loader.bind("vae", vae, files.store("vae"), loader.vae_dtype(configs["vae"]))
+    fits(files, loader.modules(), clips, t5)
     filled = loader.fill()
     encoders = {
         role: TextEncoder(
