@@ -197,20 +197,21 @@ def flow_vae() -> Any:
     return vae(use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06, scaling_factor=1.5)
 
 
-def sd3(with_t5: bool) -> Any:
+def sd3(with_t5: bool, heads: int = 4, head: int = 8, **changes: Any) -> Any:
     torch.manual_seed(3)
     transformer = SD3Transformer2DModel(
         sample_size=32,
         patch_size=2,
         in_channels=4,
         num_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=4,
-        caption_projection_dim=32,
-        joint_attention_dim=2 * TEXT if not with_t5 else TEXT * 2,
+        attention_head_dim=head,
+        num_attention_heads=heads,
+        caption_projection_dim=heads * head,
+        joint_attention_dim=2 * TEXT,
         pooled_projection_dim=2 * TEXT,
         out_channels=4,
         pos_embed_max_size=96,
+        **changes,
     )
     wide = None
     if with_t5:
@@ -229,18 +230,18 @@ def sd3(with_t5: bool) -> Any:
     )
 
 
-def flux(guided: bool) -> Any:
+def flux(guided: bool, heads: int = 2, axes: tuple[int, int, int] = (4, 4, 8), layers: int = 1) -> Any:
     torch.manual_seed(4)
     transformer = FluxTransformer2DModel(
         patch_size=1,
         in_channels=16,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
+        num_layers=layers,
+        num_single_layers=layers,
+        attention_head_dim=sum(axes),
+        num_attention_heads=heads,
         joint_attention_dim=TEXT,
         pooled_projection_dim=TEXT,
-        axes_dims_rope=(4, 4, 8),
+        axes_dims_rope=axes,
         guidance_embeds=guided,
     )
     return FluxPipeline(
