@@ -241,7 +241,7 @@ class Binding:
         for name, tensor in _stored(module):
             source = weights.find(name)
             if source is None:
-                if not isinstance(tensor, nn.Parameter):
+                if not isinstance(tensor, nn.Parameter) and not tensor.is_meta:
                     continue  # A table that the module has computed.
                 raise ModelLoad(
                     "the weights do not fit the model's config", f"{weights.path}: tensor `{name}` is missing"

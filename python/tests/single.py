@@ -135,13 +135,13 @@ def know(pipeline: Any, architecture: str, folder: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(checkpoint, "BY_CONTEXT", {tiny.TEXT: "sd15", 2 * tiny.TEXT: "sdxl"})
 
 
-def spec(path: Path, family: str, id: str = "single", **components: Path) -> down.ModelSpec:
+def spec(path: Path, family: str, **components: Path) -> down.ModelSpec:
     tokenizers = {"tokenizer": TINY / "tokenizer", "tokenizer_2": TINY / "tokenizer"}
     if family == "flux":
         del tokenizers["tokenizer_2"]
     parts = {"checkpoint": path, **tokenizers, **components}
     return down.ModelSpec(
-        id=id, family=family, format="checkpoint", components={role: str(place) for role, place in parts.items()}
+        id="single", family=family, format="checkpoint", components={role: str(place) for role, place in parts.items()}
     )
 
 

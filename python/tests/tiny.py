@@ -50,12 +50,12 @@ def tokenizer() -> Any:
     return CLIPTokenizer.from_pretrained(TINY / "tokenizer", local_files_only=True)
 
 
-def text_encoder(projected: bool) -> Any:
+def text_encoder(projected: bool, layers: int = 3) -> Any:
     config = CLIPTextConfig(
         vocab_size=8150,
         hidden_size=TEXT,
         intermediate_size=37,
-        num_hidden_layers=3,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         max_position_embeddings=77,
         bos_token_id=8148,

@@ -42,6 +42,10 @@ def config_of(folder: Path, name: str = "config.json") -> dict[str, Any]:
     return config
 
 
+# Their table of positions is in every file of theirs; to compute it takes seconds and gigabytes (SD3.5 medium).
+TABLES_ARE_STORED = ("SD3Transformer2DModel",)
+
+
 def diffusers_module(config: Config, allowed: tuple[str, ...], where: str) -> nn.Module:
     """A module of diffusers without weights; `allowed` are the classes that the role may have."""
     import diffusers
@@ -49,7 +53,11 @@ def diffusers_module(config: Config, allowed: tuple[str, ...], where: str) -> nn
     name = str(config.get("_class_name", allowed[0]))
     if name not in allowed:
         raise NotSupported(f"a model with a {name} is not supported", f"{where}: `_class_name`")
-    return _built(lambda: getattr(diffusers, name).from_config(dict(config)), where)
+    kind = getattr(diffusers, name)
+    if name in TABLES_ARE_STORED:
+        with torch.device("meta"):
+            return _built(lambda: kind.from_config(dict(config)), where)
+    return _built(lambda: kind.from_config(dict(config)), where)
 
 
 def transformers_module(config: Config, allowed: tuple[str, ...], where: str) -> nn.Module:
