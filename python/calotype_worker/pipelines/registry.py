@@ -26,7 +26,7 @@ LOADERS: dict[str, Callable[[Load, Device, Progress], Resident]] = {
 FORMATS = ("diffusers", "checkpoint")
 ADAPTERS = (
     *("lora", "embedding", "controlnet", "controlnet_modes", "preprocessor"),
-    *("refiner", "hires", "inpaint_unet"),
+    *("refiner", "hires", "inpaint_unet", "clip_skip"),
 )
 
 

@@ -50,7 +50,7 @@ class Segment(Message, frozen=True, kw_only=True):
 
 
 class ModelSpec(Message, frozen=True, kw_only=True):
-    """Where a model's parts lie: role (`root`, `unet`, `vae`, …) to absolute path, or to shared memory with its weights."""
+    """Where a model's parts lie: role (`root`, `unet`, …) to absolute path, or to shared memory with its weights."""
 
     id: str
     family: str

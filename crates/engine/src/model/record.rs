@@ -244,6 +244,8 @@ impl ModelRecord {
     /// Corrected by the worker's own figure after the first load.
     pub fn resident_bytes_estimate(&self, precision: Precision) -> u64 {
         let plain = match precision {
+            // In half precision a depth has visible steps: such networks compute in single precision everywhere.
+            _ if self.kind == ModelKind::Preprocessor => self.parameters.saturating_mul(4),
             Precision::Single => self.parameters.saturating_mul(4).max(self.weights_bytes),
             Precision::Half => self.parameters.saturating_mul(2),
         };

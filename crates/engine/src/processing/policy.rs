@@ -370,7 +370,9 @@ impl Board {
             .models
             .iter()
             .fold(0u64, |sum, need| sum.saturating_add(weights(need)));
-        let way = holding::held(weights_bytes, working_bytes, room.budget_bytes, slot.offloads);
+        // A ControlNet cannot wait in host memory: it takes part in every step.
+        let offloads = slot.offloads && !job.needs.families.iter().any(|family| family == "controlnet");
+        let way = holding::held(weights_bytes, working_bytes, room.budget_bytes, offloads);
         let Some(offload) = way else {
             return vec![Decision::Refuse {
                 job: job.job.clone(),
