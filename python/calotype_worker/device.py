@@ -188,6 +188,8 @@ class Device:
     def _forget_peak(self) -> bool:
         if self.is_cuda:
             # A matter of the host's account: nothing waits for the device.
+            # Before its first use the device has no figures.
+            torch.cuda.init()
             torch.cuda.reset_peak_memory_stats(self.torch)
             return True
         try:

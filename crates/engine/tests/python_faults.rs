@@ -95,7 +95,8 @@ async fn is_drawn_by_the_next_process(fault: &str, cause: &str) {
         return;
     };
     assert_eq!(picture(&plain), picture(&seen));
-    assert_eq!((seen.view.attempts, seen.worker.incarnation), (2, 2));
+    // On a busy machine a start may be silent for too long as well.
+    assert!(seen.view.attempts >= 2 && seen.worker.incarnation >= 2);
     let last = seen.worker.last_exit.unwrap();
     assert!(last.contains(cause), "{last}");
 }
