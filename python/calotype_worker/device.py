@@ -189,7 +189,7 @@ class Device:
         if self.is_cuda:
             # A matter of the host's account: nothing waits for the device.
             # Before its first use the device has no figures.
-            torch.cuda.init()
+            torch.cuda.init()  # type: ignore[no-untyped-call]
             torch.cuda.reset_peak_memory_stats(self.torch)
             return True
         try:
