@@ -1,6 +1,7 @@
 //! What jobs of a shape really took: corrects the estimate of the next one. Pure; the store keeps the figures.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// Measured working sets by shape of work.
 #[derive(Debug, Clone, Default)]
@@ -36,20 +37,20 @@ impl Peaks {
 /// What a job takes beside the weights, by the kind of worker that runs it: `python@cuda` takes other than `native@cpu`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WorkingSets {
-    by_kind: Vec<(String, u64)>,
+    by_kind: Vec<(Arc<str>, u64)>,
 }
 
 impl WorkingSets {
     /// In a worker of this kind; of one that nobody has spoken of, the most of all others.
     pub fn of(&self, kind: &str) -> u64 {
-        let own = self.by_kind.iter().find(|(known, _)| known == kind);
+        let own = self.by_kind.iter().find(|(known, _)| **known == *kind);
         let most = || self.by_kind.iter().map(|(_, bytes)| *bytes).max();
         own.map(|(_, bytes)| *bytes).or_else(most).unwrap_or(0)
     }
 }
 
-impl FromIterator<(String, u64)> for WorkingSets {
-    fn from_iter<I: IntoIterator<Item = (String, u64)>>(by_kind: I) -> Self {
+impl FromIterator<(Arc<str>, u64)> for WorkingSets {
+    fn from_iter<I: IntoIterator<Item = (Arc<str>, u64)>>(by_kind: I) -> Self {
         Self {
             by_kind: by_kind.into_iter().collect(),
         }

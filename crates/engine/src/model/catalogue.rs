@@ -1,6 +1,7 @@
 //! Models by name.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use calotype_protocol::{ModelFormat, ModelSpec};
@@ -215,7 +216,7 @@ impl Catalogue {
             },
             format: record.format.unwrap_or(ModelFormat::Diffusers),
             components: record.components.clone(),
-            segments: std::collections::BTreeMap::new(),
+            segments: BTreeMap::new(),
         }
     }
 }

@@ -195,23 +195,24 @@ pub(super) fn clip_by_width(width: u32) -> &'static str {
     }
 }
 
-/// Fills in what the header of a text encoder tells: CLIP in the names of transformers or of OpenCLIP, or T5.
-pub(super) fn of_text_encoder(header: &Header, record: &mut ModelRecord) -> Result<(), String> {
+/// The family of a text encoder and the width of its states: CLIP in the names of transformers or of OpenCLIP, or T5,
+/// whose table of words may be missing.
+fn text_encoder(header: &Header) -> Option<(&'static str, Option<u32>)> {
     let width_of = |ends: &str| header.extent_of(|name| name.ends_with(ends), 1);
-    if header
-        .shapes
-        .keys()
-        .any(|name| name.contains("encoder.block.0.layer.0.SelfAttention"))
-    {
-        record.family = "t5".into();
-        record.text_width = width_of("shared.weight").or_else(|| width_of("embed_tokens.weight"));
-        return Ok(());
+    let is_t5 = |name: &String| name.contains("encoder.block.0.layer.0.SelfAttention");
+    if header.shapes.keys().any(is_t5) {
+        let width = width_of("shared.weight").or_else(|| width_of("embed_tokens.weight"));
+        return Some(("t5", width));
     }
-    record.text_width = width_of("token_embedding.weight");
-    let width = record
-        .text_width
-        .ok_or("no tensor of it is named as a text encoder's")?;
-    record.family = clip_by_width(width).into();
+    let width = width_of("token_embedding.weight")?;
+    Some((clip_by_width(width), Some(width)))
+}
+
+/// Fills in what the header of a text encoder tells.
+pub(super) fn of_text_encoder(header: &Header, record: &mut ModelRecord) -> Result<(), String> {
+    let (family, width) = text_encoder(header).ok_or("no tensor of it is named as a text encoder's")?;
+    record.family = family.into();
+    record.text_width = width;
     Ok(())
 }
 
@@ -283,12 +284,7 @@ fn elsewhere(header: &Header) -> Option<&'static str> {
         Some("controlnets")
     } else if vae_channels(header).is_some() {
         Some("vaes")
-    } else if of_text_encoder(
-        header,
-        &mut ModelRecord::at(std::path::Path::new(""), super::record::ModelKind::TextEncoder),
-    )
-    .is_ok()
-    {
+    } else if text_encoder(header).is_some() {
         Some("text_encoders")
     } else if header.has("emb_params") || header.has("clip_l") || header.has("clip_g") {
         Some("embeddings")

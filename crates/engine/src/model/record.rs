@@ -243,9 +243,12 @@ impl ModelRecord {
     /// A guess of what its weights take on a device of this precision, and a quarter for what the runtime packs anew.
     /// Corrected by the worker's own figure after the first load.
     pub fn resident_bytes_estimate(&self, precision: Precision) -> u64 {
+        // In half precision a depth has visible steps: such networks compute in single precision everywhere.
+        let precision = match self.kind {
+            ModelKind::Preprocessor => Precision::Single,
+            _ => precision,
+        };
         let plain = match precision {
-            // In half precision a depth has visible steps: such networks compute in single precision everywhere.
-            _ if self.kind == ModelKind::Preprocessor => self.parameters.saturating_mul(4),
             Precision::Single => self.parameters.saturating_mul(4).max(self.weights_bytes),
             Precision::Half => self.parameters.saturating_mul(2),
         };

@@ -97,7 +97,7 @@ pub struct Slot {
     /// The device whose room it shares.
     pub device: String,
     /// What is of one kind takes the same memory for the same work.
-    pub kind: String,
+    pub kind: Arc<str>,
     /// What it computes in.
     pub precision: Precision,
     /// Whether it can keep a model in host memory between its uses.

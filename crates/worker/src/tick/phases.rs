@@ -1,5 +1,6 @@
 //! What is done for one job alone: prepared before its first step, decoded and delivered after its last.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use calotype_protocol::{Blob, BlobRef, Dtype, Failure, Frame, Outcome, Phase, RunResult, Up, Work};
@@ -185,7 +186,7 @@ impl Loop {
             seeds,
             timings_ms: job.timings_ms,
             peak_bytes: facts::peak_bytes(),
-            phase_peaks_bytes: std::collections::BTreeMap::new(),
+            phase_peaks_bytes: BTreeMap::new(),
             batch_sizes: job.batch_sizes,
             engine: self.engine.name(),
             plan: Vec::new(),

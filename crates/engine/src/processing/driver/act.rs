@@ -136,7 +136,7 @@ impl Driver {
         Some(Slot {
             worker: name.to_owned(),
             device: post.device.clone(),
-            kind: post.kind(),
+            kind: Arc::clone(&post.kind),
             precision: Precision::of(&post.config.device.kind),
             offloads,
             rank: post.rank,
@@ -187,8 +187,7 @@ impl Driver {
         let Some(ledger) = self.ledgers.get_mut(&post.device) else {
             return;
         };
-        if let Err(no_room) =
-            ledger.reserve(Owner::WorkingSet(job.clone()), live.working_sets.of(&post.kind()))
+        if let Err(no_room) = ledger.reserve(Owner::WorkingSet(job.clone()), live.working_sets.of(&post.kind))
         {
             live.reason = Some(no_room.to_string());
             return;

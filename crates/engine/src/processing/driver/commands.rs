@@ -42,11 +42,11 @@ impl Driver {
     fn accepted(&mut self, record: JobRecord, ticket: Ticket, reply: Option<oneshot::Sender<JobView>>) {
         let job = record.id.clone();
         let working_sets = self.posts.values().map(|post| {
-            let (kind, precision) = (post.kind(), Precision::of(&post.config.device.kind));
+            let precision = Precision::of(&post.config.device.kind);
             let guess_bytes = estimate::working_set_bytes(&record.plan, precision);
-            let shape = estimate::peak_key(&record.plan, &kind);
+            let shape = estimate::peak_key(&record.plan, &post.kind);
             let (bytes, _) = self.peaks.need_bytes(&shape, guess_bytes);
-            (kind, bytes)
+            (Arc::clone(&post.kind), bytes)
         });
         let working_sets = Arc::new(working_sets.collect());
         // A model that was taken away since the job was accepted: the job is kept, and ends with that reason.

@@ -88,7 +88,7 @@ impl Driver {
             return;
         };
         let took_bytes = result.peak_bytes.saturating_sub(base_bytes);
-        let shape = estimate::peak_key(&live.record.plan, &post.kind());
+        let shape = estimate::peak_key(&live.record.plan, &post.kind);
         if took_bytes > 0 && self.peaks.measured(&shape, took_bytes) {
             let store = self.store.clone();
             tokio::spawn(async move {

@@ -170,6 +170,8 @@ struct Live {
 struct Post {
     device: String,
     runtime: String,
+    /// Runtime and kind of device: what is of one kind takes the same memory for the same work.
+    kind: Arc<str>,
     rank: usize,
     config: WorkerConfig,
     /// None while it is asleep.
@@ -389,11 +391,6 @@ impl Driver {
 }
 
 impl Post {
-    /// What is of one kind takes the same memory for the same work.
-    fn kind(&self) -> String {
-        format!("{}@{}", self.runtime, self.config.device.kind)
-    }
-
     fn new(new: NewPost, events: &mpsc::Sender<WorkerEvent>) -> Self {
         let NewPost {
             device,
@@ -403,9 +400,11 @@ impl Post {
             asleep,
         } = new;
         let handle = (!asleep).then(|| crate::worker::start(config.clone(), events.clone()));
+        let kind = format!("{runtime}@{}", config.device.kind).into();
         Self {
             device,
             runtime,
+            kind,
             rank,
             config,
             state: if handle.is_some() {

@@ -45,7 +45,7 @@ fn model(name: &str, weights_bytes: u64) -> ModelNeed {
 }
 
 fn working(bytes: u64) -> Arc<WorkingSets> {
-    Arc::new([("native@cpu".to_owned(), bytes)].into_iter().collect())
+    Arc::new([("native@cpu".into(), bytes)].into_iter().collect())
 }
 
 fn waiting(name: &str, sequence: u64) -> Waiting {
