@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -25,3 +26,36 @@ def fixtures() -> Path:
 @pytest.fixture(scope="session")
 def models() -> Path:
     return MODELS
+
+
+@pytest.fixture
+def memory_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the memory of a device were another than the host's: weights that wait there are really copied."""
+    from calotype_worker.device import Device
+
+    made = Device.__init__
+
+    def apart(device: Device, *arguments: Any) -> None:
+        made(device, *arguments)
+        device.is_apart = True
+
+    monkeypatch.setattr(Device, "__init__", apart)
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Any:
+    """A desk with the embedded model, for all tests of a file."""
+    from .desk import Desk
+
+    return Desk().tiny()
+
+
+@pytest.fixture
+def fresh(loaded: Any) -> Any:
+    """The same with nothing said and nothing learned."""
+    from calotype_worker.step import Stepper
+
+    loaded.finish()
+    loaded.said.clear()
+    loaded.loop.stepper = Stepper(loaded.loop.device)
+    return loaded

@@ -99,20 +99,24 @@ def single_file(pipeline: Any, path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def xl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Path]:
-    """A small SDXL as a pipeline and as a file; the package knows its architecture."""
+def known_xl(place: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A small SDXL; the package knows its architecture."""
     pipeline = tiny.sdxl()
-    parts = ("unet", "vae")
-    small = {role: dict(getattr(pipeline, role).config) for role in parts}
+    small = {role: dict(getattr(pipeline, role).config) for role in ("unet", "vae")}
     for role in ("text_encoder", "text_encoder_2"):
         encoder = getattr(pipeline, role)
         small[role] = encoder.config.to_dict() | {"architectures": [type(encoder).__name__]}
-    (tmp_path / "sdxl.json").write_text(
-        json.dumps({"family": "sdxl", **small, "scheduler": tiny.SCHEDULER}, default=list)
-    )
-    monkeypatch.setattr(checkpoint, "CONFIGS", tmp_path)
+    config = {"family": "sdxl", **small, "scheduler": tiny.SCHEDULER}
+    (place / "sdxl.json").write_text(json.dumps(config, default=list))
+    monkeypatch.setattr(checkpoint, "CONFIGS", place)
     monkeypatch.setattr(checkpoint, "BY_CONTEXT", {2 * tiny.TEXT: "sdxl"})
+    return pipeline
+
+
+@pytest.fixture
+def xl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Path]:
+    """A small SDXL as a pipeline and as a file."""
+    pipeline = known_xl(tmp_path, monkeypatch)
     return pipeline, single_file(pipeline, tmp_path / "model.safetensors")
 
 

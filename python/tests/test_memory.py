@@ -22,18 +22,10 @@ from .desk import TINY, Desk, folder_spec, generate, psnr
 NUMBERS = "7 of 9 bytes are free"
 
 
-@pytest.fixture(scope="module")
-def loaded() -> Desk:
-    return Desk().tiny()
-
-
 @pytest.fixture
-def desk(loaded: Desk) -> Desk:
-    loaded.finish()
-    loaded.said.clear()
-    loaded.loop.stepper = Stepper(loaded.loop.device)
-    loaded.loop.family("calotype-tiny").vae.disable_tiling()
-    return loaded
+def desk(fresh: Desk) -> Desk:
+    fresh.loop.family("calotype-tiny").vae.disable_tiling()
+    return fresh
 
 
 def text_to_image(desk: Desk, **changes: Any) -> str:

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from calotype_worker.device import Device
 from calotype_worker.wire import down
 from calotype_worker.wire.work import Adapter
 
@@ -52,16 +51,8 @@ def test_a_plan_gives_the_same_pictures_and_is_told(
     plan: down.LoadPlan,
     words: list[str] | None,
     expected: list[np.ndarray[Any, Any]],
-    monkeypatch: pytest.MonkeyPatch,
+    memory_apart: None,
 ) -> None:
-    # As if the memory of this device were another than the host's: weights are really copied.
-    made = Device.__init__
-
-    def apart(device: Device, *arguments: Any) -> None:
-        made(device, *arguments)
-        device.is_apart = True
-
-    monkeypatch.setattr(Device, "__init__", apart)
     desk = desk_of(plan)
     model = desk.loop.family("calotype-tiny")
     before = {name: value.data_ptr() for name, value in model.denoiser.named_parameters()}

@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from calotype_worker.device import Device
 from calotype_worker.wire import down, up
 from calotype_worker.wire.words import BlobRef
 from calotype_worker.wire.work import ControlUnit, Generate, Preprocess
@@ -153,15 +152,8 @@ def test_a_job_whose_picture_is_made_outlives_the_network(places: dict[str, Path
 
 @pytest.mark.parametrize("offload", ["model", "sequential"])
 def test_a_network_that_waits_on_the_host_makes_the_same_and_goes_back(
-    places: dict[str, Path], desk: Desk, offload: Any, monkeypatch: pytest.MonkeyPatch
+    places: dict[str, Path], desk: Desk, offload: Any, memory_apart: None
 ) -> None:
-    made = Device.__init__
-
-    def apart(device: Device, *arguments: Any) -> None:
-        made(device, *arguments)
-        device.is_apart = True
-
-    monkeypatch.setattr(Device, "__init__", apart)
     networks = {id: place for id, place in places.items() if id not in ("sd", "net")}
     offloaded = desk_of(networks, down.LoadPlan(offload=offload))
     for model, into in KINDS:

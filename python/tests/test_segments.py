@@ -17,7 +17,6 @@ from calotype_worker.upload import Uploader
 from calotype_worker.wire import down, up
 from calotype_worker.wire.work import Adapter
 
-from . import tiny
 from .conftest import FIXTURES
 from .desk import TINY, Desk, folder_spec, generate
 
@@ -215,22 +214,11 @@ def test_a_segment_for_a_part_that_is_not_read_and_an_id_that_is_another_are_ref
 
 
 def test_a_single_file_may_lie_in_memory(memory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from calotype_worker.pipelines import checkpoint
-
+    from .test_checkpoint import known_xl, single_file
     from .test_checkpoint import picture as of_xl
-    from .test_checkpoint import single_file
     from .test_checkpoint import spec as file_spec
 
-    pipeline = tiny.sdxl()
-    small = {role: dict(getattr(pipeline, role).config) for role in ("unet", "vae")}
-    for role in ("text_encoder", "text_encoder_2"):
-        encoder = getattr(pipeline, role)
-        small[role] = encoder.config.to_dict() | {"architectures": [type(encoder).__name__]}
-    (tmp_path / "sdxl.json").write_text(
-        json.dumps({"family": "sdxl", **small, "scheduler": tiny.SCHEDULER}, default=list)
-    )
-    monkeypatch.setattr(checkpoint, "CONFIGS", tmp_path)
-    monkeypatch.setattr(checkpoint, "BY_CONTEXT", {2 * tiny.TEXT: "sdxl"})
+    pipeline = known_xl(tmp_path, monkeypatch)
     path = single_file(pipeline, tmp_path / "model.safetensors")
     desk = Desk()
     assert isinstance(desk.load(file_spec(path)), up.Loaded), desk.said[-1]

@@ -12,7 +12,6 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, rule, run_state_m
 
 from calotype_worker.errors import DeviceLost
 from calotype_worker.job import Sampling
-from calotype_worker.step import Stepper
 from calotype_worker.wire import down, up
 from calotype_worker.wire.words import SAMPLERS, BlobRef, Sampler
 from calotype_worker.wire.work import Decode, Encode, Matte, Span
@@ -20,17 +19,9 @@ from calotype_worker.wire.work import Decode, Encode, Matte, Span
 from .desk import Desk, generate, psnr
 
 
-@pytest.fixture(scope="module")
-def loaded() -> Desk:
-    return Desk().tiny()
-
-
 @pytest.fixture
-def desk(loaded: Desk) -> Desk:
-    loaded.finish()
-    loaded.said.clear()
-    loaded.loop.stepper = Stepper(loaded.loop.device)
-    return loaded
+def desk(fresh: Desk) -> Desk:
+    return fresh
 
 
 def alone(desk: Desk, *args: Any, **changes: Any) -> np.ndarray[Any, Any]:
