@@ -28,7 +28,7 @@ pub(crate) fn run(arguments: &[String]) -> Done {
             )?;
         }
     }
-    // The Python worker: on its own, and through the whole program.
+    // The Python worker: on its own, through the whole program, and with the faults that a supervisor meets.
     let Some(python) = tools::python_worker()? else {
         eprintln!("skipped: no python3, and so nothing of the Python worker was tested");
         return Ok(());
@@ -38,7 +38,17 @@ pub(crate) fn run(arguments: &[String]) -> Done {
     sh_in("python", &python, &["-m", "pytest"], &[offline])?;
     sh(
         "cargo",
-        &["test", "--package", "calotype", "--test", "python"],
+        &[
+            "test",
+            "--package",
+            "calotype",
+            "--test",
+            "python",
+            "--package",
+            "calotype-engine",
+            "--test",
+            "python_faults",
+        ],
         &[("CALOTYPE_PYTHON", &python), offline],
     )
 }
