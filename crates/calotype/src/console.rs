@@ -107,7 +107,7 @@ impl JobBar {
                     }
                 }
             }
-            EventKind::Job { .. } | EventKind::Preview { .. } => {}
+            EventKind::Job { .. } | EventKind::Preview { .. } | EventKind::Segment { .. } => {}
             EventKind::Worker {
                 worker,
                 state,

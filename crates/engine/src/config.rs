@@ -23,6 +23,11 @@ pub struct Config {
     pub compile: bool,
     /// Share of the host's memory that models and jobs may take, 0 to 1.
     pub memory_share: f64,
+    /// Share of the host's memory that keeps weights ready for accelerators, 0 to 1; 0 for none. Without an accelerator
+    /// nothing is kept: processors compute from the mapped files.
+    pub weight_cache_share: f64,
+    /// Whether workers on a processor get weights from there too, for tests without an accelerator.
+    pub weight_cache_on_cpu: bool,
     /// CPU threads of a worker; 0 for its choice.
     pub threads: u32,
     /// Every patience with a worker.
@@ -67,6 +72,8 @@ impl Config {
             max_concurrency: 0,
             compile: false,
             memory_share: 0.8,
+            weight_cache_share: 0.25,
+            weight_cache_on_cpu: false,
             threads: 0,
             timing: Timing::default(),
         }

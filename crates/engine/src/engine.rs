@@ -3,27 +3,27 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use calotype_protocol::{JobId, WorkerDevice};
+use calotype_protocol::JobId;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::config::{Config, Runtime, StartOnCpu};
-use crate::device::{self, Device, HostFacts};
+use crate::config::Config;
+use crate::device::{self, HostFacts};
 use crate::error::{Code, Error};
 use crate::event_log::EventLog;
 use crate::inference::{self, Abilities, GenerateRequest, InputImage, Needs, Planned, estimate};
+use crate::memory::Peaks;
 use crate::memory::holding::Precision;
-use crate::memory::{Ledger, Peaks};
 use crate::model::{Catalogue, ModelRecord};
 use crate::processing::{
-    Action, Command, Driver, Gate, JobRecord, JobState, JobView, NewPost, Parts, Snapshot, view_of_record,
+    Action, Command, Driver, Gate, JobRecord, JobState, JobView, Parts, Snapshot, view_of_record,
 };
+use crate::setting;
 use crate::store::{ArtifactHash, Artifacts, Inserted, JobFilter, NewJob, Store};
 use crate::subscription::Subscription;
 use crate::view::{
     Artifact, DeviceView, Health, JobPage, JobQuery, MemoryView, SubmitOptions, Submitted, Validation,
     WorkerView,
 };
-use crate::worker::{WorkerConfig, WorkerName};
 
 /// Event numbers taken from the journal at each start: more than one run can use, and 2^53 holds millions of starts.
 const EVENT_BLOCK: u64 = 1 << 30;
@@ -75,13 +75,11 @@ impl Engine {
         let (events_in, events) = mpsc::channel(1024);
         let (commands, commands_out) = mpsc::channel(1024);
         let inventory = device::inventory();
-        let posts = posts(&config, &inventory);
+        let posts = setting::posts(&config, &inventory);
         let (abilities_in, abilities) =
             watch::channel(Arc::new(Abilities::of(Vec::new(), !posts.is_empty())));
-        let devices = inventory.into_iter().map(|device| {
-            let budget_bytes = (device.total_bytes as f64 * config.memory_share.clamp(0.0, 1.0)) as u64;
-            (device, Ledger::new(budget_bytes))
-        });
+        let cache = setting::weight_cache(&config, &inventory, &posts).await;
+        let devices = setting::ledgers(&config, inventory, cache.budget_bytes());
         let parts = Parts {
             peaks: Peaks::new(store.peaks().await?),
             store: store.clone(),
@@ -92,7 +90,9 @@ impl Engine {
             max_concurrency: config.max_concurrency,
             compile: config.compile,
             gate: Arc::clone(&gate),
-            devices: devices.collect(),
+            cache,
+            cache_on_cpu: config.weight_cache_on_cpu,
+            devices,
             posts,
             events: events_in,
         };
@@ -537,53 +537,4 @@ fn going_down() -> Error {
 
 fn plan_bytes(record: &JobRecord) -> u64 {
     (record.plan.prompt.len() + record.plan.negative_prompt.len()) as u64
-}
-
-/// The workers that there can be: one for each device and runtime that go together, accelerators first.
-fn posts(config: &Config, devices: &[Device]) -> Vec<NewPost> {
-    let pairs = devices.iter().flat_map(|device| {
-        config
-            .runtimes
-            .iter()
-            .enumerate()
-            .map(move |(order, runtime)| (device, order, runtime))
-    });
-    pairs
-        .filter(|(device, _, runtime)| runtime.device_kinds.contains(&device.kind))
-        .map(|(device, order, runtime)| {
-            let is_cpu = device.kind == "cpu";
-            NewPost {
-                device: device.id.clone(),
-                runtime: runtime.name.clone(),
-                rank: if is_cpu {
-                    config.runtimes.len() + order
-                } else {
-                    order
-                },
-                config: worker_config(config, device, runtime),
-                asleep: is_cpu && runtime.on_cpu == StartOnCpu::WhenNeeded,
-            }
-        })
-        .collect()
-}
-
-fn worker_config(config: &Config, device: &Device, runtime: &Runtime) -> WorkerConfig {
-    let name = format!("{}-{}", device.id, runtime.name);
-    let index = device
-        .id
-        .trim_start_matches(|letter: char| !letter.is_ascii_digit());
-    WorkerConfig {
-        scratch: config.data_dir.join("scratch").join(&name),
-        name: WorkerName(name),
-        program: runtime.program.clone(),
-        args: runtime.args.clone(),
-        env: runtime.env.clone(),
-        device: WorkerDevice {
-            kind: device.kind.clone(),
-            index: index.parse().unwrap_or(0),
-            uuid: device.uuid.clone(),
-        },
-        threads: config.threads,
-        timing: config.timing,
-    }
 }

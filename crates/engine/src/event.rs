@@ -63,6 +63,16 @@ pub enum EventKind {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
     },
+    /// Weights in host memory came or went.
+    Segment {
+        /// Its name.
+        segment: String,
+        /// `ready`, `failed`, `freed`.
+        state: String,
+        /// Why it failed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
 }
 
 impl EventKind {
@@ -70,7 +80,7 @@ impl EventKind {
     pub fn job(&self) -> Option<&JobId> {
         match self {
             Self::Job { job, .. } | Self::Progress { job, .. } | Self::Preview { job, .. } => Some(job),
-            Self::Worker { .. } => None,
+            Self::Worker { .. } | Self::Segment { .. } => None,
         }
     }
 
@@ -81,6 +91,7 @@ impl EventKind {
             Self::Progress { .. } => "progress",
             Self::Preview { .. } => "preview",
             Self::Worker { .. } => "worker",
+            Self::Segment { .. } => "segment",
         }
     }
 }

@@ -12,6 +12,7 @@ mod memory;
 pub mod model;
 mod postprocessing;
 pub mod processing;
+mod setting;
 pub mod store;
 mod subscription;
 mod view;
@@ -23,6 +24,6 @@ pub use error::{Code, Domain, Error};
 pub use event::{Event, EventKind};
 pub use subscription::Subscription;
 pub use view::{
-    Artifact, DeviceView, DomainHealth, Health, JobPage, JobQuery, LeaseView, MemoryView, SubmitOptions,
-    Submitted, Validation, WorkerView,
+    Artifact, CacheView, DeviceView, DomainHealth, Health, JobPage, JobQuery, LeaseView, MemoryView,
+    SegmentView, SubmitOptions, Submitted, Validation, WorkerView,
 };

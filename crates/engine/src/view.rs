@@ -152,6 +152,43 @@ pub struct MemoryView {
     pub worker_used_bytes: u64,
     /// Every lease.
     pub leases: Vec<LeaseView>,
+    /// Of the host: weights that are kept in its memory for accelerators.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheView>,
+}
+
+/// The weights that wait in host memory, once for all workers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct CacheView {
+    /// Where the segments lie.
+    pub folder: String,
+    /// The most that it may hold.
+    pub budget_bytes: u64,
+    /// What it holds, with what is being copied or deleted.
+    pub used_bytes: u64,
+    /// Components that were loaded from it since the start.
+    pub hits: u64,
+    /// Components that were not in it.
+    pub misses: u64,
+    /// Segments that made room for others.
+    pub evictions: u64,
+    /// Every segment.
+    pub segments: Vec<SegmentView>,
+}
+
+/// The weights of one component of a model in host memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SegmentView {
+    /// Its name.
+    pub id: String,
+    /// `filling`, `ready` or `leaving`.
+    pub state: String,
+    /// How much.
+    pub bytes: u64,
+    /// The files that it was copied from.
+    pub files: Vec<String>,
+    /// Workers that map it.
+    pub mapped_by: Vec<String>,
 }
 
 /// One link of the chain.

@@ -32,6 +32,10 @@ pub struct Args {
     /// Share of the host's memory that models and jobs may take.
     #[arg(long, default_value_t = 0.8)]
     memory_share: f64,
+    /// Share of the host's memory that keeps weights ready for GPUs, so that a switch of models runs at the rate of the
+    /// bus; 0 for none. Without a GPU nothing is kept.
+    #[arg(long, default_value_t = 0.25)]
+    weight_cache: f64,
     #[command(flatten)]
     engine: EngineArgs,
 }
@@ -44,6 +48,7 @@ pub fn run(args: Args) -> Result<Exit, Failure> {
     config.queue_max_jobs = args.queue;
     config.max_concurrency = args.max_concurrency;
     config.memory_share = args.memory_share;
+    config.weight_cache_share = args.weight_cache;
     let server = ServerConfig {
         listen: args.listen,
         api_key: args.api_key.map(ApiKey::from),

@@ -1,8 +1,10 @@
-//! Who holds how much memory of a device: leases in a ledger, sized by an estimate that measured peaks correct.
+//! Who holds how much memory of a device: leases in a ledger, sized by an estimate that measured peaks correct; and which
+//! weights wait in the host's.
 
 pub(crate) mod holding;
 mod ledger;
 mod peaks;
+pub(crate) mod weight_cache;
 
 pub use ledger::{Ledger, Owner};
 pub use peaks::{Peaks, WorkingSets};

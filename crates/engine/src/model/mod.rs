@@ -10,6 +10,7 @@
 //! | `folder` | a diffusers or ONNX folder to a record |
 //! | `file` | a single file, or the folder of a single part, to a record |
 //! | `catalogue` | all of them by name |
+//! | `segment` | the weights of a component, copied into shared memory |
 //! | `swap` | a model with parts in place of its own |
 
 mod catalogue;
@@ -19,6 +20,7 @@ mod folder;
 mod graphs;
 mod header;
 mod record;
+pub(crate) mod segment;
 mod sidecar;
 mod swap;
 

@@ -331,7 +331,7 @@ impl Driver {
         let (Some(live), Some(post)) = (self.jobs.get_mut(job), self.posts.get_mut(worker)) else {
             return;
         };
-        let (Some(ledger), Some(handle)) = (self.ledgers.get_mut(&post.device), &post.handle) else {
+        let Some(ledger) = self.ledgers.get_mut(&post.device) else {
             return;
         };
         let owner = Owner::Weights {
@@ -350,14 +350,19 @@ impl Driver {
             offload,
             began: Instant::now(),
             waiting: Some(job.clone()),
+            segments: Vec::new(),
+            read: Vec::new(),
         });
         let budget_bytes = weights_bytes.max(ledger.free_bytes());
         let dtype = match Precision::of(&post.config.device.kind) {
             Precision::Single => Dtype::F32,
             Precision::Half => Dtype::F16,
         };
-        handle.send(
-            Down::Load(Load {
+        live.state = JobState::Loading;
+        live.reason = Some(format!("{worker} loads {model}"));
+        self.send_load(
+            worker,
+            Load {
                 load,
                 model: spec,
                 dtype,
@@ -367,11 +372,8 @@ impl Driver {
                     compile: self.compile,
                     ..LoadPlan::default()
                 },
-            })
-            .into(),
+            },
         );
-        live.state = JobState::Loading;
-        live.reason = Some(format!("{worker} loads {model}"));
         self.tell(job);
     }
 
@@ -389,6 +391,8 @@ impl Driver {
             offload: Offload::None,
             began: Instant::now(),
             waiting: None,
+            segments: Vec::new(),
+            read: Vec::new(),
         });
         handle.send(
             Down::Unload {

@@ -10,6 +10,7 @@
 //! and encoding tasks (`Internal`). It never waits for a disk or a process itself.
 
 mod act;
+mod cache;
 mod commands;
 mod finish;
 mod show;
@@ -18,9 +19,12 @@ mod workers;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use calotype_protocol::{Blob, Capabilities, Hello, JobId, LoadId, ModelId, Offload, Ready, Work};
+use calotype_protocol::{
+    Blob, Capabilities, Hello, JobId, Load, LoadId, ModelId, Offload, Ready, SegmentId, Work,
+};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::policy::ModelNeed;
@@ -30,6 +34,7 @@ use crate::error::Error;
 use crate::event::EventKind;
 use crate::event_log::EventLog;
 use crate::inference::{Abilities, Lack, Needs};
+use crate::memory::weight_cache::{Source, WeightCache};
 use crate::memory::{Ledger, Peaks, WorkingSets};
 use crate::model::Catalogue;
 use crate::store::{Artifacts, Store};
@@ -102,6 +107,20 @@ enum Internal {
     },
     /// A preview is encoded.
     Preview { event: EventKind },
+    /// The files of a load were looked at: those of each role that has weights.
+    Sourced {
+        worker: String,
+        incarnation: u64,
+        load: Box<Load>,
+        sources: Vec<(String, Source)>,
+    },
+    /// Weights are in memory, so many bytes of them; or why not.
+    Filled {
+        segment: SegmentId,
+        outcome: Result<u64, String>,
+    },
+    /// A segment's file is deleted.
+    Freed { segment: SegmentId },
 }
 
 /// What the driver is made of.
@@ -116,6 +135,9 @@ pub(crate) struct Parts {
     /// Whether accelerators compile what they run.
     pub(crate) compile: bool,
     pub(crate) gate: Arc<super::Gate>,
+    pub(crate) cache: WeightCache,
+    /// Whether workers on a processor get weights from it too.
+    pub(crate) cache_on_cpu: bool,
     /// Every device; one without a post is served by no runtime here.
     pub(crate) devices: Vec<(Device, Ledger)>,
     /// The workers that there can be, the preferred one of a device first.
@@ -219,6 +241,10 @@ struct Moving {
     began: Instant,
     /// Jobs that are shown as loading.
     waiting: Option<JobId>,
+    /// What of it comes from memory.
+    segments: Vec<SegmentId>,
+    /// What of it comes from files.
+    read: Vec<Source>,
 }
 
 /// The task's state.
@@ -232,6 +258,10 @@ pub(crate) struct Driver {
     max_concurrency: u32,
     compile: bool,
     gate: Arc<super::Gate>,
+    cache: WeightCache,
+    cache_on_cpu: bool,
+    /// Tells a copy that is being made that nobody wants it any more.
+    cache_ends: Arc<AtomicBool>,
     devices: BTreeMap<String, Device>,
     /// One a device, shared by its workers.
     ledgers: BTreeMap<String, Ledger>,
@@ -268,6 +298,7 @@ impl Driver {
             if driver.stopping.is_some() {
                 break;
             }
+            driver.tend_cache();
             driver.decide();
         }
         driver.leave(&mut events, &mut internals).await;
@@ -284,6 +315,8 @@ impl Driver {
             max_concurrency,
             compile,
             gate,
+            cache,
+            cache_on_cpu,
             devices,
             posts,
             events,
@@ -307,6 +340,9 @@ impl Driver {
             max_concurrency,
             compile,
             gate,
+            cache,
+            cache_on_cpu,
+            cache_ends: Arc::default(),
             devices: by_id,
             ledgers,
             posts,
@@ -335,6 +371,7 @@ impl Driver {
                 handle.stop(std::time::Duration::from_secs(2)).await;
             }
         }
+        self.end_cache().await;
         while self.jobs.values().any(|job| job.ending) {
             match internals.recv().await {
                 Some(Internal::Ended {
@@ -343,7 +380,13 @@ impl Driver {
                     result,
                     error,
                 }) => self.ended(&job, state, result, error),
-                Some(Internal::Prepared { .. } | Internal::Preview { .. }) => {}
+                Some(
+                    Internal::Prepared { .. }
+                    | Internal::Preview { .. }
+                    | Internal::Sourced { .. }
+                    | Internal::Filled { .. }
+                    | Internal::Freed { .. },
+                ) => {}
                 None => break,
             }
         }
@@ -362,6 +405,14 @@ impl Driver {
                 error,
             } => self.ended(&job, state, result, error),
             Internal::Preview { event } => self.log.append(now_ms(), event),
+            Internal::Sourced {
+                worker,
+                incarnation,
+                load,
+                sources,
+            } => self.sourced(&worker, incarnation, *load, sources),
+            Internal::Filled { segment, outcome } => self.filled(&segment, outcome),
+            Internal::Freed { segment } => self.freed(&segment),
         }
     }
 

@@ -103,6 +103,8 @@ impl Driver {
             high_water_bytes: ledger.map_or(0, Ledger::high_water_bytes),
             worker_used_bytes: self.posts_of(device).iter().map(|post| post.used_bytes).sum(),
             leases: leases.collect(),
+            // It is of the host, which is the processor's device.
+            cache: (device.kind == "cpu").then(|| self.cache.view()).flatten(),
         }
     }
 

@@ -167,7 +167,8 @@ impl Driver {
                     }
                 }
             }
-            Up::LoadProgress { .. } | Up::Memory { .. } | Up::Probed { .. } | Up::Released { .. } => {}
+            Up::Released { segment } => self.cache.released(&segment, worker),
+            Up::LoadProgress { .. } | Up::Memory { .. } | Up::Probed { .. } => {}
             // The supervisor's part.
             Up::Hello(_)
             | Up::Ready(_)
@@ -246,16 +247,19 @@ impl Driver {
             last_use: self.uses,
         };
         tracing::info!(
-            "Loaded `{}` into {worker}: {} bytes in {} ms",
+            "Loaded `{}` into {worker}: {} bytes in {} ms, {} components from memory and {} from files",
             loaded.model,
             stay.bytes,
-            moving.began.elapsed().as_millis()
+            moving.began.elapsed().as_millis(),
+            moving.segments.len(),
+            moving.read.len()
         );
         metrics::histogram!("calotype_load_seconds").record(moving.began.elapsed().as_secs_f64());
         post.resident.insert(loaded.model, stay);
         if let Some(job) = moving.waiting {
             self.back_to_queue(&job);
         }
+        self.cache_what_was_read(moving.read);
     }
 
     fn load_failed(&mut self, worker: &str, load: &LoadId, failure: &Failure) {
@@ -270,6 +274,13 @@ impl Driver {
         }
         let error = error_of(failure);
         tracing::error!("Failed to load `{}` into {worker}: {error}", moving.model);
+        if failure.outcome == Outcome::ModelLoad && !moving.segments.is_empty() {
+            self.distrust(&moving.model, load, &moving.segments);
+            if let Some(job) = moving.waiting {
+                self.back_to_queue(&job);
+            }
+            return;
+        }
         if failure.outcome != Outcome::OutOfMemory {
             // Files do not mend themselves. What waits for the model goes to another worker, or ends with this reason.
             self.unusable.insert((worker.to_owned(), moving.model), error);
@@ -387,6 +398,7 @@ impl Driver {
                 ledger.release(&owner);
             }
         }
+        self.cache.worker_gone(worker);
         let jobs: Vec<JobId> = post.jobs.iter().cloned().collect();
         let cause = format!("{:?} ({})", report.cause, report.status);
         post.last_exit = Some(cause.clone());
