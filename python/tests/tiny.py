@@ -50,10 +50,10 @@ def tokenizer() -> Any:
     return CLIPTokenizer.from_pretrained(TINY / "tokenizer", local_files_only=True)
 
 
-def text_encoder(projected: bool, layers: int = 3) -> Any:
+def text_encoder(projected: bool, layers: int = 3, width: int = TEXT) -> Any:
     config = CLIPTextConfig(
         vocab_size=8150,
-        hidden_size=TEXT,
+        hidden_size=width,
         intermediate_size=37,
         num_hidden_layers=layers,
         num_attention_heads=4,
@@ -61,26 +61,27 @@ def text_encoder(projected: bool, layers: int = 3) -> Any:
         bos_token_id=8148,
         eos_token_id=8149,
         pad_token_id=8149,
-        projection_dim=TEXT,
+        projection_dim=width,
         hidden_act="gelu" if projected else "quick_gelu",
     )
     return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
 
 
-def vae(**changes: Any) -> Any:
+def vae(blocks: int = 2, **changes: Any) -> Any:
+    """Of two blocks: a latent is 2x2 pixels; of four: 8x8, as in real ones."""
     return AutoencoderKL(
-        block_out_channels=[16, 32],
+        block_out_channels=[16] * (blocks - 1) + [32],
         layers_per_block=1,
-        down_block_types=["DownEncoderBlock2D"] * 2,
-        up_block_types=["UpDecoderBlock2D"] * 2,
+        down_block_types=["DownEncoderBlock2D"] * blocks,
+        up_block_types=["UpDecoderBlock2D"] * blocks,
         latent_channels=4,
         norm_num_groups=8,
         **changes,
     )
 
 
-def unet_config(cross: int, times: int | None) -> dict[str, Any]:
-    """A UNet of two blocks; `times` numbers of sizes for SDXL, None for SD."""
+def unet_config(cross: int, times: int | None, pooled: int = TEXT) -> dict[str, Any]:
+    """A UNet of two blocks; `times` numbers of sizes for SDXL beside `pooled` of the text, None for SD."""
     config: dict[str, Any] = {
         "block_out_channels": [16, 32],
         "layers_per_block": 1,
@@ -95,20 +96,24 @@ def unet_config(cross: int, times: int | None) -> dict[str, Any]:
             "addition_embed_type": "text_time",
             "addition_time_embed_dim": TIME_EMBED,
             "transformer_layers_per_block": [1, 2],
-            "projection_class_embeddings_input_dim": TEXT + times * TIME_EMBED,
+            "projection_class_embeddings_input_dim": pooled + times * TIME_EMBED,
             "use_linear_projection": True,
         }
     return config
 
 
-def unet(cross: int, times: int | None) -> Any:
-    config = unet_config(cross, times)
+def unet(cross: int, times: int | None, pooled: int = TEXT, **changes: Any) -> Any:
+    config = unet_config(cross, times, pooled) | changes
     return UNet2DConditionModel(out_channels=4, up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"], **config)
 
 
-def controlnet(cross: int, times: int | None, seed: int, zero: bool) -> Any:
+def controlnet(
+    cross: int, times: int | None, seed: int, zero: bool, pooled: int = TEXT, picture: tuple[int, ...] = (4, 8)
+) -> Any:
+    """`picture`: channels on the way from pixels to latents, each but the first halves the edges."""
     torch.manual_seed(seed)
-    net = ControlNetModel(**unet_config(cross, times), conditioning_embedding_out_channels=[4, 8])
+    config = unet_config(cross, times, pooled)
+    net = ControlNetModel(**config, conditioning_embedding_out_channels=list(picture))
     if not zero:
         for block in [*net.controlnet_down_blocks, net.controlnet_mid_block, net.controlnet_cond_embedding.conv_out]:
             torch.nn.init.normal_(block.weight, std=0.3)

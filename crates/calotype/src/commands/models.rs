@@ -39,23 +39,28 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
         super::print_json(&records)?;
         return Ok(Exit::Ok);
     }
+    let widest = records
+        .iter()
+        .map(|record| record.id.as_str().chars().count())
+        .max();
+    let width = widest.unwrap_or(0).clamp(12, 40);
     for record in records {
         let kind = format!("{:?}", record.kind).to_lowercase();
         say!(
-            "{:<24} {kind:<10} {:>10}  {}",
-            record.id,
+            "{:<width$} {kind:<12} {:>10}  {}",
+            record.id.as_str(),
             console::bytes(record.weights_bytes),
             record.name
         );
         if !record.presets.is_empty() {
             let names: Vec<&str> = record.presets.keys().map(String::as_str).collect();
-            say!("{:<24} presets: {}", "", names.join(", "));
+            say!("{:<width$} presets: {}", "", names.join(", "));
         }
         if !record.lacks.is_empty() {
-            say!("{:<24} comes without: {}", "", record.lacks.join(", "));
+            say!("{:<width$} comes without: {}", "", record.lacks.join(", "));
         }
         if let Some(problem) = &record.problem {
-            say!("{:<24} problem: {problem}", "");
+            say!("{:<width$} problem: {problem}", "");
         }
     }
     Ok(Exit::Ok)

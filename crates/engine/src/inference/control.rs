@@ -42,6 +42,16 @@ pub(super) fn units(
             .map_err(|error| error.field(field("model")))?;
         usable(record, &field("model"))?;
         fits(record, model, &field("model"))?;
+        // Transformers have no one width of text by which to tell.
+        if model.text_width.is_none() && record.family != model.family {
+            let message = format!(
+                "{} is a ControlNet for {}, {} is of the family {}",
+                record.id, record.family, model.id, model.family
+            );
+            return Err(
+                Error::invalid(field("model"), message).advice("choose one of the model's own family")
+            );
+        }
         let weight = fraction(
             &field("weight"),
             unit.weight.unwrap_or(1.0),

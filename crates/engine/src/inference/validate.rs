@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::images::{Inputs, input};
 use super::{GenerateRequest, Lack, Needs, Plan, PlannedLora, control, extras, not_served, parts, prompt};
 use crate::error::{Code, Error};
-use crate::model::{Catalogue, ModelRecord, Preset, nearest};
+use crate::model::{Catalogue, ModelRecord, Preset, nearest, usual};
 
 const PROMPT_CHARS: usize = 32_000;
 const MOST_STEPS: u32 = 150;
@@ -178,13 +178,14 @@ pub(crate) fn plan(
     usable(model, "model")?;
     let mut warnings = Vec::new();
     let (preset_name, preset) = preset(request, model)?;
+    let usual = usual(model);
     let sampler = one_of(
         "sampler",
         request
             .sampler
             .as_deref()
             .or(preset.sampler.as_deref())
-            .unwrap_or("dpmpp_2m"),
+            .unwrap_or(usual.sampler),
         &abilities.samplers,
         Sampler::from_name,
         Sampler::name,
@@ -202,13 +203,13 @@ pub(crate) fn plan(
     )?;
     let steps = within(
         "steps",
-        request.steps.or(preset.steps).unwrap_or(20),
+        request.steps.or(preset.steps).unwrap_or(usual.steps),
         1,
         MOST_STEPS,
     )?;
     let guidance = fraction(
         "guidance",
-        request.guidance.or(preset.guidance).unwrap_or(7.0),
+        request.guidance.or(preset.guidance).unwrap_or(usual.guidance),
         0.0,
         MOST_GUIDANCE,
     )?;

@@ -106,6 +106,7 @@ pub(super) fn of_checkpoint(header: &Header, record: &mut ModelRecord) -> Result
         header.extent(&named("x_embedder.proj.weight"), 1)
     } else if header.has(&named("double_blocks.")) {
         record.family = "flux".into();
+        record.few_steps = !header.has(&named("guidance_in."));
         // Four pixels of the latents stand side by side.
         header.extent(&named("img_in.weight"), 1).map(|width| width / 4)
     } else if !header.has(UNET) {

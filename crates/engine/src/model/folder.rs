@@ -110,6 +110,11 @@ fn measure(configs: &BTreeMap<&str, Value>, record: &mut ModelRecord) {
     record.unet_channels =
         field(denoiser, "in_channels", 1024).map_or(record.latent_channels, |channels| channels / beside);
     record.variant = family::variant(&record.family, record.unet_channels, record.latent_channels);
+    // FLUX takes its guidance as an input, where it was made for any.
+    let guided = configs
+        .get(denoiser)
+        .and_then(|config| config["guidance_embeds"].as_bool());
+    record.few_steps = record.family == "flux" && guided == Some(false);
     record.text_width = field(denoiser, "cross_attention_dim", 1 << 16);
     if let Some(edge) = field(denoiser, "sample_size", 1024) {
         record.size = (edge * record.latent_factor, edge * record.latent_factor);

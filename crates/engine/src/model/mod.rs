@@ -12,6 +12,7 @@
 //! | `catalogue` | all of them by name |
 //! | `segment` | the weights of a component, copied into shared memory |
 //! | `swap` | a model with parts in place of its own |
+//! | `usual` | steps, sampler and guidance where nobody says them |
 
 mod catalogue;
 mod family;
@@ -23,6 +24,7 @@ mod record;
 pub(crate) mod segment;
 mod sidecar;
 mod swap;
+mod usual;
 
 pub use catalogue::Catalogue;
 pub(crate) use catalogue::nearest;
@@ -32,3 +34,4 @@ pub(crate) use header::tests::write as write_weights;
 pub use record::{ModelKind, ModelRecord, Variant};
 pub use sidecar::{Preset, PresetLora};
 pub(crate) use swap::resident_id;
+pub(crate) use usual::usual;

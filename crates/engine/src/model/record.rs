@@ -132,6 +132,9 @@ pub struct ModelRecord {
     /// What its UNet's output means, from its scheduler's config.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prediction: Option<String>,
+    /// Whether it was made to draw in few steps without guidance, as its weights tell: FLUX schnell.
+    #[serde(default)]
+    pub few_steps: bool,
     /// The model that a LoRA is for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<String>,
@@ -182,6 +185,7 @@ impl ModelRecord {
             presets: BTreeMap::new(),
             default_preset: None,
             prediction: None,
+            few_steps: false,
             base: None,
             trigger: None,
             architecture: None,
