@@ -55,8 +55,8 @@ impl Bench {
         Self { engine, dir }
     }
 
-    async fn submit(&self, steps: u32) -> JobId {
-        let request = GenerateRequest {
+    fn request(&self, steps: u32) -> GenerateRequest {
+        GenerateRequest {
             prompt: "a".into(),
             preset: Some("quality".into()),
             seed: Some(7),
@@ -64,8 +64,14 @@ impl Bench {
             height: Some(64),
             steps: Some(steps),
             ..GenerateRequest::default()
-        };
-        let submitted = self.engine.submit(request, SubmitOptions::default()).await;
+        }
+    }
+
+    async fn submit(&self, steps: u32) -> JobId {
+        let submitted = self
+            .engine
+            .submit(self.request(steps), SubmitOptions::default())
+            .await;
         submitted.unwrap().job.id
     }
 
@@ -266,4 +272,32 @@ async fn memory_is_leased_while_it_is_held_and_not_longer() {
     );
     assert!(memory.high_water_bytes > 0);
     bench.engine.shutdown().await;
+}
+
+#[tokio::test]
+async fn jobs_beside_each_other_do_not_tell_what_one_of_them_takes() {
+    let bench = Bench::start("good").await;
+    let is_measured = async || {
+        let request = bench.request(4);
+        bench.engine.validate(request).await.unwrap().measured
+    };
+    let mut events = bench.engine.events(None, None);
+    let long = bench.submit(60).await;
+    let is_in = |event: &Event| match &event.kind {
+        EventKind::Progress { job, .. } if *job == long => Some(()),
+        _ => None,
+    };
+    event(&mut events, is_in).await;
+    let short = bench.submit(4).await;
+    for job in [&short, &long] {
+        assert_eq!(bench.ended(job).await.state, JobState::Succeeded);
+    }
+    assert!(!is_measured().await);
+    // Alone, one tells it, once the worker was seen idle.
+    in_time(async {
+        while !is_measured().await {
+            bench.ends().await;
+        }
+    })
+    .await;
 }

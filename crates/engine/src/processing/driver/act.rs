@@ -199,8 +199,10 @@ impl Driver {
             }
         }
         post.jobs.insert(job.clone());
+        let together: Vec<JobId> = post.jobs.iter().cloned().collect();
         live.place = Some((worker.to_owned(), post.incarnation));
         live.sent = false;
+        live.accompanied = false;
         live.state = JobState::Running;
         live.reason = None;
         live.record.attempts += 1;
@@ -213,6 +215,13 @@ impl Driver {
         );
         let (job, attempt, plan) = (job.clone(), live.record.attempts, live.record.plan.clone());
         let (worker, internal) = (worker.to_owned(), self.internal.clone());
+        if together.len() > 1 {
+            for one in &together {
+                if let Some(live) = self.jobs.get_mut(one) {
+                    live.accompanied = true;
+                }
+            }
+        }
         self.tell(&job);
         tokio::spawn(async move {
             let work = async {

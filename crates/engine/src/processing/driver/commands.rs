@@ -61,6 +61,7 @@ impl Driver {
             progress: None,
             place: None,
             sent: false,
+            accompanied: false,
             wish: None,
             ending: false,
             refused_by: Vec::new(),

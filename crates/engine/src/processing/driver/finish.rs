@@ -75,7 +75,7 @@ impl Driver {
         let (Some(live), Some(post)) = (self.jobs.get(&result.job), self.posts.get(worker)) else {
             return;
         };
-        if post.jobs.len() != 1 || post.resident.values().any(|stay| stay.offload != Offload::None) {
+        if live.accompanied || post.resident.values().any(|stay| stay.offload != Offload::None) {
             return;
         }
         let base_bytes = if post.config.device.kind == "cpu" {

@@ -167,6 +167,8 @@ struct Live {
     place: Option<(String, u64)>,
     /// Whether `run` went down.
     sent: bool,
+    /// Whether another job was in its worker with it: what the worker held is not what this one took.
+    accompanied: bool,
     /// What a client wants and has not got yet.
     wish: Option<Action>,
     /// Whether its end is being journaled.
