@@ -135,10 +135,14 @@ impl Engine {
 
     /// Checks a request, puts it on disk, and only then answers.
     pub async fn submit(&self, request: GenerateRequest, options: SubmitOptions) -> Result<Submitted, Error> {
-        let request_bytes = serde_json::to_vec(&(&request, options.class, options.priority))
-            .map_err(|error| Error::new(Code::Internal, error.to_string()))?;
-        let key_digest = blake3::hash(&request_bytes).to_hex().to_string();
-        let ticket = self.inner.gate.enter(request_bytes.len() as u64)?;
+        let internal = |error: serde_json::Error| Error::new(Code::Internal, error.to_string());
+        let said = request.said().map_err(internal)?;
+        let how = serde_json::to_vec(&(options.class, options.priority)).map_err(internal)?;
+        let ticket = self.inner.gate.enter(said.len() as u64)?;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&said);
+        hasher.update(&how);
+        let key_digest = hasher.finalize().to_hex().to_string();
         let Planned {
             mut plan,
             warnings,

@@ -112,6 +112,30 @@ pub struct GenerateRequest {
     pub mask_padding: Option<u32>,
 }
 
+impl GenerateRequest {
+    /// What was said in it, as JSON. Fields that were left out are not in it: a version that knows more of them says the
+    /// same of the same request.
+    pub(crate) fn said(&self) -> serde_json::Result<Vec<u8>> {
+        let mut whole = serde_json::to_value(self)?;
+        drop_nulls(&mut whole);
+        serde_json::to_vec(&whole)
+    }
+}
+
+fn drop_nulls(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::Object(fields) => {
+            fields.retain(|_, field| !field.is_null());
+            fields.values_mut().for_each(drop_nulls);
+        }
+        serde_json::Value::Array(items) => items.iter_mut().for_each(drop_nulls),
+        serde_json::Value::Null
+        | serde_json::Value::Bool(_)
+        | serde_json::Value::Number(_)
+        | serde_json::Value::String(_) => {}
+    }
+}
+
 /// One ControlNet with its image.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -435,6 +459,17 @@ pub struct PlannedLora {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_field_that_is_left_out_is_not_said() {
+        let request: GenerateRequest =
+            serde_json::from_str(r#"{"prompt":"a","control":[{"model":"m","image":"x"}],"seed":null}"#)
+                .unwrap();
+        assert_eq!(
+            String::from_utf8(request.said().unwrap()).unwrap(),
+            r#"{"control":[{"image":"x","model":"m"}],"prompt":"a"}"#
+        );
+    }
 
     #[test]
     fn a_plan_of_an_earlier_version_is_still_a_plan() {
