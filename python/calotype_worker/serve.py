@@ -8,7 +8,7 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from calotype_worker import handshake
@@ -98,7 +98,7 @@ def _serve(voice: Voice, inbox: Inbox, welcome: down.Welcome) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
     # Imports of torch take seconds: they come after `hello`, while pings are answered already.
-    from calotype_worker import beat
+    from calotype_worker import beat, warm
     from calotype_worker.device import Device
     from calotype_worker.tick import Loop
 
@@ -107,10 +107,22 @@ def _serve(voice: Voice, inbox: Inbox, welcome: down.Welcome) -> None:
     pulse = Pulse()
     beat.start(voice.say, pulse, device, welcome.heartbeat.every_ms)
     loop = Loop(device, pulse, voice.say)
+    warming: Iterator[str | None] | None = warm.up(device)
     goes_on = True
     while goes_on:
-        frame = _next(inbox, wait=not loop.has_work())
-        goes_on = loop.tick() if frame is None else loop.handle(frame)
+        frame = _next(inbox, wait=warming is None and not loop.has_work())
+        if frame is not None:
+            goes_on = loop.handle(frame)
+        elif loop.has_work():
+            goes_on = loop.tick()
+        elif warming is not None:
+            try:
+                problem = next(warming)
+            except StopIteration:
+                warming = None
+            else:
+                if problem is not None:
+                    voice.say(up.Log(level="warn", message=f"not fetched ahead: {problem}"))
 
 
 def _next(inbox: Inbox, wait: bool) -> Frame[down.Down] | None:

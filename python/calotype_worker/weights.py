@@ -226,10 +226,26 @@ def without_weights() -> Iterator[None]:
         register(module, name, parameter)
 
     nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
+    for name in FILLS:
+        setattr(torch.Tensor, name, _unless_meta(getattr(torch.Tensor, name)))
     try:
         yield
     finally:
+        for name in FILLS:
+            delattr(torch.Tensor, name)
         nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+FILLS = ("normal_", "uniform_", "zero_", "fill_")
+"""What modules begin their parameters with. Without memory there is nothing to fill, and to find that out is half of the
+time that building them takes."""
+
+
+def _unless_meta(fill: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def filled(tensor: torch.Tensor, *values: Any, **named: Any) -> torch.Tensor:
+        return tensor if tensor.is_meta else fill(tensor, *values, **named)
+
+    return filled
 
 
 class Binding:

@@ -225,7 +225,10 @@ impl Engine {
             let can = worker.capabilities.as_ref();
             worker.state == "ready" && can.is_some_and(|can| needs.lack(can).is_none())
         };
-        let found = devices.iter().find_map(|device| {
+        // As the dispatcher chooses: accelerators before processors.
+        let (processors, accelerators): (Vec<&DeviceView>, Vec<&DeviceView>) =
+            devices.iter().partition(|device| device.device.kind == "cpu");
+        let found = accelerators.into_iter().chain(processors).find_map(|device| {
             let worker = device.workers.iter().find(serves)?;
             Some((device.device.kind.as_str(), worker))
         });

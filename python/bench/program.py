@@ -1,0 +1,341 @@
+"""Measures the whole program on a CUDA device: `calotype serve` with models of the real sizes and random weights.
+
+    python bench/program.py --calotype ../target/release/calotype --json program.json
+
+What it tells: how long a picture takes through the door, a switch of models that both do not fit (from files, then from
+memory), what a job took against what was leased for it, once it was measured; models that only fit in parts; a worker and
+a server that are killed. Needs 25 GB on the disk of --folder and 16 GB in /dev/shm.
+"""
+
+import argparse
+import base64
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from diffusers import ControlNetModel
+from PIL import Image, ImageDraw
+
+from bench.sizes import DTYPE, plain_pipeline
+
+PYTHON = Path(__file__).resolve().parents[1]
+PROMPT = "a red apple on the beach"
+LOADED = re.compile(r"Loaded `(\S+)` into (\S+): (\d+) bytes in (\d+) ms, (\d+) components from memory and (\d+) from")
+
+
+def write_models(folder: Path) -> None:
+    """SD 1.5 with a ControlNet, and SDXL twice, as two models that take each other's place."""
+    if folder.exists():
+        return
+    for name, targets in (("sd15", ["sd15"]), ("sdxl", ["sdxl-a", "sdxl-b"])):
+        pipeline = plain_pipeline(name)
+        for target in targets:
+            pipeline.save_pretrained(folder / target)
+        if name == "sd15":
+            net = ControlNetModel.from_unet(pipeline.unet).to(DTYPE)
+            net.save_pretrained(folder / "controlnets" / "lines")
+            del net
+        del pipeline
+        torch.cuda.empty_cache()
+
+
+class Server:
+    """`calotype serve` on the first card."""
+
+    def __init__(self, program: Path, data: Path, models: Path, options: list[str]) -> None:
+        self.log = data.with_suffix(".log")
+        environment = os.environ | {
+            "CALOTYPE_PYTHON": sys.executable,
+            "PYTHONPATH": os.pathsep.join([str(PYTHON), os.environ.get("PYTHONPATH", "")]),
+            "RUST_LOG": "info",
+            "NO_COLOR": "1",
+        }
+        places = ["--data-dir", str(data), "--models", str(models)]
+        command = [str(program), "serve", "--listen", "127.0.0.1:0", *places, *options]
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        found = re.search(r"http://[\d.:]+", line)
+        if found is None:
+            raise RuntimeError(f"{line}{self.log.read_text()}")
+        self.url = found[0]
+
+    def ask(self, path: str, body: Any = None) -> Any:
+        """The JSON of an answer."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=300) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            raise RuntimeError(f"{path}: {error.read().decode()}") from None
+
+    def submit(self, **fields: Any) -> str:
+        """A job's id."""
+        return str(self.ask("/api/jobs", {"prompt": PROMPT, "guidance": 5.0, "sampler": "euler", **fields})["job"]["id"])
+
+    def events(self, path: str) -> Iterator[Any]:
+        """Server-sent events, until the server ends them."""
+        with urllib.request.urlopen(self.url + path, timeout=300) as lines:
+            for line in lines:
+                if line.startswith(b"data: "):
+                    yield json.loads(line[6:])
+
+    def ended(self, job: str) -> Any:
+        """The job, once it has ended; raises where that was no success."""
+        for _ in self.events(f"/api/jobs/{job}/events"):
+            pass
+        view = self.ask(f"/api/jobs/{job}")
+        if view["state"] != "succeeded":
+            raise RuntimeError(f"{view.get('error')}\n{self.log.read_text()[-3000:]}")
+        return view
+
+    def draw(self, **fields: Any) -> Any:
+        """A job's end, with the seconds that it took through the door."""
+        started = time.perf_counter()
+        view = self.ended(self.submit(**fields))
+        return view | {"s": time.perf_counter() - started}
+
+    def wait_for_segments(self, count: int) -> None:
+        """Until so many components wait in memory."""
+        if self.segments() >= count:
+            return
+        for event in self.events("/api/events"):
+            if event["event"] == "segment" and event["state"] == "failed":
+                raise RuntimeError(f"weights are not kept in memory: {event['reason']}")
+            if event["event"] == "segment" and self.segments() >= count:
+                return
+
+    def segments(self) -> int:
+        """Components that are ready in memory."""
+        cache = self.ask("/api/memory")[0].get("cache") or {"segments": []}
+        return sum(segment["state"] == "ready" for segment in cache["segments"])
+
+    def loads(self) -> list[dict[str, Any]]:
+        """What its log tells of loads."""
+        rows = LOADED.findall(self.log.read_text())
+        names = ("model", "worker", "bytes", "ms", "from_memory", "from_files")
+        return [dict(zip(names, [*row[:2], *map(int, row[2:])])) for row in rows]
+
+    def gpu_worker(self) -> Any:
+        """The worker of the card."""
+        for device in self.ask("/api/devices"):
+            if device["device"]["kind"] == "cuda":
+                return device["workers"][0]
+        raise RuntimeError("there is no card")
+
+    def wait_ready(self) -> None:
+        """Until the card's worker takes work."""
+        if self.gpu_worker()["state"] == "ready":
+            return
+        for event in self.events("/api/events"):
+            if event["event"] == "worker" and self.gpu_worker()["state"] == "ready":
+                return
+
+    def stop(self) -> None:
+        """As a service manager would."""
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(60)
+
+
+@contextmanager
+def serving(program: Path, place: Path, name: str, *options: str) -> Iterator[Server]:
+    """A server of its own data directory, its worker ready."""
+    server = Server(program, place / name, place / "models", list(options))
+    try:
+        server.wait_ready()
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.stop()
+
+
+def card_used_bytes() -> int:
+    """Memory of the card that anybody holds."""
+    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "-i", "0"]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) << 20
+
+
+def share_of_card(gb: float) -> str:
+    """The `--memory-share` that gives the card such a budget."""
+    return f"{gb * 1e9 / torch.cuda.get_device_properties(0).total_memory:.4f}"
+
+
+SD = {"model": "sd15", "width": 512, "height": 512, "steps": 30}
+XL = {"width": 1024, "height": 1024, "steps": 20}
+
+
+def pictures(server: Server) -> dict[str, Any]:
+    """Seconds a picture through the door, with a control unit too; cancel; what the jobs took against their leases."""
+    found: dict[str, Any] = {"sd15_first_s": server.draw(**SD)["s"]}
+    server.draw(**SD)
+    found["sd15_s"] = min(server.draw(**SD)["s"] for _ in range(3))
+    # The first two rounds capture the graphs of their group sizes.
+    for _ in range(3):
+        started = time.perf_counter()
+        for job in [server.submit(**SD) for _ in range(8)]:
+            server.ended(job)
+        found["sd15_eight_images_per_s"] = 8 / (time.perf_counter() - started)
+    disc = _disc()
+    unit = {"model": "lines", "image": disc, "preprocessor": "canny"}
+    for _ in range(2):
+        server.draw(**SD, control=[unit])
+    found["sd15_controlnet_s"] = server.draw(**SD, control=[unit])["s"]
+    found["lease"] = {"sd15": lease(server, SD), "sdxl": lease(server, XL | {"model": "sdxl-a"})}
+    job = server.submit(**(SD | {"steps": 150}))
+    _denoises(server, job)
+    started = time.perf_counter()
+    server.ask(f"/api/jobs/{job}/cancel", {})
+    for event in server.events(f"/api/jobs/{job}/events"):
+        if event["event"] == "job" and event["state"] == "cancelled":
+            break
+    found["cancel_ms"] = (time.perf_counter() - started) * 1e3
+    return found
+
+
+def lease(server: Server, fields: dict[str, Any]) -> dict[str, Any]:
+    """What is leased for a job before and after one was measured, and what a job takes then, above its weights."""
+    guess = server.ask("/api/inference/validate", {"prompt": PROMPT, **fields})
+    server.draw(**fields)
+    known = server.ask("/api/inference/validate", {"prompt": PROMPT, **fields})
+    view = server.draw(**fields)
+    weights = sum(one["bytes"] for one in server.ask("/api/memory")[1]["leases"] if one["kind"] == "weights")
+    took = view["result"]["peak_bytes"] - weights
+    return {
+        "guessed_bytes": guess["working_set_bytes"],
+        "was_measured": guess["measured"],
+        "leased_bytes": known["working_set_bytes"],
+        "took_bytes": took,
+        "leased_against_took": known["working_set_bytes"] / took,
+    }
+
+
+def switches(server: Server) -> dict[str, Any]:
+    """Two SDXL in turn, of which one fits: loads from files first, then from memory."""
+    quick = XL | {"steps": 2}
+    for model in ("sdxl-a", "sdxl-b"):
+        server.draw(model=model, **quick)
+    server.wait_for_segments(8)
+    started = {}
+    for _ in range(2):
+        for model in ("sdxl-a", "sdxl-b"):
+            started[model] = server.draw(model=model, **quick)["s"]
+    return {"loads": server.loads(), "switch_and_two_steps_s": started, "cache": server.ask("/api/memory")[0]["cache"]}
+
+
+def offloaded(server: Server) -> dict[str, Any]:
+    """An SDXL picture on a card whose budget holds only parts of it."""
+    before = card_used_bytes()
+    server.draw(model="sdxl-a", **XL)
+    view = server.draw(model="sdxl-a", **XL)
+    memory = server.ask("/api/memory")[1]
+    return {
+        "s": view["s"],
+        "plan": view["result"]["plan"],
+        "peak_bytes": view["result"]["peak_bytes"],
+        "budget_bytes": memory["budget_bytes"],
+        "leases": memory["leases"],
+        "card_used_before_bytes": before,
+    }
+
+
+def killed(program: Path, place: Path) -> dict[str, Any]:
+    """kill -9 of the worker in a job, then of the server."""
+    server = Server(program, place / "killed", place / "models", [])
+    server.wait_ready()
+    free = card_used_bytes()
+    server.draw(**SD)
+    job = server.submit(**(SD | {"steps": 150}))
+    _denoises(server, job)
+    worker = server.gpu_worker()
+    started = time.perf_counter()
+    os.kill(worker["pid"], signal.SIGKILL)
+    found: dict[str, Any] = {"memory_back_after_worker_s": _back_s(free)}
+    view = server.ended(job)
+    found |= {"job_done_s": time.perf_counter() - started, "attempts": view["attempts"], "by": view["result"]["worker"]}
+    server.wait_ready()
+    job = server.submit(**(SD | {"steps": 150}))
+    _denoises(server, job)
+    server.process.kill()
+    server.process.wait()
+    found["memory_back_after_server_s"] = _back_s(free)
+    server = Server(program, place / "killed", place / "models", [])
+    found["job_after_restart"] = server.ended(job)["state"]
+    server.stop()
+    return found
+
+
+def _denoises(server: Server, job: str) -> None:
+    for event in server.events(f"/api/jobs/{job}/events"):
+        if event["event"] == "progress" and event["progress"]["phase"] == "denoise":
+            return
+
+
+def _back_s(free_bytes: int) -> float:
+    """Seconds until the card holds hardly more than it did with an idle worker."""
+    started = time.perf_counter()
+    while card_used_bytes() > free_bytes + (256 << 20):
+        if time.perf_counter() - started > 60:
+            raise RuntimeError("the memory does not come back")
+    return time.perf_counter() - started
+
+
+def _disc() -> str:
+    picture = Image.new("RGB", (512, 512), (10, 40, 90))
+    ImageDraw.Draw(picture).ellipse((100, 100, 400, 400), fill=(250, 180, 20))
+    file = io.BytesIO()
+    picture.save(file, "png")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def main() -> None:
+    """Measures what was asked for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--calotype", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, default=Path("/tmp/calotype-program"))
+    parser.add_argument("--json", type=Path)
+    asked = parser.parse_args()
+    shutil.rmtree(asked.folder, ignore_errors=True)
+    asked.folder.mkdir(parents=True)
+    started = time.perf_counter()
+    write_models(asked.folder / "models")
+    found: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(0),
+        "torch": torch.__version__,
+        "models_written_s": time.perf_counter() - started,
+    }
+
+    def tell(part: str, values: dict[str, Any]) -> None:
+        found[part] = values
+        print(json.dumps({part: values}, indent=1), flush=True)
+        if asked.json:
+            asked.json.write_text(json.dumps(found, indent=1))
+
+    with serving(asked.calotype, asked.folder, "pictures") as server:
+        tell("pictures", pictures(server))
+    with serving(asked.calotype, asked.folder, "switches", "--memory-share", share_of_card(11.2)) as server:
+        tell("switches", switches(server))
+    for name, gb in (("offload_model", 10.0), ("offload_sequential", 5.0)):
+        with serving(asked.calotype, asked.folder, name, "--memory-share", share_of_card(gb)) as server:
+            tell(name, offloaded(server))
+    tell("killed", killed(asked.calotype, asked.folder))
+
+
+if __name__ == "__main__":
+    main()
