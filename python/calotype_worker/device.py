@@ -18,6 +18,7 @@ import psutil
 import torch
 
 from calotype_worker.errors import DeviceLost, NotSupported, first_line
+from calotype_worker.pipelines.offloaded import Whereabouts
 from calotype_worker.segments import CudaPageLock, Segments
 from calotype_worker.wire.down import WorkerDevice
 from calotype_worker.wire.up import DeviceFacts, MemoryReport
@@ -63,6 +64,7 @@ class Device:
         self.is_cuda = torch_device.type == "cuda"
         self.is_apart = torch_device.type in ("cuda", "xpu")
         """Whether its memory is another than the host's."""
+        self.whereabouts = Whereabouts(torch_device)
         self._side: torch.cuda.Stream | None = None
         self._peak_bytes = 0
         """Of the laps before this one."""

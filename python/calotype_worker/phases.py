@@ -13,6 +13,7 @@ from calotype_worker.errors import InvalidInput, NotSupported, OutOfMemory, Work
 from calotype_worker.held import Delivering, Held, Waiting
 from calotype_worker.job import MAX_EDGE, MOST_IMAGES, Sampling
 from calotype_worker.pipelines.family import Family
+from calotype_worker.pipelines.offloaded import plan_words
 from calotype_worker.pixels import Blobs, bytes_from, from_numbers, image_of, image_ref, numbers_of, to_numbers
 from calotype_worker.second_pass import SecondPass, larger_latents, larger_picture
 from calotype_worker.wire import up
@@ -82,6 +83,8 @@ def _start(loop: Loop, held: Held, work: Generate, blobs: Blobs) -> None:
     loop.enter("encode", held)
     started = time.perf_counter()
     held.stage = Sampling(work, blobs, model, bound, loop.family, loop.control_net, loop.preprocessor)
+    for unit in held.stage.units:
+        held.tally.plan.update(plan_words(unit.net.offload))
     loop.device.fence().wait()
     _spent(loop, held, "encode", started)
 

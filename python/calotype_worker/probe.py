@@ -53,7 +53,7 @@ def _step(model: Family) -> Callable[[], object]:
     """One run of the denoiser for one image of 256²."""
     latent = (model.latent_channels, 256 // model.scale, 256 // model.scale)
     conditioning = model.encode(PLAIN, [], [], 1.0, 0).cond
-    model.adapted.activate(PLAIN)
+    model.activate(PLAIN)
     model.whereabouts.bring(model.denoiser)
     input = DenoiseInput(
         torch.full((1, latent[0] + model.extra_channels, *latent[1:]), 0.5, device=model.device),

@@ -147,9 +147,11 @@ class Stepper:
 
     def _denoise(self, group: Sequence[Sampling], model: Family) -> torch.Tensor:
         bound = group[0].leg.bound
-        model.adapted.activate(bound)
-        model.whereabouts.bring(model.denoiser)
-        return self.graphs.denoise(model, bound, joined([sampling.share() for sampling in group]))
+        model.activate(bound)
+        input = joined([sampling.share() for sampling in group])
+        # They take turns within one step: neither makes room for the other.
+        self.device.whereabouts.bring(model.denoiser, *(unit.net.module for unit in input.control))
+        return self.graphs.denoise(model, bound, input)
 
     def land(self, most_in_flight: int) -> list[Landed]:
         """Wait until no more than so many are in flight; gives those that are over, in order."""

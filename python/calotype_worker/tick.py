@@ -161,9 +161,8 @@ class Loop:
         self.stepper.graphs.clear()
         for model in self.models.values():
             model.trim()
-            if isinstance(model, Family):
-                # Sends away what waits on the host otherwise.
-                model.whereabouts.bring()
+        # What waits on the host otherwise has copies here.
+        self.device.whereabouts.bring()
         self.device.trim()
 
     def fail(self, held: Held, problem: WorkerError) -> None:

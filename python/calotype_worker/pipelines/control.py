@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from calotype_worker.wire.down import Load
+from calotype_worker.pipelines.offloaded import Offload
+from calotype_worker.wire.down import Load, LoadPlan
 
 if TYPE_CHECKING:
     from calotype_worker.device import Device
@@ -33,6 +34,7 @@ class ControlNet:
         down: Any = module.controlnet_down_blocks
         self.residuals = len(down) + 1
         """Tensors that it adds: one for each layer of the down blocks, and that of the middle."""
+        self.offload: Offload = "none"
         self.resident_bytes = 0
         self.phases_ms: dict[str, float] = {}
 
@@ -41,6 +43,12 @@ class ControlNet:
         fields = ("block_out_channels", "layers_per_block", "cross_attention_dim", "down_block_types")
         fitting = all(self.module.config.get(field) == unet.config.get(field) for field in fields)
         return fitting and self.in_channels <= unet.config.get("in_channels", 0)
+
+    def follow(self, plan: LoadPlan, device: Device) -> None:
+        """Keep to a plan from now on: `offload` is what concerns a network of one module."""
+        if plan.offload != "none" and device.is_apart:
+            self.offload = plan.offload
+            device.whereabouts.keep_away(plan.offload, (), [self.module])
 
     def trim(self) -> None:
         """There is nothing that could be made again."""

@@ -13,7 +13,7 @@ from calotype_worker.device import Device
 from calotype_worker.errors import NotSupported
 from calotype_worker.pipelines.adapted import Adapted, AdapterSet
 from calotype_worker.pipelines.control import ControlNet
-from calotype_worker.pipelines.offloaded import KINDS, Resident, Whereabouts
+from calotype_worker.pipelines.offloaded import Offload, Whereabouts, plan_words
 from calotype_worker.samplers.run import SamplerRun
 from calotype_worker.sketch import colours_of
 from calotype_worker.wire.down import LoadPlan
@@ -97,7 +97,8 @@ class Family(ABC):
         self.extra_channels = 0
         self._texts: OrderedDict[tuple[Any, ...], Conditioning] = OrderedDict()
         self.plan = LoadPlan()
-        self.whereabouts: Whereabouts = Resident()
+        self.offload: Offload = "none"
+        self.whereabouts = Whereabouts(self.device)
         self.slices_attention = False
         self.resident_bytes = 0
         self.phases_ms: dict[str, float] = {}
@@ -135,7 +136,19 @@ class Family(ABC):
 
     def bind(self, adapters: Sequence[Adapter]) -> AdapterSet:
         """The weights with `adapters` summed in; the plain ones are untouched and come back bit for bit."""
+        if adapters:
+            self._stay_at_home()
         return self.adapted.bind(adapters)
+
+    def activate(self, bound: AdapterSet) -> None:
+        """Compute with these weights from now on."""
+        if bound is not self.adapted.active:
+            self._stay_at_home()
+            self.adapted.activate(bound)
+
+    def _stay_at_home(self) -> None:
+        """Adapters change the host's weights; what a plan brought to the device are copies of those before."""
+        self.whereabouts.send_home(*self.modules())
 
     def encode(
         self, bound: AdapterSet, prompt: Sequence[Span], negative: Sequence[Span], guidance: float, clip_skip: int
@@ -145,7 +158,7 @@ class Family(ABC):
         key = (bound.key, clip_skip, tuple(tuple((s.text, s.weight) for s in spans) for spans in prompts))
         keys = [(*key, index) for index in range(len(prompts))]
         if not all(key in self._texts for key in keys):
-            self.adapted.activate(bound)
+            self.activate(bound)
             self.whereabouts.bring(*self.encoder_modules())
             self._texts.update(zip(keys, self.encode_chunks(prompts, clip_skip)))
         found = [self._texts[key] for key in keys]
@@ -200,14 +213,14 @@ class Family(ABC):
     @property
     def can_capture(self) -> bool:
         """Whether runs of the denoiser may be captured or compiled: its weights stay where they are."""
-        return isinstance(self.whereabouts, Resident)
+        return self.offload == "none"
 
     def follow(self, plan: LoadPlan, device: Device) -> None:
         """Keep to a plan from now on, as far as the model and the device can."""
-        self.plan = plan
+        self.plan, self.whereabouts = plan, device.whereabouts
         if plan.offload != "none" and device.is_apart:
-            self.device = device.torch
-            self.whereabouts = KINDS[plan.offload](device.torch, self.encoder_modules(), [self.denoiser, self.vae])
+            self.device, self.offload = device.torch, plan.offload
+            self.whereabouts.keep_away(plan.offload, self.encoder_modules(), [self.denoiser, self.vae])
         if plan.vae_tiling:
             self.tile_vae()
         if plan.attention_slicing and hasattr(self.denoiser, "set_attention_slice"):
@@ -216,15 +229,8 @@ class Family(ABC):
 
     def plan_words(self) -> list[str]:
         """What is done for memory in every run, in words of a result's plan."""
-        return [
-            word
-            for word, done in (
-                ("vae_tiling", self.vae_is_tiled),
-                ("attention_slicing", self.slices_attention),
-                (self.whereabouts.word, True),
-            )
-            if word and done
-        ]
+        done = (("vae_tiling", self.vae_is_tiled), ("attention_slicing", self.slices_attention))
+        return [*plan_words(self.offload), *(word for word, is_done in done if is_done)]
 
     @property
     def vae_is_tiled(self) -> bool:

@@ -1,33 +1,23 @@
-"""Weights that wait on the host until they are used, for devices that do not hold a whole model.
+"""Weights that wait on the host until they are used, for devices that do not hold whole models.
 
-`model` brings one of encoders, denoiser and VAE to the device and sends the others away; `sequential` the weights
-of one layer at a time, so that hardly any stay. The host's copies are kept: nothing is ever copied back.
+Of all that waits, whatever models it is of, only what computes is on the device. By a plan `model` that is a whole
+module at a time, the denoiser together with its ControlNets; by `sequential` the weights of one layer, so that hardly
+any stay. The host's copies are kept: nothing is ever copied back.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import nn
 
+Offload = Literal["none", "model", "sequential"]
 
-class Whereabouts(ABC):
-    """Where a model's weights are."""
 
-    word: str | None = None
+def plan_words(offload: Offload) -> list[str]:
     """How a result's plan tells of it."""
-
-    @abstractmethod
-    def bring(self, *wanted: nn.Module) -> None:
-        """Have what these modules need on the device."""
-
-
-class Resident(Whereabouts):
-    """All weights are on the device and stay there."""
-
-    def bring(self, *wanted: nn.Module) -> None:
-        """They are there."""
+    return [] if offload == "none" else [f"offload_{offload}"]
 
 
 class Away:
@@ -38,65 +28,69 @@ class Away:
         self._copies: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def bring(self, device: torch.device) -> None:
-        """Copy to the device what is not there, which another set of adapters may have put in its place."""
+        """Copy to the device what is not there."""
         for number, parameter in enumerate(self._parameters):
-            _, copied = self._copies.get(number, (None, None))
-            if copied is None or copied.data_ptr() != parameter.data.data_ptr():
+            if number not in self._copies:
                 host = parameter.data
                 parameter.data = host.to(device, copy=True, non_blocking=True)
                 self._copies[number] = host, parameter.data
 
-    def send_back(self) -> None:
+    def send_home(self) -> None:
         """Drop the copies."""
-        for number, (host, copied) in self._copies.items():
-            parameter = self._parameters[number]
-            if parameter.data.data_ptr() == copied.data_ptr():
-                parameter.data = host
+        for number, (host, _) in self._copies.items():
+            self._parameters[number].data = host
         self._copies.clear()
 
 
-class ModelOffload(Whereabouts):
-    """Only the modules that are used are on the device."""
+class Whereabouts:
+    """What is on a device of the modules that wait on the host."""
 
-    word = "offload_model"
-
-    def __init__(self, device: torch.device, encoders: Sequence[nn.Module], others: Sequence[nn.Module]) -> None:
+    def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._modules = {module: Away(module.parameters()) for module in (*encoders, *others)}
-        self._there: tuple[nn.Module, ...] = ()
+        # A model that is dropped is not kept by these.
+        self._whole: WeakKeyDictionary[nn.Module, Away] = WeakKeyDictionary()
+        self._there: WeakSet[nn.Module] = WeakSet()
+
+    def keep_away(self, offload: Offload, encoders: Sequence[nn.Module], others: Sequence[nn.Module]) -> None:
+        """Have modules wait on the host, where their weights are. Text encoders come as a whole by either plan."""
+        for module in encoders if offload == "sequential" else (*encoders, *others):
+            self._whole[module] = Away(module.parameters())
+        if offload == "sequential":
+            for module in others:
+                _come_by_layers(module, self._device)
 
     def bring(self, *wanted: nn.Module) -> None:
-        """Send the others back first, so that both never lie on the device."""
-        for module in self._there:
-            if module not in wanted:
-                self._modules[module].send_back()
+        """Have these modules on the device, and none of the others that wait on the host."""
+        # First, so that both never lie there.
+        self.send_home(*(module for module in self._there if module not in wanted))
         for module in wanted:
-            if module in self._modules:
-                self._modules[module].bring(self._device)
-        self._there = tuple(module for module in wanted if module in self._modules)
+            away = self._whole.get(module)
+            if away is not None:
+                # Whatever was copied until memory ran out goes home too.
+                self._there.add(module)
+                away.bring(self._device)
+
+    def send_home(self, *modules: nn.Module) -> None:
+        """Have none of these modules on the device, if they can wait on the host."""
+        for module in modules:
+            if module in self._there:
+                self._whole[module].send_home()
+                self._there.remove(module)
 
 
-class SequentialOffload(ModelOffload):
-    """Of the denoiser and the VAE only the layer that computes is on the device; text encoders are there as a whole."""
-
-    word = "offload_sequential"
-
-    def __init__(self, device: torch.device, encoders: Sequence[nn.Module], others: Sequence[nn.Module]) -> None:
-        super().__init__(device, encoders, ())
-        for part in (part for module in others for part in module.modules()):
-            own = list(part.parameters(recurse=False))
-            if own:
-                away = Away(own)
-                part.register_forward_pre_hook(_brings(away, device))
-                part.register_forward_hook(_sends_back(away))
+def _come_by_layers(module: nn.Module, device: torch.device) -> None:
+    for part in module.modules():
+        own = list(part.parameters(recurse=False))
+        if own:
+            away = Away(own)
+            part.register_forward_pre_hook(_brings(away, device))
+            # A layer that fails does not stay either.
+            part.register_forward_hook(_sends_home(away), always_call=True)
 
 
 def _brings(away: Away, device: torch.device) -> Callable[[nn.Module, Any], None]:
     return lambda module, inputs: away.bring(device)
 
 
-def _sends_back(away: Away) -> Callable[[nn.Module, Any, Any], None]:
-    return lambda module, inputs, output: away.send_back()
-
-
-KINDS: dict[str, type[ModelOffload]] = {"model": ModelOffload, "sequential": SequentialOffload}
+def _sends_home(away: Away) -> Callable[[nn.Module, Any, Any], None]:
+    return lambda module, inputs, output: away.send_home()

@@ -9,7 +9,7 @@ from calotype_worker.pipelines.annotators import preprocessor
 from calotype_worker.pipelines.annotators.preprocessor import Preprocessor
 from calotype_worker.pipelines.control import ControlNet
 from calotype_worker.pipelines.family import Family, Progress
-from calotype_worker.wire.down import Load
+from calotype_worker.wire.down import Load, LoadPlan
 
 Resident = Family | ControlNet | Preprocessor
 """What a `load` can make resident."""
@@ -39,6 +39,5 @@ def load(asked: Load, device: Device, progress: Progress) -> Resident:
         raise NotSupported(f"models in the format `{format}` are not served here; {', '.join(FORMATS)} are")
     with device.segments.read_for(asked.model):
         model = LOADERS[family](asked, device, progress)
-    if isinstance(model, Family) and asked.plan is not None:
-        model.follow(asked.plan, device)
+    model.follow(asked.plan or LoadPlan(), device)
     return model

@@ -13,7 +13,6 @@ from calotype_worker.device import Device
 from calotype_worker.errors import ModelLoad, NotSupported
 from calotype_worker.pipelines.annotators import depth, hed, pose, stored
 from calotype_worker.pipelines.family import Progress
-from calotype_worker.pipelines.offloaded import KINDS, Resident, Whereabouts
 from calotype_worker.pipelines.parts import Loader, config_of
 from calotype_worker.weights import Weights
 from calotype_worker.wire.down import Load, LoadPlan
@@ -37,13 +36,10 @@ class Annotator(Protocol):
 class Preprocessor:
     """A resident network."""
 
-    def __init__(self, id: str, annotator: Annotator, device: torch.device, plan: LoadPlan, is_apart: bool) -> None:
+    def __init__(self, id: str, annotator: Annotator, device: Device) -> None:
         self.id = id
         self.annotator = annotator
         self.device = device
-        self.whereabouts: Whereabouts = Resident()
-        if plan.offload != "none" and is_apart:
-            self.whereabouts = KINDS[plan.offload](device, (), annotator.modules())
         self.resident_bytes = 0
         self.phases_ms: dict[str, float] = {}
 
@@ -52,12 +48,17 @@ class Preprocessor:
         if into not in self.annotator.makes:
             makes = " and ".join(self.annotator.makes)
             raise NotSupported(f"the preprocessor `{self.id}` ({self.annotator.name}) makes {makes}, not {into}")
-        self.whereabouts.bring(*self.annotator.modules())
+        self.device.whereabouts.bring(*self.annotator.modules())
         try:
-            return self.annotator.picture(image.to(self.device), into, height, width).cpu()
+            return self.annotator.picture(image.to(self.device.torch), into, height, width).cpu()
         finally:
             # A plan that keeps weights on the host has them here for this alone.
-            self.whereabouts.bring()
+            self.device.whereabouts.bring()
+
+    def follow(self, plan: LoadPlan, device: Device) -> None:
+        """Keep to a plan from now on: of it only `offload` concerns a preprocessor."""
+        if plan.offload != "none" and device.is_apart:
+            device.whereabouts.keep_away(plan.offload, (), self.annotator.modules())
 
     def trim(self) -> None:
         """There is nothing that could be made again."""
@@ -71,7 +72,7 @@ def load(load: Load, device: Device, progress: Progress) -> Preprocessor:
     place = Path(components.get(ROLE) or components["root"])
     loader = Loader(load, device, progress)
     annotator = _annotator(loader, place)
-    made = Preprocessor(load.model.id, annotator, device.torch, load.plan or LoadPlan(), device.is_apart)
+    made = Preprocessor(load.model.id, annotator, device)
     made.resident_bytes, made.phases_ms = loader.total_bytes, loader.phases_ms
     return made
 
