@@ -10,6 +10,7 @@ by this process or the next, goes well.
     hang            step 3 blocks in C and holds the interpreter's lock: beats and pongs stop
     oom             step 2 has no memory
     device_fault    step 2 loses the device's context: `fatal`, and the process ends
+    device_assert   step 3 has a CUDA device find out, later, that an index is beyond its tensor: likewise
     kill            step 2 kills the process with SIGKILL
     stop            step 2 stops it with SIGSTOP; SIGCONT lets it go on
 """
@@ -113,6 +114,14 @@ def device_fault() -> None:
     raise kind("CUDA error: an illegal memory access was encountered")
 
 
+def device_assert() -> None:
+    """A kernel that fails on the device while the host goes on: the context is lost with it."""
+    import torch
+
+    table, beyond = torch.zeros(4, device="cuda"), torch.tensor([4], device="cuda")
+    table[beyond]
+
+
 def send(number: signal.Signals) -> Callable[[], None]:
     """A signal to this process."""
     return lambda: os.kill(os.getpid(), number)
@@ -123,6 +132,8 @@ STEPS: dict[str, tuple[int, Callable[[], None]]] = {
     "hang": (3, hang),
     "oom": (2, out_of_memory),
     "device_fault": (2, device_fault),
+    # The first step is told once the second is launched.
+    "device_assert": (3, device_assert),
     "kill": (2, send(signal.SIGKILL)),
     "stop": (2, send(signal.SIGSTOP)),
 }

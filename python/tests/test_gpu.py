@@ -1,6 +1,7 @@
 """What only a CUDA device can show: captured graphs compute what eager runs compute, and memory comes back."""
 
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch.nn import functional
 
 from calotype_worker import norms
+from calotype_worker.channel import Closed
 from calotype_worker.device import Device
 from calotype_worker.graphs import StepGraphs
 from calotype_worker.pipelines.annotators.preprocessor import Preprocessor
@@ -22,6 +24,7 @@ from calotype_worker.wire.work import Adapter, ControlUnit
 from . import tiny, tiny_annotators
 from .conftest import MODELS
 from .desk import TINY, Desk, folder_spec, generate, psnr
+from .process import Start, faulty, workers
 
 pytestmark = [
     pytest.mark.gpu,
@@ -197,3 +200,69 @@ def test_control_units_of_each_mode_compute_in_half_precision(tmp_path: Path, mo
         desk.finish()
         found.append(desk.picture(job))
     assert psnr(*found) >= 30
+
+
+@pytest.mark.parametrize("offload", ["model", "sequential"])
+def test_a_controlnet_is_on_the_device_only_while_the_denoiser_computes(tmp_path: Path, offload: Any) -> None:
+    tiny.saved(tiny.sd(), tmp_path / "sd")
+    tiny.controlnet(tiny.TEXT, None, 5, zero=False).save_pretrained(tmp_path / "net")
+    image = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    unit = ControlUnit(
+        model="net", image=BlobRef(blob=1, dtype="u8", shape=[64, 64, 3]), weight=0.5, start=0.0, end=1.0
+    )
+    found: list[np.ndarray[Any, Any]] = []
+    seen: list[tuple[str, set[str]]] = []
+    for plan in (down.LoadPlan(), down.LoadPlan(offload=offload)):
+        desk = GpuDesk()
+        for id, family in (("sd", "sd"), ("net", "controlnet")):
+            spec = folder_spec(id, tmp_path / id, family=family)
+            desk.tell(down.Load(load=id, model=spec, dtype="f16", budget_bytes=0, plan=plan))
+            assert id in desk.loop.models, desk.said[-1]
+        model, net = desk.loop.family("sd"), desk.loop.control_net("net").module
+        modules = {"unet": model.denoiser, "net": net, "vae": model.vae}
+        for name, part in {"unet": model.denoiser.conv_in, "vae": model.vae.decoder.conv_in}.items():
+            part.register_forward_pre_hook(looks(seen, name, modules))
+        work, blobs = generate([1], edge=64, scale=2, model="sd", steps=2, control=[unit])
+        job = desk.run(work, *blobs, image.tobytes())
+        seen.clear()
+        desk.finish()
+        found.append(desk.picture(job))
+    by_layers = [("unet", {"unet"}), ("unet", {"unet"}), ("vae", {"vae"})]
+    whole = [("unet", {"unet", "net"}), ("unet", {"unet", "net"}), ("vae", {"vae"})]
+    assert seen == (by_layers if offload == "sequential" else whole)
+    assert psnr(*found) >= 50
+    desk.loop.make_room()
+    assert {one.device.type for module in modules.values() for one in module.parameters()} == {"cpu"}
+
+
+def looks(seen: list[tuple[str, set[str]]], name: str, modules: dict[str, Any]) -> Callable[..., None]:
+    """Notes which modules have weights on the device when a part computes."""
+
+    def look(*_: Any) -> None:
+        there = {other for other, module in modules.items() if any(one.is_cuda for one in module.parameters())}
+        seen.append((name, there))
+
+    return look
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    with workers() as begin:
+        yield begin
+
+
+def test_an_assert_on_the_device_in_a_step_ends_the_worker_and_the_next_one_is_well(
+    start: Start, tmp_path: Path
+) -> None:
+    once = ["device_assert", "--once", str(tmp_path / "once")]
+    worker = faulty(start, *once, kind="cuda").run("j", steps=6)
+    worker.step(1)
+    fatal = worker.until(lambda message: isinstance(message, up.Fatal)).message
+    assert isinstance(fatal, up.Fatal)
+    assert "device-side assert" in fatal.reason
+    with pytest.raises(Closed):
+        worker.reader.read()
+    assert worker.process.wait(10) == 1
+    again = faulty(start, *once, kind="cuda").run("j", steps=6)
+    assert len(again.picture("j")) == 64 * 64 * 3
+    again.leave()
