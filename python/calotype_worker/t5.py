@@ -1,5 +1,6 @@
 """T5 as a text encoder: one sequence of a fixed length, weighted like CLIP's chunks."""
 
+import gzip
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,13 +13,24 @@ from calotype_worker.errors import InvalidInput, ModelLoad
 from calotype_worker.prompt import BREAK, weighed
 from calotype_worker.wire.work import Span
 
+BUNDLED = Path(__file__).resolve().parent / "configs" / "t5_tokenizer" / "tokenizer.json.gz"
+"""The vocabulary of T5 v1.1, for encoders that come without one."""
+BUNDLED_PIECES = 32_100
+BUNDLED_ROWS = (BUNDLED_PIECES, 32_128)
+"""Rows in the table of words of encoders with this vocabulary: as many, or filled up to a multiple of 128."""
+
 
 class T5Tokenizer:
-    """The pieces of T5's vocabulary, from a folder or from a `tokenizer.json`."""
+    """The pieces of T5's vocabulary, from a folder, from a `tokenizer.json` or from a compressed one."""
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, rows: int | None = None) -> None:
+        """`rows` are those of the encoder's table of words."""
         try:
-            self._ids, self.end, self.pad = _from_file(place) if place.is_file() else _from_folder(place)
+            found = _from_file(place) if place.is_file() else _from_folder(place)
+            self._ids, self.end, self.pad, self.pieces = found
+            # A device would find out by an assertion that costs it its context.
+            if rows is not None and self.pieces > rows:
+                raise ValueError(f"it has {self.pieces} pieces, and the encoder a table of {rows} words")
         except Exception as error:  # Whatever a library finds wrong with a file is wrong with the file.
             raise ModelLoad("the tokenizer cannot be read", f"{place}: {error}") from None
 
@@ -30,7 +42,7 @@ class T5Tokenizer:
 Ids = Callable[[str], list[int]]
 
 
-def _from_folder(folder: Path) -> tuple[Ids, int, int]:
+def _from_folder(folder: Path) -> tuple[Ids, int, int, int]:
     from transformers import AutoTokenizer
 
     inner: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -38,20 +50,25 @@ def _from_folder(folder: Path) -> tuple[Ids, int, int]:
     def ids(text: str) -> list[int]:
         return [int(id) for id in inner(text, add_special_tokens=False, verbose=False).input_ids]
 
-    return ids, int(inner.eos_token_id), int(inner.pad_token_id)
+    return ids, int(inner.eos_token_id), int(inner.pad_token_id), _pieces(inner)
 
 
-def _from_file(path: Path) -> tuple[Ids, int, int]:
+def _from_file(path: Path) -> tuple[Ids, int, int, int]:
     from tokenizers import Tokenizer
 
-    inner = Tokenizer.from_file(str(path))
+    text = path.read_bytes()
+    inner = Tokenizer.from_buffer(gzip.decompress(text) if path.suffix == ".gz" else text)
     end, pad = inner.token_to_id("</s>"), inner.token_to_id("<pad>")
     if end is None or pad is None:
         raise ValueError("it has no `</s>` or no `<pad>`, so it is not T5's")
     # The sequence is framed and filled up here.
     inner.no_truncation()
     inner.no_padding()
-    return lambda text: list(inner.encode(text, add_special_tokens=False).ids), end, pad
+    return lambda text: list(inner.encode(text, add_special_tokens=False).ids), end, pad, _pieces(inner)
+
+
+def _pieces(tokenizer: Any) -> int:
+    return int(max(tokenizer.get_vocab().values())) + 1
 
 
 class T5Encoder:

@@ -71,7 +71,7 @@ class Folder:
     def t5_tokenizer(self, role: str) -> Path:
         """The model's own where nothing else is given."""
         own = self._own(role.replace("text_encoder", "tokenizer"))
-        return t5_tokenizer(role, self._spec.components, place(self._spec, role), own)
+        return t5_tokenizer(role, self._spec.components, place(self._spec, role), own, self.config(role))
 
     def _own(self, role: str) -> Path | None:
         root = self._spec.components.get("root")
@@ -131,8 +131,8 @@ class SingleFile:
         return role in self._given or self._checkpoint.has(role)
 
     def t5_tokenizer(self, role: str) -> Path:
-        """Beside the encoder, or the checkpoint that it is in."""
-        return t5_tokenizer(role, self._spec.components, Path(self.where(role)), None)
+        """Beside the encoder, or the checkpoint that it is in, or the package's."""
+        return t5_tokenizer(role, self._spec.components, Path(self.where(role)), None, self.config(role))
 
     def _usual_of(self, role: str) -> Any:
         def usual() -> Config:

@@ -11,6 +11,7 @@ from calotype_worker.errors import ModelLoad
 from calotype_worker.pipelines import layouts
 from calotype_worker.pipelines.layouts import Config, is_t5
 from calotype_worker.pipelines.parts import config_of
+from calotype_worker.t5 import BUNDLED, BUNDLED_ROWS
 from calotype_worker.weights import PICKLES, Store, WeightFile, Weights
 
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
@@ -57,10 +58,11 @@ class Given:
         return own
 
 
-def t5_tokenizer(role: str, components: Mapping[str, str], encoder: Path, own: Path | None) -> Path:
+def t5_tokenizer(role: str, components: Mapping[str, str], encoder: Path, own: Path | None, config: Config) -> Path:
     """Where T5's tokenizer is: a folder or a `tokenizer.json`.
 
-    Given by itself, the model's `own`, or with the encoder: in its folder or beside it, beside the file.
+    Given by itself, the model's `own`, or with the encoder: in its folder or beside it, beside the file. Else it is the
+    package's, for an encoder whose `config` has the same vocabulary.
     """
     key = role.replace("text_encoder", "tokenizer")
     if key in components:
@@ -73,6 +75,8 @@ def t5_tokenizer(role: str, components: Mapping[str, str], encoder: Path, own: P
         inside = [encoder] if any((encoder / name).is_file() for name in TOKENIZER_FILES) else []
         candidates = [*inside, encoder.parent / key, encoder.parent / "tokenizer", encoder.parent / "tokenizer.json"]
     found = next((place for place in candidates if place.exists()), None)
+    if found is None and config.get("vocab_size") in BUNDLED_ROWS:
+        return BUNDLED
     if found is None:
         raise ModelLoad(
             "the model has a part missing",

@@ -69,8 +69,9 @@ def bound_parts(
         loader.bind(role, transformers_module(configs[role], CLIPS, files.where(role)), files.store(role))
     t5_tokenizer = None
     if files.has(t5):
-        t5_tokenizer = T5Tokenizer(files.t5_tokenizer(t5))
-        module = transformers_module(files.config(t5), T5S, files.where(t5))
+        config = files.config(t5)
+        module: Any = transformers_module(config, T5S, files.where(t5))
+        t5_tokenizer = T5Tokenizer(files.t5_tokenizer(t5), module.config.vocab_size)
         loader.bind(t5, module, files.store(t5), t5_dtype(loader.dtype))
     where = files.where("transformer")
     module = diffusers_module(configs["transformer"], (transformer,), where)
