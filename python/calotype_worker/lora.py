@@ -1,8 +1,9 @@
 """LoRA files: which layer each key means, and the change that it makes to that layer's weight.
 
-Reads the names of PEFT and diffusers (`unet.X.lora_A.weight`, `unet.X.lora.down.weight`) and kohya's (`lora_unet_X`, in
-diffusers' or the original checkpoint's names). Changes are summed into copies; the base stays as it is, so that off
-again is bit for bit.
+Reads the names of PEFT and diffusers (`unet.X.lora_A.weight`, `unet.X.lora.down.weight`) and of kohya (`lora_unet_X`),
+each in diffusers' or the original checkpoint's names, and those of XLabs. What the original stores as one layer, like
+query, key and value, is changed as one: each of diffusers' layers takes its rows. Changes are summed into copies; the
+base stays as it is, so that off again is bit for bit.
 """
 
 import math
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from calotype_worker.errors import InvalidInput, ModelLoad
+from calotype_worker.mmdit import Stored
 from calotype_worker.weights import WeightFile
 from calotype_worker.wire.work import Adapter
 
@@ -28,6 +30,9 @@ SUFFIXES = (
     (".lora.up.weight", "up"),
     (".lora_linear_layer.down.weight", "down"),
     (".lora_linear_layer.up.weight", "up"),
+    # Of processors' layers, which say in their own names what they are.
+    (".down.weight", "down"),
+    (".up.weight", "up"),
     (".alpha", "alpha"),
 )
 PREFIXES = (
@@ -41,12 +46,24 @@ PREFIXES = (
     ("lora_te1_", "text_encoder"),
     ("lora_te2_", "text_encoder_2"),
     ("lora_te_", "text_encoder"),
+    ("diffusion_model.", "unet"),
+    ("", "unet"),
 )
 
 Parts = Mapping[str, nn.Module]
 """The modules that LoRAs change, by the part that their keys name: `unet` (or a transformer), `text_encoder`, …"""
-Spellings = Callable[[str, str], Iterable[str]]
-"""Other names of a layer, given its part and its name."""
+Spellings = Callable[[str, str], Iterable[Stored]]
+"""How a layer is stored elsewhere, given its part and its name."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A weight that a key means; `share` and `swapped` are those of `Stored`."""
+
+    part: str
+    name: str
+    share: tuple[int, int, int] | None = None
+    swapped: bool = False
 
 
 @dataclass
@@ -56,6 +73,19 @@ class Pair:
     down: torch.Tensor | None = None
     up: torch.Tensor | None = None
     alpha: float | None = None
+
+    def part_for(self, target: Target) -> "Pair":
+        """What of it concerns one of the weights that are changed together; raises `ValueError` where there is none."""
+        up = self.up
+        if up is not None and target.share is not None:
+            begin, end, total = target.share
+            width, rest = divmod(len(up), total)
+            if rest:
+                raise ValueError(f"is one of {total} equal parts, and there are {len(up)} rows")
+            up = up[begin * width : end * width].clone()
+        if up is not None and target.swapped:
+            up = torch.cat(up.chunk(2)[::-1])
+        return Pair(self.down, up, self.alpha)
 
     def change_for(self, shape: Sequence[int], weight: float) -> "Change":
         """What it does to a layer's weight of this shape; raises `ValueError` where it does not fit."""
@@ -87,43 +117,42 @@ class Change:
 class Layers:
     """Layers by part and by every name that a file may use for them."""
 
-    names: dict[tuple[str, str], str]
+    names: dict[tuple[str, str], tuple[Target, ...]]
 
     @staticmethod
     def of(parts: Parts, spellings: Spellings) -> "Layers":
         """All layers of `parts` that have a weight."""
-        names = {}
+        dotted: dict[tuple[str, str], tuple[Target, ...]] = {}
+        flat: dict[tuple[str, str], tuple[Target, ...]] = {}
         for part, module in parts.items():
             for name, _ in module.named_parameters():
                 layer = name.removesuffix(".weight")
                 if layer == name:
                     continue
                 bare = layer.removeprefix("text_model.")
-                known = {
-                    layer,
-                    bare,
-                    f"text_model.{bare}" if part.startswith("text") else bare,
-                    *spellings(part, layer),
-                }
-                for spelling in known:
-                    names[part, spelling] = name
-                    names.setdefault((part, spelling.replace(".", "_")), name)
-        return Layers(names)
+                known = {layer, bare, f"text_model.{bare}" if part.startswith("text") else bare}
+                for stored in (*map(Stored, known), *spellings(part, layer)):
+                    target = Target(part, name, stored.share, stored.swapped)
+                    for names, spelling in ((dotted, stored.name), (flat, stored.name.replace(".", "_"))):
+                        together = names.get((part, spelling), ()) if stored.share is not None else ()
+                        if together or (part, spelling) not in names:
+                            names[part, spelling] = (*together, target)
+        return Layers(flat | dotted)
 
-    def find(self, path: str) -> tuple[str, str] | None:
-        """The part and the weight that a key means."""
+    def find(self, path: str) -> tuple[Target, ...]:
+        """The weights that a key means; none where it is unknown."""
         for prefix, part in PREFIXES:
-            layer = path.removeprefix(prefix)
-            if layer == path:
+            if not path.startswith(prefix):
                 continue
+            stored = path.removeprefix(prefix)
             # Older files name the processor between the attention and its matrix.
-            layer = layer.replace(".processor.", ".")
+            layer = stored.replace(".processor.", ".")
             older = layer.replace("_lora", "")
-            for spelling in (layer, older, f"{layer}.0" if layer.endswith("to_out") else older):
-                name = self.names.get((part, spelling))
-                if name is not None:
-                    return part, name
-        return None
+            for spelling in (stored, layer, older, f"{layer}.0" if layer.endswith("to_out") else older):
+                targets = self.names.get((part, spelling))
+                if targets is not None:
+                    return targets
+        return ()
 
 
 @dataclass
@@ -140,10 +169,12 @@ class Changes:
         for adapter in adapters:
             if not math.isfinite(adapter.weight):
                 raise InvalidInput(f"the weight of LoRA `{adapter.id}` is not a number")
-            for (part, name), pair in _pairs(adapter, layers).items():
+            found = ((target, pair) for targets, pair in _pairs(adapter, layers).items() for target in targets)
+            for target, pair in found:
+                part, name = target.part, target.name
                 shape = parts[part].get_parameter(name).shape
                 try:
-                    change = pair.change_for(shape, adapter.weight)
+                    change = pair.part_for(target).change_for(shape, adapter.weight)
                 except ValueError as why:
                     raise InvalidInput(
                         f"the LoRA `{adapter.id}` does not fit this model: `{name}` {why}", f"{adapter.path}: {name}"
@@ -160,15 +191,15 @@ class Changes:
         return values.to(base.dtype)
 
 
-def _pairs(adapter: Adapter, layers: Layers) -> dict[tuple[str, str], Pair]:
+def _pairs(adapter: Adapter, layers: Layers) -> dict[tuple[Target, ...], Pair]:
     file = WeightFile(Path(adapter.path))
-    pairs: dict[tuple[str, str], Pair] = {}
+    pairs: dict[tuple[Target, ...], Pair] = {}
     for key in sorted(file.names):
         path, piece = next(
             ((key.removesuffix(suffix), piece) for suffix, piece in SUFFIXES if key.endswith(suffix)), (key, "")
         )
-        found = layers.find(path) if piece else None
-        if found is None:
+        found = layers.find(path) if piece else ()
+        if not found:
             raise InvalidInput(
                 f"the LoRA `{adapter.id}` does not fit this model: unknown key `{key}`", f"{adapter.path}: {key}"
             )

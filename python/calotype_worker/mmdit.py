@@ -24,7 +24,11 @@ FLUX_MLP = 4
 
 @dataclass(frozen=True)
 class Stored:
-    """How a parameter is stored. `share` are rows in widths of the model: from, to, of all."""
+    """How a parameter is stored.
+
+    With `share` it is some of the rows, in widths of the model: from, to, of all. What is `swapped` has its halves in
+    the other order.
+    """
 
     name: str
     share: tuple[int, int, int] | None = None
@@ -110,6 +114,14 @@ _FLUX_SINGLE = {
     "attn.norm_k": "norm.key_norm",
     "proj_out": "linear2",
 }
+_FLUX_XLABS = {
+    "img_attn.qkv": "qkv_lora1",
+    "txt_attn.qkv": "qkv_lora2",
+    "img_attn.proj": "proj_lora1",
+    "txt_attn.proj": "proj_lora2",
+    "linear1": "qkv_lora",
+    "linear2": "proj_lora",
+}
 _PLACE = {"q": 0, "k": 1, "v": 2}
 _BLOCK = re.compile(r"(single_)?transformer_blocks\.(\d+)\.(.+)")
 _FUSED = re.compile(r"attn2?\.(?:to|add)_([qkv])(?:_proj)?")
@@ -152,6 +164,23 @@ def flux(name: str) -> Stored:
     if layer == "proj_mlp":
         share = (3, total, total)
     return Stored(f"{'single' if single else 'double'}_blocks.{block[2]}.{stored}{leaf}", share)
+
+
+def flux_xlabs(name: str) -> Stored | None:
+    """A layer of FLUX's transformer in LoRAs of XLabs, which change those of attention alone.
+
+    Of a single block's first layer that is query, key and value, without the MLP.
+    """
+    block = _BLOCK.fullmatch(name)
+    if block is None:
+        return None
+    single, layer = block[1] is not None, block[3]
+    stored = _FLUX_XLABS.get((_FLUX_SINGLE if single else _FLUX_DOUBLE).get(layer, ""))
+    if stored is None or layer == "proj_mlp":
+        return None
+    fused = _FUSED.fullmatch(layer)
+    share = None if fused is None else (_PLACE[fused[1]], _PLACE[fused[1]] + 1, 3)
+    return Stored(f"{'single' if single else 'double'}_blocks.{block[2]}.processor.{stored}", share)
 
 
 def _blocks(names: Iterable[str], head: str) -> int:

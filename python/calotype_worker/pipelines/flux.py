@@ -4,13 +4,15 @@ Its guidance is an input of the denoiser where the model was distilled so (dev),
 (schnell): the negative prompt is never run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
+from calotype_worker import mmdit
 from calotype_worker.device import Device
 from calotype_worker.errors import ModelLoad
+from calotype_worker.mmdit import Stored
 from calotype_worker.pipelines.family import Conditioning, DenoiseInput, Family, Progress
 from calotype_worker.pipelines.files import files_of
 from calotype_worker.pipelines.fit import flux_fits
@@ -33,6 +35,11 @@ class Flux(TransformerFamily):
     def uses_negative(self, guidance: float) -> bool:
         """Never."""
         return False
+
+    def stored(self, layer: str) -> Iterable[Stored]:
+        """As its authors store it, and as XLabs' LoRAs name it."""
+        of_xlabs = mmdit.flux_xlabs(layer)
+        return [mmdit.flux(layer), *([] if of_xlabs is None else [of_xlabs])]
 
     def encode_chunks(self, prompts: Sequence[Sequence[Span]], clip_skip: int) -> list[Conditioning]:
         """T5's states and CLIP's pooled text."""

@@ -10,6 +10,7 @@ from calotype_worker import ldm
 from calotype_worker.device import Device
 from calotype_worker.errors import NotSupported
 from calotype_worker.lora import Spellings
+from calotype_worker.mmdit import Stored
 from calotype_worker.pipelines.adapted import Adapted
 from calotype_worker.pipelines.control import residuals
 from calotype_worker.pipelines.family import Conditioning, DenoiseInput, Family, Progress
@@ -135,7 +136,7 @@ def spellings_of(unet: Config) -> Spellings:
     plain = isinstance(unet.get("layers_per_block", 2), int)
     config = {"layers_per_block": 2, "up_block_types": (), **unet}
 
-    def spellings(part: str, layer: str) -> Iterable[str]:
-        return (ldm.unet(layer, config),) if part == "unet" and plain else ()
+    def spellings(part: str, layer: str) -> Iterable[Stored]:
+        return (Stored(ldm.unet(layer, config)),) if part == "unet" and plain else ()
 
     return spellings

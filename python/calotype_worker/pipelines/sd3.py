@@ -1,11 +1,13 @@
 """Stable Diffusion 3: two CLIP encoders and T5 (which may be missing), a transformer over text and patches, a VAE."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
+from calotype_worker import mmdit
 from calotype_worker.device import Device
+from calotype_worker.mmdit import Stored
 from calotype_worker.pipelines.family import Conditioning, DenoiseInput, Family, Progress
 from calotype_worker.pipelines.files import files_of
 from calotype_worker.pipelines.fit import sd3_fits
@@ -24,6 +26,10 @@ class StableDiffusion3(TransformerFamily):
     """A resident SD3."""
 
     name = "sd3"
+
+    def stored(self, layer: str) -> Iterable[Stored]:
+        """As its authors store it."""
+        return (mmdit.sd3(layer, int(self.denoiser.config.num_layers)),)
 
     def encode_chunks(self, prompts: Sequence[Sequence[Span]], clip_skip: int) -> list[Conditioning]:
         """CLIP's states side by side, filled up to T5's width, and T5's states behind them; the pooled side by side."""

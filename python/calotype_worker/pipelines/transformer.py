@@ -1,11 +1,13 @@
 """What the transformer families share: a flow, a denoiser in the role `transformer`, CLIP and T5 encoders."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from calotype_worker.mmdit import Stored
 from calotype_worker.pipelines.adapted import Adapted
 from calotype_worker.pipelines.family import Family
 from calotype_worker.pipelines.files import Files
@@ -40,7 +42,8 @@ class TransformerFamily(Family):
         dtype: torch.dtype,
     ) -> None:
         parts = {**{role: encoder.module for role, encoder in encoders.items()}, "unet": filled["transformer"]}
-        super().__init__(id, filled["transformer"], filled["vae"], Adapted(parts, _no_spellings, len(encoders)), dtype)
+        adapted = Adapted(parts, self._spellings, len(encoders))
+        super().__init__(id, filled["transformer"], filled["vae"], adapted, dtype)
         self.encoders = encoders
         self.t5 = t5
         self.schedule = schedule
@@ -49,6 +52,13 @@ class TransformerFamily(Family):
         """A run on the flow, shifted for the picture's size."""
         tokens = (latent[1] // PATCH) * (latent[2] // PATCH)
         return SamplerRun(self.schedule.planned(sampler, schedule, steps, tokens, self.down_to_steps))
+
+    @abstractmethod
+    def stored(self, layer: str) -> Iterable[Stored]:
+        """How a layer of the transformer is stored elsewhere."""
+
+    def _spellings(self, part: str, layer: str) -> Iterable[Stored]:
+        return self.stored(layer) if part == "unet" else ()
 
     def size_multiple(self) -> int:
         """Whole patches."""
@@ -92,7 +102,3 @@ def bound_parts(
     if t5_tokenizer is None:
         return filled, encoders, None
     return filled, encoders, T5Encoder(tied(filled[t5]), t5_tokenizer, t5_tokens)
-
-
-def _no_spellings(part: str, layer: str) -> Iterable[str]:
-    return ()
