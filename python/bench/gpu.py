@@ -28,9 +28,10 @@ import torch
 from bench import steps as kernels
 from bench import uploads
 from bench.sizes import DEVICE, DTYPE, family, plain_pipeline
-from calotype_worker import noise, norms
+from calotype_worker import noise
 from calotype_worker.channel import Buffer, Frame
 from calotype_worker.device import Device
+from calotype_worker.kernels import serve
 from calotype_worker.pulse import Pulse
 from calotype_worker.tick import Loop
 from calotype_worker.wire import down, up
@@ -211,7 +212,7 @@ def measure(name: str, edge: int, steps: int, runs: int, compiled: bool, ours_co
             "over_resident_bytes": over_resident(bench.results[-count:], held_before + weights),
             "plan": bench.results[-1].plan,
         }
-    found["problems"] = {"graphs": bench.loop.stepper.graphs.problem, "norms": norms.problem(), "said": bench.said}
+    found["problems"] = {"graphs": bench.loop.stepper.graphs.problem, "kernels": serve.problem(), "said": bench.said}
     found["cancel_ms"] = bench.cancel_ms()
     if ours_compiled:
         model = bench.loop.family(name)

@@ -1,53 +1,30 @@
-"""The exchanged modules compute what diffusers' own compute; the kernels what PyTorch's group norm computes."""
+"""The exchanged modules compute what diffusers' own compute, by kernels and without them."""
 
 import copy
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from calotype_worker.norms import GroupNorm
-from calotype_worker.pipelines.quick import Resnet, Transformer2D, quicken
+from calotype_worker.kernels.group_norm import GroupNorm
+from calotype_worker.kernels.layer_norm import LayerNorm, SumNorm
+from calotype_worker.kernels.pixels import Convolution, ConvolutionApart, Pointwise
+from calotype_worker.pipelines.blocks import Attend, Gated, Resnet, Transformer2D, TransformerBlock, Upsample
+from calotype_worker.pipelines.quick import quicken
 
 from . import tiny
 
-KERNELS = """
-import torch
-from torch.nn import functional
-from calotype_worker import norms
-
-torch.manual_seed(0)
-for images, channels, groups, edge, dtype, silu, biased in (
-    (2, 80, 8, 13, torch.float32, True, True),
-    (1, 40, 4, 8, torch.float16, False, False),
-    (1, 24, 8, 96, torch.float32, True, False),
-):
-    norm = norms.GroupNorm(groups, channels, eps=1e-5).to(dtype)
-    norm.weight.data.normal_()
-    norm.bias.data.normal_()
-    norm.silu = silu
-    x = (torch.randn(images, channels, edge, edge) + 30.0).to(dtype)
-    bias = torch.randn(images, channels).to(dtype) if biased else None
-    with torch.no_grad():
-        ours = norms.fused(x, bias, norm)
-    assert ours.is_contiguous(memory_format=torch.channels_last)
-    exact = x.double() + (0 if bias is None else bias.double()[:, :, None, None])
-    exact = functional.group_norm(exact, groups, norm.weight.double(), norm.bias.double(), 1e-5)
-    exact = functional.silu(exact) if silu else exact
-    worst = (ours.double() - exact).abs().max().item()
-    assert worst < (1e-4 if dtype == torch.float32 else 2e-2), (dtype, worst)
-print("agree")
-"""
-
-
-def test_the_kernels_agree_with_an_exact_group_norm_in_tritons_interpreter() -> None:
+def test_quickened_modules_compute_the_same_by_kernels_in_tritons_interpreter() -> None:
     pytest.importorskip("triton")
     environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    run = subprocess.run([sys.executable, "-c", KERNELS], capture_output=True, text=True, env=environment, check=False)
-    assert run.stdout.strip() == "agree", run.stderr[-2000:]
+    folder = Path(__file__).resolve().parents[1]
+    command = [sys.executable, "-m", "tests.interpreted"]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, check=False)
+    assert run.stdout.strip() == "same", run.stderr[-2000:]
 
 
 @pytest.mark.parametrize("times", [None, 6])
@@ -57,7 +34,10 @@ def test_a_quickened_unet_gives_diffusers_numbers_and_keeps_its_names(times: int
     quick = copy.deepcopy(plain)
     quicken(quick)
     kinds = {type(part) for part in quick.modules()}
-    assert {Resnet, Transformer2D, GroupNorm} <= kinds
+    assert {Resnet, Transformer2D, TransformerBlock, Gated, Upsample, GroupNorm, LayerNorm, SumNorm} <= kinds
+    assert {Convolution, ConvolutionApart, Pointwise} <= kinds
+    assert not {torch.nn.Conv2d, torch.nn.GroupNorm, torch.nn.LayerNorm} & kinds
+    assert all(isinstance(part.processor, Attend) for part in quick.modules() if hasattr(part, "processor"))
     assert list(dict(quick.named_parameters())) == list(dict(plain.named_parameters()))
     added: Any = None
     if times is not None:

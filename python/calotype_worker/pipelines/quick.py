@@ -1,4 +1,4 @@
-"""Makes diffusers' convolutional modules keep to channels-last, without a copy between two layers.
+"""Makes diffusers' convolutional modules keep to channels-last, in as few passes over memory as there can be.
 
 A module's class is exchanged for one of the same parameters and the same results: names that LoRAs and files use stay
 as they are. What has an unusual configuration stays as diffusers made it.
@@ -6,70 +6,62 @@ as they are. What has an unusual configuration stays as diffusers made it.
 
 from typing import Any
 
-import torch
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from diffusers.models.activations import GEGLU
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.upsampling import Upsample2D
 from torch import nn
-from torch.nn import functional
 
-from calotype_worker.norms import GroupNorm
-
-
-class Resnet(ResnetBlock2D):  # type: ignore[misc]
-    """A residual block whose norms take in the time embedding and SiLU."""
-
-    def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor | None = None) -> torch.Tensor:
-        """The input and what two convolutions make of it, summed."""
-        time = None
-        if self.time_emb_proj is not None and temb is not None:
-            time = self.time_emb_proj(temb if self.skip_time_act else functional.silu(temb))
-        hidden = self.conv1(self.norm1(input_tensor))
-        hidden = self.conv2(self.norm2(hidden, time))
-        straight = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
-        summed: torch.Tensor = straight + hidden
-        # Mostly 1: a division would read and write everything once more.
-        return summed if self.output_scale_factor == 1.0 else summed / self.output_scale_factor
-
-
-class Transformer2D(Transformer2DModel):  # type: ignore[misc]
-    """Transformer blocks over pixels: tokens are the channels-last picture, seen otherwise."""
-
-    def _get_output_for_continuous_inputs(
-        self,
-        hidden_states: torch.Tensor,
-        residual: torch.Tensor,
-        batch_size: int,
-        height: int,
-        width: int,
-        inner_dim: int,
-    ) -> torch.Tensor:
-        if self.use_linear_projection:
-            hidden_states = self.proj_out(hidden_states)
-        picture = hidden_states.reshape(batch_size, height, width, -1).permute(0, 3, 1, 2)
-        if not self.use_linear_projection:
-            picture = self.proj_out(picture)
-        return picture + residual
+from calotype_worker.kernels import layer_norm, pixels
+from calotype_worker.kernels.group_norm import GroupNorm
+from calotype_worker.kernels.layer_norm import LayerNorm, SumNorm
+from calotype_worker.pipelines.blocks import Attend, Gated, Resnet, Transformer2D, TransformerBlock, Upsample
 
 
 def quicken(module: nn.Module) -> None:
     """Exchange the parts of a UNet, ControlNet or VAE that are known here."""
+    if not isinstance(module, (UNet2DConditionModel, ControlNetModel, AutoencoderKL)):
+        return
     for part in module.modules():
-        kind = type(part)
-        if kind is ResnetBlock2D and _is_usual(part):
-            part.__class__ = Resnet
-            _exchange(part.norm1, silu=True)
-            _exchange(part.norm2, silu=True)
-        elif kind is Transformer2DModel and getattr(part, "is_input_continuous", False):
-            part.__class__ = Transformer2D
-            _exchange(part.norm, silu=False)
-        elif type(getattr(part, "conv_norm_out", None)) is nn.GroupNorm and isinstance(
-            getattr(part, "conv_act", None), nn.SiLU
-        ):
-            _exchange(part.conv_norm_out, silu=True)
-            part.conv_act = nn.Identity()
+        _exchange(part)
+    # What a residual block did not take for itself.
+    for part in module.modules():
+        pixels.exchange(part)
 
 
-def _is_usual(block: Any) -> bool:
+def _exchange(part: Any) -> None:
+    kind = type(part)
+    if kind is ResnetBlock2D and _is_usual_resnet(part):
+        part.__class__ = Resnet
+        for norm, convolution in ((part.norm1, part.conv1), (part.norm2, part.conv2)):
+            _norm(norm, silu=True)
+            pixels.exchange(convolution, apart=True)
+    elif kind is Transformer2DModel and getattr(part, "is_input_continuous", False):
+        part.__class__ = Transformer2D
+        _norm(part.norm, silu=False)
+    elif kind is BasicTransformerBlock and _is_usual_block(part):
+        part.__class__ = TransformerBlock
+        part.norm1.__class__ = LayerNorm
+        part.norm2.__class__ = part.norm3.__class__ = SumNorm
+    elif kind is GEGLU:
+        part.__class__ = Gated
+    elif kind is Attention and _is_usual_attention(part):
+        part.set_processor(Attend())
+        if part.group_norm is not None:
+            _norm(part.group_norm, silu=False)
+    elif kind is Upsample2D and _is_usual_upsampling(part):
+        part.__class__ = Upsample
+    elif type(getattr(part, "conv_norm_out", None)) is nn.GroupNorm and isinstance(
+        getattr(part, "conv_act", None), nn.SiLU
+    ):
+        _norm(part.conv_norm_out, silu=True)
+        part.conv_act = nn.Identity()
+
+
+def _is_usual_resnet(block: Any) -> bool:
     # A VAE's blocks have no time to embed, however they would do it.
     timed = block.time_embedding_norm == "default" or block.time_emb_proj is None
     return (
@@ -78,9 +70,43 @@ def _is_usual(block: Any) -> bool:
         and block.downsample is None
         and isinstance(block.nonlinearity, nn.SiLU)
         and block.dropout.p == 0.0
+        and pixels.is_usual(block.conv1)
+        and pixels.is_usual(block.conv2)
     )
 
 
-def _exchange(norm: Any, silu: bool) -> None:
+def _is_usual_block(block: Any) -> bool:
+    return (
+        block.norm_type == "layer_norm"
+        and block.pos_embed is None
+        and block.attn2 is not None
+        and not hasattr(block, "fuser")
+        and all(layer_norm.is_usual(norm) for norm in (block.norm1, block.norm2, block.norm3))
+    )
+
+
+def _is_usual_attention(attention: Any) -> bool:
+    norms = (attention.spatial_norm, attention.norm_cross, attention.norm_q, attention.norm_k)
+    # Only a VAE's attention sees pictures, which its norm needs.
+    pictured = attention.group_norm is None or attention.residual_connection
+    return (
+        type(attention.processor) is AttnProcessor2_0
+        and attention.rescale_output_factor == 1.0
+        and pictured
+        and all(norm is None for norm in norms)
+    )
+
+
+def _is_usual_upsampling(layer: Any) -> bool:
+    return (
+        layer.use_conv
+        and not layer.use_conv_transpose
+        and layer.interpolate
+        and layer.norm is None
+        and layer.name == "conv"
+    )
+
+
+def _norm(norm: Any, silu: bool) -> None:
     norm.__class__ = GroupNorm
     norm.silu = silu
