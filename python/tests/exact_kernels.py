@@ -86,6 +86,21 @@ def totals(dtype: torch.dtype, device: str, edge: int) -> None:
         near(pixels.fused_total(x.contiguous(), bias, residual.contiguous()), exact + residual.double())
 
 
+def remembered(dtype: torch.dtype, device: str, edge: int) -> None:
+    """The sum of a large picture tells its moments to the norm after it, until something else writes to it."""
+    x, residual = (picture(2, 48, edge, edge, dtype=dtype, device=device) for _ in range(2))
+    bias = random(48, dtype=dtype, device=device) + 3.0
+    total = pixels.fused_total(x, bias, residual)
+    moments = group_norm.remembered(total)
+    assert moments is not None
+    near(moments[:, 0, 0], total.flatten(2)[:, :, : group_norm.BLOCK_ROWS].double().mean(-1), times=1)
+    norm = group_norm.GroupNorm(4, 48).to(device, dtype)
+    near(group_norm.fused(total, None, norm), functional.group_norm(total.double(), 4, eps=norm.eps), times=4)
+    total += 1.0
+    assert group_norm.remembered(total) is None
+    assert group_norm.remembered(pixels.fused_total(x[:, :, :8, :8].clone(), bias, None)) is None
+
+
 def doublings(dtype: torch.dtype, device: str, edge: int) -> None:
     for images, channels in ((3, 4), (2, 70)):
         x = picture(images, channels, edge, edge + 2, dtype=dtype, device=device)
@@ -99,10 +114,11 @@ def main() -> None:
     """All of them in the interpreter, at small sizes."""
     torch.manual_seed(0)
     for dtype in (torch.float32, torch.float16):
-        group_norms(dtype, "cpu", (13, 8, 59))
+        group_norms(dtype, "cpu", (13, 8, 67))
         layer_norms(dtype, "cpu", 19)
         gates(dtype, "cpu", 11)
         totals(dtype, "cpu", 9)
+        remembered(dtype, "cpu", 67)
         doublings(dtype, "cpu", 7)
     print("exact")
 

@@ -3,7 +3,7 @@
 PyTorch's CUDA group norm knows only channels-first: each norm of a UNet copies its input there and the convolution
 after it copies it back, at a fraction of the memory's speed. Three Triton kernels do the same where the tensor lies:
 means of blocks of pixels by channel, their sum by group, and `silu(x * scale + shift)`. Where a group is small, one
-kernel does all of it: its second reading comes from the cache.
+kernel reads it once and does all of that.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ except ImportError:
     tl: Any = None  # type: ignore[no-redef]
 
 BLOCK_ROWS, BLOCK_CHANNELS, BLOCK_SPLITS = 128, 64, 64
-SMALL_VALUES = 1 << 14
-"""Values of a group that one program normalises by itself."""
-SMALL_BLOCK_VALUES = 4096
+MOST_HELD = 1 << 15
+"""Values of a group, as a block of powers of two, that one program holds in its registers."""
+HELD_BY_WARP = 2048
 
 
 class GroupNorm(nn.GroupNorm):
@@ -47,6 +47,17 @@ class GroupNorm(nn.GroupNorm):
         return functional.silu(normed) if self.silu else normed
 
 
+def remember(output: torch.Tensor, moments: torch.Tensor) -> None:
+    """Have the moments go with the tensor that they are of, to the norm that takes it."""
+    output._moments = moments, output._version  # type: ignore[attr-defined]
+
+
+def remembered(input: torch.Tensor) -> torch.Tensor | None:
+    """The moments of a tensor, if the kernel that wrote it told them and nothing wrote to it since."""
+    moments, version = getattr(input, "_moments", (None, 0))
+    return moments if version == input._version else None
+
+
 def fused(
     input: torch.Tensor, bias: torch.Tensor | None, norm: GroupNorm, left: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -59,18 +70,21 @@ def fused(
     shared = input if left is None else left
     has = bias is not None, left is not None
     group = power_of_two(per_group)
-    if rows * per_group <= SMALL_VALUES:
+    held = power_of_two(rows) * group
+    if held <= MOST_HELD:
         _whole[(norm.num_groups, images)](
             input, shift, shared, norm.weight, norm.bias, output, rows, channels, norm.eps, per_group,
-            *has, norm.silu, max(SMALL_BLOCK_VALUES // group, 1), group,
+            *has, norm.silu, power_of_two(rows), group, num_warps=max(held // HELD_BY_WARP, 4),
         )  # fmt: skip
         return output
     splits, across = blocks(rows, BLOCK_ROWS), blocks(channels, BLOCK_CHANNELS)
-    moments = torch.empty((images, splits, 2, channels), dtype=torch.float32, device=input.device)
     factors = torch.empty((images, 2, channels), dtype=torch.float32, device=input.device)
-    _moments[(splits, across, images)](
-        input, shift, shared, moments, rows, channels, splits, *has, BLOCK_ROWS, BLOCK_CHANNELS
-    )
+    moments = None if any(has) else remembered(input)
+    if moments is None:
+        moments = torch.empty((images, splits, 2, channels), dtype=torch.float32, device=input.device)
+        _moments[(splits, across, images)](
+            input, shift, shared, moments, rows, channels, splits, *has, BLOCK_ROWS, BLOCK_CHANNELS
+        )
     _factors[(norm.num_groups, images)](
         moments, shift, shared, norm.weight, norm.bias, factors, rows, channels, splits, norm.eps, per_group,
         *has, BLOCK_ROWS, BLOCK_SPLITS, group,
@@ -91,43 +105,38 @@ def _biases(bias, left, image, channel, known, channels, HAS_BIAS: tl.constexpr,
 
 
 @jit
+def store_moments(value, inside, known, to, channels, count):  # type: ignore[no-untyped-def]
+    """Mean and sum of squared distances from it, of a block of `count` pixels, by channel."""
+    mean = tl.sum(tl.where(inside, value, 0.0), axis=0) / count
+    off = tl.where(inside, value - mean[None, :], 0.0)
+    tl.store(to, mean, mask=known)
+    tl.store(to + channels, tl.sum(off * off, axis=0), mask=known)
+
+
+@jit
 def _whole(  # type: ignore[no-untyped-def]
     input, bias, left, weight, offset, output, rows, channels, eps, per_group,
     HAS_BIAS: tl.constexpr, HAS_LEFT: tl.constexpr, SILU: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """All of a group of an image: its mean, the squared distances from it, then the norm, each by a reading."""
+    """All of a group of an image."""
     group, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    own = tl.arange(0, GROUP)
+    own, row = tl.arange(0, GROUP), tl.arange(0, ROWS)
     channel = group * per_group + own
     known = own < per_group
-    base = image * rows * channels + channel
-    added = _biases(bias, left, image, channel, known, channels, HAS_BIAS, HAS_LEFT)
+    inside = (row < rows)[:, None] & known[None, :]
+    at = image * rows * channels + row[:, None] * channels + channel[None, :]
+    value = tl.load(input + at, mask=inside, other=0.0).to(tl.float32)
+    value += _biases(bias, left, image, channel, known, channels, HAS_BIAS, HAS_LEFT)[None, :]
     count = rows * per_group
-    sums = tl.zeros([ROWS, GROUP], dtype=tl.float32)
-    for start in range(0, rows, ROWS):
-        row = start + tl.arange(0, ROWS)
-        inside = (row < rows)[:, None] & known[None, :]
-        value = tl.load(input + base[None, :] + row[:, None] * channels, mask=inside, other=0.0).to(tl.float32)
-        sums += tl.where(inside, value + added[None, :], 0.0)
-    mean = tl.sum(sums) / count
-    squares = tl.zeros([ROWS, GROUP], dtype=tl.float32)
-    for start in range(0, rows, ROWS):
-        row = start + tl.arange(0, ROWS)
-        inside = (row < rows)[:, None] & known[None, :]
-        value = tl.load(input + base[None, :] + row[:, None] * channels, mask=inside, other=0.0).to(tl.float32)
-        off = tl.where(inside, value + added[None, :] - mean, 0.0)
-        squares += off * off
+    off = tl.where(inside, value, 0.0)
+    off = tl.where(inside, value - tl.sum(off) / count, 0.0)
     scale = tl.load(weight + channel, mask=known, other=0.0).to(tl.float32)
-    scale = scale / tl.sqrt(tl.sum(squares) / count + eps)
-    shift = tl.load(offset + channel, mask=known, other=0.0).to(tl.float32) + (added - mean) * scale
-    for start in range(0, rows, ROWS):
-        row = start + tl.arange(0, ROWS)
-        inside = (row < rows)[:, None] & known[None, :]
-        at = base[None, :] + row[:, None] * channels
-        value = tl.load(input + at, mask=inside, other=0.0).to(tl.float32) * scale[None, :] + shift[None, :]
-        if SILU:
-            value = value / (1.0 + tl.exp(-value))
-        tl.store(output + at, value.to(output.dtype.element_ty), mask=inside)
+    scale = scale / tl.sqrt(tl.sum(off * off) / count + eps)
+    shift = tl.load(offset + channel, mask=known, other=0.0).to(tl.float32)
+    value = off * scale[None, :] + shift[None, :]
+    if SILU:
+        value = value / (1.0 + tl.exp(-value))
+    tl.store(output + at, value.to(output.dtype.element_ty), mask=inside)
 
 
 @jit
@@ -144,12 +153,8 @@ def _moments(  # type: ignore[no-untyped-def]
     at = image * rows * channels + row.to(tl.int64)[:, None] * channels + channel[None, :]
     value = tl.load(input + at, mask=inside, other=0.0).to(tl.float32)
     value += _biases(bias, left, image, channel, known, channels, HAS_BIAS, HAS_LEFT)[None, :]
-    count = tl.minimum(rows - split * ROWS, ROWS)
-    mean = tl.sum(tl.where(inside, value, 0.0), axis=0) / count
-    off = tl.where(inside, value - mean[None, :], 0.0)
-    to = moments + (image * splits + split) * 2 * channels + channel
-    tl.store(to, mean, mask=known)
-    tl.store(to + channels, tl.sum(off * off, axis=0), mask=known)
+    store_moments(value, inside, known, moments + (image * splits + split) * 2 * channels + channel, channels,
+                  tl.minimum(rows - split * ROWS, ROWS))  # fmt: skip
 
 
 @jit

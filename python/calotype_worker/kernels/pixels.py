@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from calotype_worker.kernels.group_norm import BLOCK_CHANNELS, BLOCK_ROWS, remember, store_moments
 from calotype_worker.kernels.serve import blocks, computed, jit, serves
 
 try:
@@ -19,7 +20,9 @@ try:
 except ImportError:
     tl: Any = None  # type: ignore[no-redef]
 
-BLOCK_PIXELS, BLOCK_CHANNELS = 64, 64
+BLOCK_PIXELS = 64
+LEAST_REMEMBERED = 32 * 32
+"""Pixels of the largest picture whose norm needs no moments."""
 
 
 class Convolution(nn.Conv2d):
@@ -87,25 +90,33 @@ def _aligned(layer: nn.Conv2d) -> bool:
 
 def total(fresh: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None = None) -> torch.Tensor:
     """`fresh + bias + residual`: `[n, channels, height, width]` and `[channels]`. `fresh` may be written to."""
-    if bias is None:
-        return fresh if residual is None else fresh + residual
     return computed(fresh, lambda: fused_total(fresh, bias, residual), lambda: _plain_total(fresh, bias, residual))
 
 
-def _plain_total(fresh: torch.Tensor, bias: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
-    biased = fresh + bias[:, None, None]
+def _plain_total(fresh: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None) -> torch.Tensor:
+    biased = fresh if bias is None else fresh + bias[:, None, None]
     return biased if residual is None else biased + residual
 
 
-def fused_total(fresh: torch.Tensor, bias: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
-    """The same by the kernel, in the place of `fresh` where that is channels-last."""
+def fused_total(fresh: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None) -> torch.Tensor:
+    """The same by the kernel, in the place of `fresh` where that is channels-last.
+
+    A group norm that comes next finds the moments of a large picture.
+    """
     output = fresh.contiguous(memory_format=torch.channels_last)
-    channels = output.shape[1]
-    pixels, across = output.numel() // channels, blocks(channels, BLOCK_CHANNELS)
+    images, channels, height, width = output.shape
+    rows = height * width
+    splits, across = blocks(rows, BLOCK_ROWS), blocks(channels, BLOCK_CHANNELS)
     added = output if residual is None else residual.contiguous(memory_format=torch.channels_last)
-    _total[(blocks(pixels, BLOCK_PIXELS) * across,)](
-        output, bias, added, pixels, channels, across, residual is not None, BLOCK_PIXELS, BLOCK_CHANNELS
-    )
+    moments, measured = output, rows > LEAST_REMEMBERED
+    if measured:
+        moments = torch.empty((images, splits, 2, channels), dtype=torch.float32, device=output.device)
+    _total[(splits, across, images)](
+        output, output if bias is None else bias, added, moments, rows, channels, splits,
+        bias is not None, residual is not None, measured, BLOCK_ROWS, BLOCK_CHANNELS,
+    )  # fmt: skip
+    if measured:
+        remember(output, moments)
     return output
 
 
@@ -133,19 +144,27 @@ def fused_doubled(picture: torch.Tensor) -> torch.Tensor:
 
 @jit
 def _total(  # type: ignore[no-untyped-def]
-    fresh, bias, residual, pixels, channels, across,
-    HAS_RESIDUAL: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+    fresh, bias, residual, moments, rows, channels, splits,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, MEASURED: tl.constexpr,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    pixel = (tl.program_id(0) // across) * PIXELS + tl.arange(0, PIXELS)
-    channel = (tl.program_id(0) % across) * CHANNELS + tl.arange(0, CHANNELS)
+    """The sum of a block of pixels, and the moments of what was written."""
+    split, image = tl.program_id(0), tl.program_id(2).to(tl.int64)
+    row = split * ROWS + tl.arange(0, ROWS)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     known = channel < channels
-    inside = (pixel < pixels)[:, None] & known[None, :]
-    at = pixel.to(tl.int64)[:, None] * channels + channel[None, :]
+    inside = (row < rows)[:, None] & known[None, :]
+    at = image * rows * channels + row.to(tl.int64)[:, None] * channels + channel[None, :]
     value = tl.load(fresh + at, mask=inside, other=0.0).to(tl.float32)
-    value += tl.load(bias + channel, mask=known, other=0.0).to(tl.float32)[None, :]
+    if HAS_BIAS:
+        value += tl.load(bias + channel, mask=known, other=0.0).to(tl.float32)[None, :]
     if HAS_RESIDUAL:
         value += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(fresh + at, value.to(fresh.dtype.element_ty), mask=inside)
+    rounded = value.to(fresh.dtype.element_ty)
+    tl.store(fresh + at, rounded, mask=inside)
+    if MEASURED:
+        to = moments + (image * splits + split) * 2 * channels + channel
+        store_moments(rounded.to(tl.float32), inside, known, to, channels, tl.minimum(rows - split * ROWS, ROWS))
 
 
 @jit

@@ -47,7 +47,7 @@ class Transformer2D(Transformer2DModel):  # type: ignore[misc]
         picture = hidden_states.reshape(batch_size, height, width, -1).permute(0, 3, 1, 2)
         if not self.use_linear_projection:
             picture = self.proj_out(picture)
-        return picture + residual
+        return total(picture, None, residual)
 
 
 class TransformerBlock(BasicTransformerBlock):  # type: ignore[misc]

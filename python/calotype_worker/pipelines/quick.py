@@ -30,6 +30,18 @@ def quicken(module: nn.Module) -> None:
     # What a residual block did not take for itself.
     for part in module.modules():
         pixels.exchange(part)
+    _activate_time_once(module)
+
+
+def _activate_time_once(module: Any) -> None:
+    """Residual blocks activate one and the same embedding of the time: a UNet can do that for all of them."""
+    blocks = [part for part in module.modules() if isinstance(part, ResnetBlock2D)]
+    if getattr(module, "time_embed_act", module) is None and all(
+        type(block) is Resnet and not block.skip_time_act for block in blocks
+    ):
+        module.time_embed_act = nn.SiLU()
+        for block in blocks:
+            block.skip_time_act = True
 
 
 def _exchange(part: Any) -> None:
