@@ -1,8 +1,9 @@
 """Runs of the denoiser as captured CUDA graphs: the device replays a step without waiting for a launch of each kernel.
 
 Plain UNets are bound by these launches: on an H100 a graph makes a step of SD 1.5 at 512² four to six times as fast. A
-graph is captured the second time that a model, shape, batch bucket and set of adapters meet; the first time runs
-eagerly, as does everything that cannot be captured: other devices, jobs with ControlNets, a capture that failed.
+graph is captured the second time that a model, its ControlNets, shape, batch bucket and set of adapters meet; the first
+time runs eagerly, as does everything that cannot be captured: other devices, weights that wait on the host, a capture
+that failed.
 
 All graphs share one pool: they never run beside one another, and each output is copied before the next replay. Where
 a denoiser was compiled meanwhile, its shapes are captured anew from the compiled one.
@@ -18,7 +19,8 @@ from calotype_worker.compiling import Compiler, laid_out, stance
 from calotype_worker.device import Device
 from calotype_worker.job import Shape
 from calotype_worker.pipelines.adapted import AdapterSet
-from calotype_worker.pipelines.family import DenoiseInput, Family
+from calotype_worker.pipelines.control import ControlNet
+from calotype_worker.pipelines.family import ControlInput, DenoiseInput, Family
 
 BUCKETS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 28, 32)
 """Samples of a graph; a run is padded to the next of them."""
@@ -27,14 +29,15 @@ MOST_SHARE = 0.2
 """The most of the device's memory that the pool may take before all graphs are dropped."""
 WARM_UPS = 2
 
-Key = tuple[int, bool, str, int, tuple[int, ...], tuple[int, ...], tuple[str, ...]]
+Key = tuple[tuple[int, ...], bool, str, int, tuple[int, ...], tuple[int, ...], tuple[str, ...]]
+"""The first are the ids of the objects whose weights are read: the model and the ControlNets."""
 
 
 @dataclass(frozen=True)
 class Captured:
     """A graph with the tensors that it reads and writes.
 
-    `model` and `bound` are held because the graph reads their weights by address.
+    `model`, `bound` and the nets in `input` are held because the graph reads their weights by address.
     """
 
     graph: "torch.cuda.CUDAGraph"
@@ -70,13 +73,14 @@ class StepGraphs:
     def denoise(self, model: Family, bound: AdapterSet, input: DenoiseInput) -> torch.Tensor:
         """One run of the denoiser, replayed where it can be; `bound` is active."""
         samples = len(input.sample)
-        if not self._device.is_cuda or not model.can_capture or input.control or samples > BUCKETS[-1]:
+        if samples > BUCKETS[-1] or not self._can_capture(model, input):
             self.compiler.ask(model, input)
             return self._run(model, input, self.compiler.network(model, input))
         bucket = next(size for size in BUCKETS if size >= samples)
         network = self.compiler.network(model, input)
         shapes = tuple(input.sample.shape[1:]), tuple(input.states.shape[1:])
-        key: Key = (id(model), network is not None, bound.key, bucket, *shapes, tuple(input.added))
+        read = (id(model), *(id(unit.net) for unit in input.control))
+        key: Key = (read, network is not None, bound.key, bucket, *shapes, tuple(input.added))
         captured = self._graphs.get(key)
         if captured is None:
             # No capture beside a compilation, which waits for the device in its own way.
@@ -92,6 +96,10 @@ class StepGraphs:
         # Its graph serves until it is compiled.
         self.compiler.ask(model, captured.input)
         return output
+
+    def _can_capture(self, model: Family, input: DenoiseInput) -> bool:
+        stay = all(unit.net.offload == "none" for unit in input.control)
+        return self._device.is_cuda and model.can_capture and stay
 
     def _run(self, model: Family, input: DenoiseInput, network: Any) -> torch.Tensor:
         self.did = () if network is None else ("compiled",)
@@ -138,17 +146,16 @@ class StepGraphs:
 
     def captured_samples(self, shape: Shape) -> int:
         """The most samples of a graph for runs of this shape."""
-        if shape.control:
-            return 0
         return max((key[3] for key, captured in self._graphs.items() if _serves(key, captured, shape)), default=0)
 
-    def forget(self, model: Family) -> None:
+    def forget(self, model: Family | ControlNet) -> None:
         """Drop the graphs of a model, which would keep its weights; none of them may be running."""
-        for key in [key for key, captured in self._graphs.items() if captured.model is model]:
+        for key in [key for key in self._graphs if id(model) in key[0]]:
             del self._graphs[key]
-        self.compiler.forget(model)
-        self._met = {key for key in self._met if key[0] != id(model)}
-        self._refused = {key for key in self._refused if key[0] != id(model)}
+        if isinstance(model, Family):
+            self.compiler.forget(model)
+        self._met = {key for key in self._met if id(model) not in key[0]}
+        self._refused = {key for key in self._refused if id(model) not in key[0]}
         if not self._graphs:
             self._pool, self._pool_bytes = None, 0
             self._device.drop_workspaces()
@@ -165,8 +172,9 @@ class StepGraphs:
 
 def _serves(key: Key, captured: Captured, shape: Shape) -> bool:
     _, _, adapters, _, sample, states, _ = key
-    ours = (captured.model.id, adapters, sample[1:], states)
-    return ours == (shape.model, shape.adapters, shape.latent[1:], shape.context)
+    nets = tuple(unit.net.id for unit in captured.input.control)
+    ours = (captured.model.id, adapters, sample[1:], states, nets)
+    return ours == (shape.model, shape.adapters, shape.latent[1:], shape.context, shape.control)
 
 
 def _padded(input: DenoiseInput, bucket: int) -> DenoiseInput:
@@ -178,7 +186,8 @@ def _padded(input: DenoiseInput, bucket: int) -> DenoiseInput:
         return copy
 
     added = {name: padded(tensor) for name, tensor in input.added.items()}
-    return DenoiseInput(padded(input.sample), padded(input.timesteps), padded(input.states), added)
+    control = [ControlInput(unit.net, padded(unit.image), padded(unit.factors)) for unit in input.control]
+    return DenoiseInput(padded(input.sample), padded(input.timesteps), padded(input.states), added, control)
 
 
 def _fill(static: DenoiseInput, input: DenoiseInput) -> None:
@@ -188,3 +197,6 @@ def _fill(static: DenoiseInput, input: DenoiseInput) -> None:
     static.states[:samples].copy_(input.states)
     for name, tensor in input.added.items():
         static.added[name][:samples].copy_(tensor)
+    for unit, own in zip(static.control, input.control):
+        unit.image[:samples].copy_(own.image)
+        unit.factors[:samples].copy_(own.factors)

@@ -219,7 +219,7 @@ class Loop:
     def drop(self, id: str) -> None:
         """Forget a model, and the graphs that hold its weights."""
         model = self.models.pop(id, None)
-        if isinstance(model, Family):
+        if isinstance(model, (Family, ControlNet)):
             self.stepper.graphs.forget(model)
         self.stepper.forget(id)
 

@@ -202,6 +202,35 @@ def test_control_units_of_each_mode_compute_in_half_precision(tmp_path: Path, mo
     assert psnr(*found) >= 30
 
 
+def test_graphs_serve_control_units_each_with_its_own_picture_and_weight(tmp_path: Path) -> None:
+    tiny.saved(tiny.sd(), tmp_path / "sd")
+    tiny.controlnet(tiny.TEXT, None, 5, zero=False).save_pretrained(tmp_path / "net")
+    images = np.random.default_rng(1).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+
+    def drawn(desk: Desk) -> list[np.ndarray[Any, Any]]:
+        jobs = []
+        for seed, (image, weight) in enumerate(zip(images, (0.4, 0.8))):
+            picture = BlobRef(blob=1, dtype="u8", shape=[64, 64, 3])
+            unit = ControlUnit(model="net", image=picture, weight=weight, start=0.0, end=1.0)
+            work, blobs = generate([seed], edge=64, scale=2, model="sd", steps=4, control=[unit])
+            jobs.append(desk.run(work, *blobs, image.tobytes()))
+        desk.finish()
+        return [desk.picture(job) for job in jobs]
+
+    plain, gpu = Desk(), GpuDesk()
+    for desk in (plain, gpu):
+        desk.load(folder_spec("sd", tmp_path / "sd"), dtype="f32")
+        desk.load(folder_spec("net", tmp_path / "net", family="controlnet"), dtype="f32")
+    expected = drawn(plain)
+    for _ in range(3):
+        assert all(psnr(ours, theirs) >= 45 for ours, theirs in zip(drawn(gpu), expected))
+    graphs = gpu.loop.stepper.graphs
+    assert graphs.problem is None
+    assert any(captured.input.control for captured in graphs._graphs.values())
+    gpu.tell(down.Unload(unload="u", model="net"))
+    assert not graphs._graphs
+
+
 @pytest.mark.parametrize("offload", ["model", "sequential"])
 def test_a_controlnet_is_on_the_device_only_while_the_denoiser_computes(tmp_path: Path, offload: Any) -> None:
     tiny.saved(tiny.sd(), tmp_path / "sd")

@@ -370,9 +370,7 @@ impl Board {
             .models
             .iter()
             .fold(0u64, |sum, need| sum.saturating_add(weights(need)));
-        // A ControlNet cannot wait in host memory: it takes part in every step.
-        let offloads = slot.offloads && !job.needs.families.iter().any(|family| family == "controlnet");
-        let way = holding::held(weights_bytes, working_bytes, room.budget_bytes, offloads);
+        let way = holding::held(weights_bytes, working_bytes, room.budget_bytes, slot.offloads);
         let Some(offload) = way else {
             return vec![Decision::Refuse {
                 job: job.job.clone(),

@@ -375,7 +375,7 @@ fn a_model_too_large_for_its_device_waits_in_host_memory_where_the_worker_can_do
     job.models = [model("m", 180)].into();
     assert_eq!(offload_of(&job, &gpu), Some((Offload::None, 90)));
     job.models = [model("m", 200)].into();
-    assert_eq!(offload_of(&job, &gpu), Some((Offload::Model, 85)));
+    assert_eq!(offload_of(&job, &gpu), Some((Offload::Model, 87)));
     job.models = [model("m", 600)].into();
     assert_eq!(offload_of(&job, &gpu), Some((Offload::Sequential, 60)));
     gpu.offloads = false;
