@@ -35,7 +35,7 @@ from bench.sizes import DTYPE, plain_pipeline
 
 PYTHON = Path(__file__).resolve().parents[1]
 PROMPT = "a red apple on the beach"
-LOADED = re.compile(r"Loaded `(\S+)` into (\S+): (\d+) bytes in (\d+) ms, (\d+) components from memory and (\d+) from")
+LOADED = re.compile(r"Loaded `(\S+)` into (\S+): (\d+) bytes in (\d+) ms, (\d+) components from memory and (\d+) from files \((.*)\)")
 
 
 def write_models(folder: Path) -> None:
@@ -130,8 +130,8 @@ class Server:
     def loads(self) -> list[dict[str, Any]]:
         """What its log tells of loads."""
         rows = LOADED.findall(self.log.read_text())
-        names = ("model", "worker", "bytes", "ms", "from_memory", "from_files")
-        return [dict(zip(names, [*row[:2], *map(int, row[2:])])) for row in rows]
+        names = ("model", "worker", "bytes", "ms", "from_memory", "from_files", "phases")
+        return [dict(zip(names, [*row[:2], *map(int, row[2:6]), row[6]])) for row in rows]
 
     def gpu_worker(self) -> Any:
         """The worker of the card."""

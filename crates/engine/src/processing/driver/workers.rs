@@ -246,13 +246,19 @@ impl Driver {
             offload: moving.offload,
             last_use: self.uses,
         };
+        let phases: Vec<String> = loaded
+            .phases_ms
+            .iter()
+            .map(|(phase, ms)| format!("{phase} {ms:.0} ms"))
+            .collect();
         tracing::info!(
-            "Loaded `{}` into {worker}: {} bytes in {} ms, {} components from memory and {} from files",
+            "Loaded `{}` into {worker}: {} bytes in {} ms, {} components from memory and {} from files ({})",
             loaded.model,
             stay.bytes,
             moving.began.elapsed().as_millis(),
             moving.segments.len(),
-            moving.read.len()
+            moving.read.len(),
+            phases.join(", ")
         );
         metrics::histogram!("calotype_load_seconds").record(moving.began.elapsed().as_secs_f64());
         post.resident.insert(loaded.model, stay);
