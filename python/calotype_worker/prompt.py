@@ -8,6 +8,7 @@ embedding (textual inversion) stands for that embedding's vectors.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,9 @@ class Tokenizer:
 
     def __init__(self, folder: Path, pad: int | None = None) -> None:
         """`pad` is the id that fills a chunk up, where the folder's own is not the one."""
-        from transformers import CLIPTokenizer
-
         try:
-            self._inner: Any = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+            stamps = tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.iterdir()))
+            self._inner: Any = _read(folder, stamps)
             self.begin = int(self._inner.bos_token_id)
             self.end = int(self._inner.eos_token_id)
             own = self._inner.pad_token_id
@@ -45,6 +45,14 @@ class Tokenizer:
     def ids(self, text: str) -> list[int]:
         """The ids of `text`, without the ones that frame it."""
         return [int(id) for id in self._inner(text, add_special_tokens=False, verbose=False).input_ids]
+
+
+@lru_cache(maxsize=8)
+def _read(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> Any:
+    """As `stamps` say that its files are. Kept, since models are switched more often than their vocabularies."""
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Pings are answered and `exit` is obeyed by the reading thread, so that no step c
 the process at once.
 """
 
+import gc
 import os
 import queue
 import sys
@@ -120,6 +121,11 @@ def _serve(voice: Voice, inbox: Inbox, welcome: down.Welcome) -> None:
                 problem = next(warming)
             except StopIteration:
                 warming = None
+                if not loop.models:
+                    # Libraries live as long as the process. To look at their half a million objects in each collection
+                    # costs 0.2 s, in the middle of a step or while a model leaves.
+                    gc.collect()
+                    gc.freeze()
             else:
                 if problem is not None:
                     voice.say(up.Log(level="warn", message=f"not fetched ahead: {problem}"))
