@@ -2,9 +2,9 @@
 
     python bench/program.py --calotype ../target/release/calotype --json program.json
 
-What it tells: how long a picture takes through the door, a switch of models that both do not fit (from files, then from
-memory), what a job took against what was leased for it, once it was measured; models that only fit in parts; a worker and
-a server that are killed. Needs 25 GB on the disk of --folder and 16 GB in /dev/shm.
+What it tells: that every family is drawn; how long a picture takes through the door; what a job took against what was
+leased for it, once it was measured; a switch of models that do not both fit, from files and from memory; models that
+only fit in parts; a worker and a server that are killed. Needs 25 GB on the disk of --folder and 16 GB in /dev/shm.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from diffusers import ControlNetModel
 from PIL import Image, ImageDraw
 
 from bench.sizes import DTYPE, plain_pipeline
+from tests import folders
 
 PYTHON = Path(__file__).resolve().parents[1]
 PROMPT = "a red apple on the beach"
@@ -209,6 +210,23 @@ def pictures(server: Server) -> dict[str, Any]:
     return found
 
 
+def families(server: Server) -> dict[str, Any]:
+    """Seconds of the second small picture of each family, with what goes with it: that it is drawn is what counts."""
+    small = {"width": 64, "height": 64, "steps": 3}
+    unit = {"model": "sd-lines", "image": _disc(), "preprocessor": "depth"}
+    cases: dict[str, dict[str, Any]] = {name: {"model": name} for name in ("sd", "sdxl", "sd3", "flux")}
+    cases["refiner"] = {"model": "sdxl", "refiner": {"model": "sdxl-refiner", "switch_at": 0.5}}
+    cases["controlnet and depth"] = {"model": "sd", "control": [unit]}
+    cases["other parts"] = {"model": "sd", "vae": "other-vae", "text_encoders": ["other-clip"]}
+    cases["hires"] = {"model": "sd", "hires": {"width": 96, "height": 128}}
+    found = {}
+    for name, fields in cases.items():
+        server.draw(**small, **fields)
+        view = server.draw(**small, **fields)
+        found[name] = {"s": view["s"], "worker": view["result"]["worker"], "plan": view["result"]["plan"]}
+    return found
+
+
 def lease(server: Server, fields: dict[str, Any]) -> dict[str, Any]:
     """What is leased for a job before and after one was measured, and what a job takes then, above its weights."""
     guess = server.ask("/api/inference/validate", {"prompt": PROMPT, **fields})
@@ -327,6 +345,9 @@ def main() -> None:
         if asked.json:
             asked.json.write_text(json.dumps(found, indent=1))
 
+    folders.write(asked.folder / "small")
+    with serving(asked.calotype, asked.folder, "small", "--models", str(asked.folder / "small")) as server:
+        tell("families", families(server))
     with serving(asked.calotype, asked.folder, "pictures") as server:
         tell("pictures", pictures(server))
     with serving(asked.calotype, asked.folder, "switches", "--memory-share", share_of_card(11.2)) as server:
