@@ -9,7 +9,8 @@ import sys
 import torch
 from diffusers import StableDiffusionPipeline
 
-from recipes import GROUNDS, STYLE_W, RecipeMaker, article
+from recipes import RecipeMaker, article
+from scene_tables import GROUNDS, STYLE_W
 from stream import save_grid
 
 OBJECTS = (
