@@ -4,6 +4,7 @@ import json
 import math
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -289,6 +290,22 @@ def test_without_a_detector_the_whole_picture_is_one_person(tmp_path: Path) -> N
     expected = skeleton.drawn([person * torch.tensor([EDGE / 32, EDGE / 32, 1.0])], EDGE, EDGE)
     assert expected.sum() > 0
     assert torch.equal(made(net, "pose"), expected)
+
+
+@torch.no_grad()
+def test_a_box_that_is_no_numbers_is_no_person() -> None:
+    nan = float("nan")
+    boxes = torch.tensor([[0.5, 0.5, 0.5, 0.5], [nan, 0.5, 0.5, 0.5], [0.5, 0.5, 0.5, nan], [0.5, 0.5, 0.5, 0.01]])
+    logits = torch.full((1, 4, 1), 9.0)
+
+    class Network:
+        config = SimpleNamespace(id2label={0: "person"})
+
+        def __call__(self, pixel_values: torch.Tensor) -> Any:
+            return SimpleNamespace(logits=logits, pred_boxes=boxes[None])
+
+    network: Any = Network()
+    assert pose.Detector(network, Seeing(8, 8)).people(IMAGE) == [(8.0, 8.0, 16.0, 16.0)]
 
 
 RUNNING = [tiny.dpt_hybrid, tiny.depth_anything, tiny.zoedepth, tiny.vitpose, None]

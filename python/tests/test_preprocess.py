@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from calotype_worker.wire import down, up
@@ -217,6 +218,13 @@ def unreadable_sight(folder: Path) -> str:
     return "preprocessor_config.json"
 
 
+def one_edge(folder: Path) -> str:
+    config = tiny_annotators.vitpose().config
+    config.backbone_config.image_size = 32
+    tiny_annotators.saved(lambda: transformers.VitPoseForPoseEstimation(config), folder)
+    return "`image_size` is 32"
+
+
 def edit(file: Path, change: Callable[[dict[str, torch.Tensor]], Any], named: str) -> str:
     if not file.exists():
         tiny_annotators.saved_hed(file)
@@ -226,7 +234,7 @@ def edit(file: Path, change: Callable[[dict[str, torch.Tensor]], Any], named: st
     return named
 
 
-FAULTS = [missing_norm, wrong_shape, truncated, pickled, missing_depth, missing_statistics, unreadable_sight]
+FAULTS = [missing_norm, wrong_shape, truncated, pickled, missing_depth, missing_statistics, unreadable_sight, one_edge]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
@@ -241,16 +249,28 @@ def test_what_is_wrong_with_a_network_is_said_with_file_and_tensor(
     assert str(tmp_path) in (answer.failure.detail or "")
 
 
-@pytest.mark.parametrize("kind", ["class", "keypoints", "detector", "person"])
+@pytest.mark.parametrize("kind", ["class", "unnamed", "keypoints", "detector", "person"])
 def test_a_network_of_another_kind_is_not_supported(tmp_path: Path, kind: str) -> None:
     tiny_annotators.saved(lambda: tiny_annotators.vitpose(keypoints=16 if kind == "keypoints" else 17), tmp_path)
     if kind in ("detector", "person"):
         tiny_annotators.saved(lambda: tiny_annotators.rt_detr("cat"), tmp_path / "detector")
-    for folder in (tmp_path,) if kind == "class" else (tmp_path / "detector",) if kind == "detector" else ():
+    named = {
+        "class": (tmp_path, ["OtherModel"]),
+        "unnamed": (tmp_path, 7),
+        "detector": (tmp_path / "detector", ["OtherModel"]),
+    }
+    if kind in named:
+        folder, classes = named[kind]
         config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(config | {"architectures": ["OtherModel"]}))
+        (folder / "config.json").write_text(json.dumps(config | {"architectures": classes}))
     answer = Desk().load(folder_spec("other", tmp_path, family="preprocessor"))
     assert isinstance(answer, up.LoadFailed)
     assert answer.failure.outcome == "not_supported"
-    words = {"class": "OtherModel", "keypoints": "16 keypoints", "detector": "OtherModel", "person": "`person`"}
+    words = {
+        "class": "OtherModel",
+        "unnamed": "without `architectures`",
+        "keypoints": "16 keypoints",
+        "detector": "OtherModel",
+        "person": "`person`",
+    }
     assert words[kind] in answer.failure.message

@@ -46,6 +46,10 @@ def config_of(folder: Path, name: str = "config.json") -> dict[str, Any]:
 TABLES_ARE_STORED = ("SD3Transformer2DModel",)
 
 
+NOT_OF_A_MODULE = ("architectures", "model_type", "torch_dtype", "dtype")
+"""What a transformers config says beside how its module is built."""
+
+
 def diffusers_module(config: Config, allowed: tuple[str, ...], where: str) -> nn.Module:
     """A module of diffusers without weights; `allowed` are the classes that the role may have."""
     import diffusers
@@ -64,12 +68,19 @@ def transformers_module(config: Config, allowed: tuple[str, ...], where: str) ->
     """A module of transformers without weights."""
     import transformers
 
-    name = str((config.get("architectures") or allowed)[0])
+    name = named_class(config, allowed[0])
     if name not in allowed:
         raise NotSupported(f"a model with a {name} is not supported", f"{where}: `architectures`")
     kind = getattr(transformers, name)
-    known = {key: value for key, value in config.items() if key not in ("architectures", "torch_dtype", "dtype")}
+    # The class says of itself what its config is called.
+    known = {key: value for key, value in config.items() if key not in NOT_OF_A_MODULE}
     return _built(lambda: kind(kind.config_class(**known)), where)
+
+
+def named_class(config: Config, otherwise: str) -> str:
+    """The class that a transformers config names."""
+    names = config.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else otherwise
 
 
 def _built(build: Any, where: str) -> nn.Module:

@@ -5,6 +5,7 @@ cut out, and the peaks of the heatmaps are refined, as Huang et al., "The Devil 
 "Distribution-Aware Coordinate Representation" (both 2020) have it and transformers' `VitPoseImageProcessor` does.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from calotype_worker.errors import NotSupported
+from calotype_worker.errors import ModelLoad, NotSupported
 from calotype_worker.pipelines.annotators import skeleton, stored
 from calotype_worker.pipelines.annotators.seeing import IMAGENET_MEAN, IMAGENET_STD, Seeing, unit
 from calotype_worker.pipelines.parts import Config, Loader, config_of
@@ -50,7 +51,8 @@ class Detector:
         scores = output.logits[0, :, self.person].sigmoid()
         boxes = output.pred_boxes[0][scores >= LEAST_SCORE].tolist()
         found = [((x - w / 2) * width, (y - h / 2) * height, w * width, h * height) for x, y, w, h in boxes]
-        return [box for box in found if min(box[2:]) >= 1.0]
+        # A broken network's boxes may be no numbers.
+        return [box for box in found if all(map(math.isfinite, box)) and min(box[2:]) >= 1.0]
 
 
 class PoseNetwork:
@@ -82,9 +84,10 @@ class PoseNetwork:
     def keypoints(self, image: torch.Tensor, boxes: Sequence[Box]) -> list[torch.Tensor]:
         """Each person's `[17, 3]` of f32 on the host: x and y in pixels of the picture, and how sure it is."""
         found: list[torch.Tensor] = []
+        pixels = unit(image)
         for at in range(0, len(boxes), AT_ONCE):
             areas = torch.stack([self._area(box) for box in boxes[at : at + AT_ONCE]])
-            seen = self.seeing.normalised(cut_out(unit(image), areas, self.seeing.height, self.seeing.width))
+            seen = self.seeing.normalised(cut_out(pixels, areas, self.seeing.height, self.seeing.width))
             # Of several experts the first knows COCO's keypoints.
             index = torch.zeros(len(areas), dtype=torch.long, device=image.device)
             which = {"dataset_index": index} if self.experts > 1 else {}
@@ -151,7 +154,7 @@ def peaks_of(heatmaps: torch.Tensor) -> torch.Tensor:
 
 def person_of(config: Any) -> int | None:
     """The number of a detector's class of people, if it has one."""
-    return next((int(number) for number, label in config.id2label.items() if label.lower() == "person"), None)
+    return next((int(number) for number, label in config.id2label.items() if str(label).lower() == "person"), None)
 
 
 def bind(loader: Loader, config: Config, folder: Path) -> tuple[Seeing, Seeing | None]:
@@ -164,7 +167,11 @@ def bind(loader: Loader, config: Config, folder: Path) -> tuple[Seeing, Seeing |
             f"a pose network with {network.config.num_labels} keypoints is not supported; {skeleton.COCO} are",
             f"{folder}: `id2label`",
         )
-    height, width = network.config.backbone_config.image_size
+    size = network.config.backbone_config.image_size
+    if not isinstance(size, (list, tuple)) or len(size) != 2:
+        # The network itself computes with both.
+        raise ModelLoad("the pose network has no height and width", f"{folder}: `image_size` is {size}")
+    height, width = size
     usual = {"size": {"height": height, "width": width}, "image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}
     # Whatever else is said, it sees no other size than that of its positions.
     seeing = replace(Seeing.of(folder, usual), height=int(height), width=int(width))

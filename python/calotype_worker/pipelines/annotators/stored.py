@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from calotype_worker.errors import NotSupported
-from calotype_worker.pipelines.parts import Config, Loader, transformers_module
+from calotype_worker.pipelines.parts import Config, Loader, named_class, transformers_module
 from calotype_worker.weights import Source, Weights
 
 DTYPE = torch.float32
@@ -23,7 +23,7 @@ def kind_of(config: Config, allowed: tuple[str, ...], where: Path) -> str:
     """The class of a transformers folder, which must be allowed and be known to the transformers that is here."""
     import transformers
 
-    name = str((config.get("architectures") or ("model without `architectures`",))[0])
+    name = named_class(config, "model without `architectures`")
     if name not in allowed:
         raise NotSupported(f"a preprocessor with a {name} is not supported; {', '.join(allowed)} are", f"{where}")
     if not hasattr(transformers, name):
