@@ -139,6 +139,26 @@ def test_a_t5_file_takes_the_tokenizer_that_the_model_has(tmp_path: Path) -> Non
     )
 
 
+@pytest.mark.parametrize("beside", ["another part's", "its own"])
+def test_a_config_beside_a_unet_file_is_believed_where_it_is_a_denoisers(beside: str, tmp_path: Path) -> None:
+    pipeline = single.halved(tiny.sd())
+    root = tiny.saved(pipeline, tmp_path / "model")
+    torch.manual_seed(13)
+    pipeline.unet = tiny.unet(tiny.TEXT, None).half()
+    pipeline.unet.save_pretrained(tmp_path / "unet")
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    file = single.written(dict(pipeline.unet.named_parameters()), alone / "unet.safetensors")
+    source = root / "vae" if beside == "another part's" else tmp_path / "unet"
+    (alone / "config.json").write_text((source / "config.json").read_text())
+    same(
+        Desk(),
+        folder_spec("plain", root),
+        folder_spec("given", root, unet=tmp_path / "unet"),
+        folder_spec("file", root, unet=file),
+    )
+
+
 def wide_encoder(folder: Path) -> Path:
     """A text encoder that is whole, and too wide."""
     encoder = tiny.text_encoder(True)

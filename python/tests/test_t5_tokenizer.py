@@ -16,7 +16,7 @@ from calotype_worker.wire import up
 
 from . import single, tiny
 from .conftest import REPOSITORY
-from .desk import Desk
+from .desk import TINY, Desk
 from .test_single_files import AXES
 
 # As transformers' documentation of T5 has them: the inputs of its first examples.
@@ -121,6 +121,21 @@ def test_a_file_of_flux_with_t5_needs_no_tokenizer_beside_it(
     beside.write_bytes((tmp_path / "words" / "tokenizer.json").read_bytes())
     assert isinstance(desk.load(single.spec(path, "flux", text_encoder_2=loose)), up.Loaded), desk.said[-1]
     assert (single.picture(desk, "single") != expected).any()
+
+
+def test_a_folder_without_a_vocabulary_beside_the_encoder_is_no_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, desk = flux(BUNDLED_PIECES), Desk()
+    single.know(pipeline, "flux", tmp_path / "configs", monkeypatch)
+    path = single.written(single.whole(pipeline, "flux"), tmp_path / "flux.safetensors")
+    pipeline.text_encoder_2.save_pretrained(tmp_path / "text_encoder_2")
+    # That of CLIP, as a folder of FLUX has it.
+    (tmp_path / "tokenizer").mkdir()
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / "tokenizer" / name).write_bytes((TINY / "tokenizer" / name).read_bytes())
+    given = single.spec(path, "flux", text_encoder_2=tmp_path / "text_encoder_2")
+    assert isinstance(desk.load(given), up.Loaded), desk.said[-1]
 
 
 def test_an_encoder_with_another_vocabulary_has_no_use_for_it(

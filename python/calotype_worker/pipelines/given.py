@@ -15,6 +15,8 @@ from calotype_worker.t5 import BUNDLED, BUNDLED_ROWS
 from calotype_worker.weights import PICKLES, Store, WeightFile, Weights
 
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
+DENOISERS = ("UNet2DConditionModel", "Transformer2DModel")
+"""How the classes of UNets and transformers end."""
 
 
 def is_file(path: Path) -> bool:
@@ -55,7 +57,8 @@ class Given:
         if self.role.startswith("text_encoder"):
             fits = ("hidden_size" in own or is_t5(own)) and is_t5(own) == is_t5(self._usual())
             return own if fits else None
-        return own
+        # Of what else lies there a denoiser's config says its class.
+        return own if str(own.get("_class_name", "")).endswith(DENOISERS) else None
 
 
 def t5_tokenizer(role: str, components: Mapping[str, str], encoder: Path, own: Path | None, config: Config) -> Path:
@@ -72,9 +75,8 @@ def t5_tokenizer(role: str, components: Mapping[str, str], encoder: Path, own: P
     if is_file(encoder):
         candidates = [encoder.with_name(f"{encoder.stem}.tokenizer.json"), encoder.with_name("tokenizer.json")]
     else:
-        inside = [encoder] if any((encoder / name).is_file() for name in TOKENIZER_FILES) else []
-        candidates = [*inside, encoder.parent / key, encoder.parent / "tokenizer", encoder.parent / "tokenizer.json"]
-    found = next((place for place in candidates if place.exists()), None)
+        candidates = [encoder, encoder.parent / key, encoder.parent / "tokenizer", encoder.parent / "tokenizer.json"]
+    found = next((place for place in candidates if place.is_file() or _has_tokenizer(place)), None)
     if found is None and config.get("vocab_size") in BUNDLED_ROWS:
         return BUNDLED
     if found is None:
@@ -84,3 +86,7 @@ def t5_tokenizer(role: str, components: Mapping[str, str], encoder: Path, own: P
             "a folder or a tokenizer.json",
         )
     return found
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
