@@ -179,10 +179,13 @@ def test_a_file_that_is_no_known_checkpoint_says_so(xl: tuple[Any, Path], tmp_pa
     desk = Desk()
     other = tmp_path / "other.safetensors"
     save_file({"x": torch.zeros(1)}, other)
+    flat = tmp_path / "flat.safetensors"
+    save_file({"model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": torch.zeros(9)}, flat)
     pickle = tmp_path / "model.ckpt"
     pickle.write_bytes(b"\x80\x04.")
     for wrong, family, outcome in (
         (other, "sdxl", "not_supported"),
+        (flat, "sdxl", "not_supported"),
         (path, "sd", "not_supported"),
         (pickle, "sdxl", "model_load"),
         (tmp_path / "absent.safetensors", "sdxl", "model_load"),

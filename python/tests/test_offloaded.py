@@ -38,8 +38,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {id: root / id for id in FAMILIES}
 
 
-def load(desk: Desk, place: Path, id: str, offload: Any) -> up.Loaded:
-    spec = folder_spec(id, place, family=FAMILIES.get(id, "sd"))
+def load(desk: Desk, place: Path, id: str, offload: Any, family: str | None = None) -> up.Loaded:
+    spec = folder_spec(id, place, family=family or FAMILIES.get(id, "sd"))
     plan = down.LoadPlan(offload=offload)
     desk.tell(down.Load(load=id, model=spec, dtype="f32", budget_bytes=0, plan=plan))
     answer = desk.said[-1].message
@@ -152,6 +152,24 @@ def test_what_waits_on_the_host_changes_no_bit_of_a_picture(
     desk.loop.make_room()
     assert homes.away() == set()
     assert whole.result("job_1")[0].plan is None
+
+
+@pytest.mark.parametrize("kind", ["model", "sequential"])
+def test_what_waits_on_the_host_changes_no_bit_of_a_picture_of_sdxl(
+    tmp_path: Path, kind: Any, memory_apart: None
+) -> None:
+    tiny.saved(tiny.sdxl(), tmp_path / "xl")
+    tiny.controlnet(2 * tiny.TEXT, 6, 8, zero=False).save_pretrained(tmp_path / "net")
+    ref = BlobRef(blob=1, dtype="u8", shape=list(IMAGE.shape))
+    unit = ControlUnit(model="net", image=ref, weight=1.0, start=0.0, end=1.0)
+    found = []
+    for offload in ("none", kind):
+        desk = Desk()
+        for id, family in (("xl", "sdxl"), ("net", "controlnet")):
+            load(desk, tmp_path / id, id, offload, family)
+        work, blobs = generate([2], edge=EDGE, scale=2, model="xl", steps=2, control=[unit])
+        found.append(finished(desk, desk.run(work, *blobs, IMAGE.tobytes())))
+    assert (found[0] == found[1]).all()
 
 
 def test_layer_by_layer_nothing_of_a_controlnet_stays_after_a_step(places: dict[str, Path], memory_apart: None) -> None:

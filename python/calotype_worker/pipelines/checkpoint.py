@@ -61,7 +61,7 @@ class Checkpoint:
         widths = {
             self.file.shape(name)[1]
             for name in self.file.names
-            if name.startswith(DENOISER) and name.endswith("attn2.to_k.weight")
+            if name.startswith(DENOISER) and name.endswith("attn2.to_k.weight") and len(self.file.shape(name)) == 2
         }
         found = BY_CONTEXT.get(widths.pop()) if len(widths) == 1 else None
         if found is None:
