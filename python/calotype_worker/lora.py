@@ -37,6 +37,7 @@ SUFFIXES = (
 )
 PREFIXES = (
     ("base_model.model.unet.", "unet"),
+    ("base_model.model.", "unet"),
     ("unet.", "unet"),
     ("transformer.", "unet"),
     ("text_encoder_2.", "text_encoder_2"),

@@ -111,6 +111,7 @@ def test_a_lora_of_the_originals_layers_gives_the_picture_of_one_of_diffusers_la
         "authors": both.prefixed(""),
         "comfy": both.prefixed("diffusion_model."),
         "bare": both.diffusers,
+        "peft": {f"base_model.model.{name}": tensor for name, tensor in both.diffusers.items()},
     }
     for name, tensors in spellings.items():
         assert (picture(desk, adapter(tensors, tmp_path / f"{name}.safetensors")) == expected).all(), name
