@@ -36,7 +36,10 @@ from tests import folders
 
 PYTHON = Path(__file__).resolve().parents[1]
 PROMPT = "a red apple on the beach"
-LOADED = re.compile(r"Loaded `(\S+)` into (\S+): (\d+) bytes in (\d+) ms, (\d+) components from memory and (\d+) from files \((.*)\)")
+LOADED = re.compile(
+    r"Loaded `(\S+)` into (\S+): (\d+) bytes in (\d+) ms, "
+    r"(\d+) components from memory and (\d+) from files \((.*)\)"
+)
 
 
 def write_models(folder: Path) -> None:
@@ -89,7 +92,8 @@ class Server:
 
     def submit(self, **fields: Any) -> str:
         """A job's id."""
-        return str(self.ask("/api/jobs", {"prompt": PROMPT, "guidance": 5.0, "sampler": "euler", **fields})["job"]["id"])
+        request = {"prompt": PROMPT, "guidance": 5.0, "sampler": "euler", **fields}
+        return str(self.ask("/api/jobs", request)["job"]["id"])
 
     def events(self, path: str) -> Iterator[Any]:
         """Server-sent events, until the server ends them."""
@@ -274,7 +278,7 @@ def offloaded(server: Server) -> dict[str, Any]:
 
 
 def killed(program: Path, place: Path) -> dict[str, Any]:
-    """kill -9 of the worker in a job, then of the server."""
+    """What comes back, and when, after SIGKILL of the worker in a job, and then of the server."""
     server = Server(program, place / "killed", place / "models", [])
     server.wait_ready()
     free = card_used_bytes()

@@ -33,7 +33,8 @@ class Tokenizer:
     def __init__(self, folder: Path, pad: int | None = None) -> None:
         """`pad` is the id that fills a chunk up, where the folder's own is not the one."""
         try:
-            stamps = tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.iterdir()))
+            found = ((path.name, path.stat()) for path in sorted(folder.iterdir()))
+            stamps = tuple((name, facts.st_size, facts.st_mtime_ns) for name, facts in found)
             self._inner: Any = _read(folder, stamps)
             self.begin = int(self._inner.bos_token_id)
             self.end = int(self._inner.eos_token_id)

@@ -237,8 +237,8 @@ def without_weights() -> Iterator[None]:
 
 
 FILLS = ("normal_", "uniform_", "zero_", "fill_")
-"""What modules begin their parameters with. Without memory there is nothing to fill, and to find that out is half of the
-time that building them takes."""
+"""What modules begin their parameters with. Without memory there is nothing to fill, and to find that out is half of
+the time that building them takes."""
 
 
 def _unless_meta(fill: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

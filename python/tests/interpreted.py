@@ -1,4 +1,4 @@
-"""Modules with their kernels in Triton's interpreter, against diffusers' own: a process of its own, see `test_quick`."""
+"""Modules with kernels in Triton's interpreter, against diffusers' own: a process of its own, see `test_quick`."""
 
 import copy
 import sys

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional
 
-from calotype_worker import norms
 from calotype_worker.channel import Closed
 from calotype_worker.device import Device
 from calotype_worker.graphs import StepGraphs
+from calotype_worker.kernels import serve
 from calotype_worker.pipelines.annotators.preprocessor import Preprocessor
 from calotype_worker.pulse import Pulse
 from calotype_worker.tick import Loop
@@ -21,7 +20,7 @@ from calotype_worker.wire import down, up
 from calotype_worker.wire.words import BlobRef
 from calotype_worker.wire.work import Adapter, ControlUnit
 
-from . import tiny, tiny_annotators
+from . import exact_kernels, tiny, tiny_annotators
 from .conftest import MODELS
 from .desk import TINY, Desk, folder_spec, generate, psnr
 from .process import Start, faulty, workers
@@ -138,20 +137,15 @@ def test_groups_grow_as_memory_is_learned_and_peaks_tell_the_phases() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_the_norms_kernels_agree_with_an_exact_group_norm(dtype: torch.dtype) -> None:
-    for images, channels, edge, silu in ((16, 320, 64, True), (2, 1280, 8, False), (1, 128, 512, True)):
-        norm = norms.GroupNorm(32, channels, eps=1e-5).to("cuda", dtype)
-        norm.silu = silu
-        x = torch.randn(images, channels, edge, edge, device="cuda", dtype=dtype) + 2
-        bias = torch.randn(images, channels, device="cuda", dtype=dtype)
-        shifted = x.double() + bias.double()[:, :, None, None]
-        exact = functional.group_norm(shifted, 32, eps=1e-5)
-        exact = functional.silu(exact) if silu else exact
-        ours = norm(x.contiguous(memory_format=torch.channels_last), bias)
-        assert ours.is_contiguous(memory_format=torch.channels_last)
-        assert norms.problem() is None
-        scale = {torch.float16: 1e-2, torch.bfloat16: 6e-2, torch.float32: 1e-4}[dtype]
-        assert float((ours.double() - exact).abs().max()) < scale
+def test_each_kernel_agrees_with_exact_numbers(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    exact_kernels.group_norms(dtype, "cuda", (13, 8, 256))
+    exact_kernels.layer_norms(dtype, "cuda", 1024)
+    exact_kernels.gates(dtype, "cuda", 1024)
+    exact_kernels.totals(dtype, "cuda", 128)
+    exact_kernels.remembered(dtype, "cuda", 128)
+    exact_kernels.doublings(dtype, "cuda", 64)
+    assert serve.problem() is None
 
 
 @torch.no_grad()

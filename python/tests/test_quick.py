@@ -18,6 +18,7 @@ from calotype_worker.pipelines.quick import quicken
 
 from . import tiny
 
+
 def test_quickened_modules_compute_the_same_by_kernels_in_tritons_interpreter() -> None:
     pytest.importorskip("triton")
     environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -121,7 +121,7 @@ class Attend:
             attention_mask = attention_mask.view(len(states), attn.heads, -1, attention_mask.shape[-1])
 
         def heads(rows: torch.Tensor) -> torch.Tensor:
-            return rows.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            return rows.view(*rows.shape[:-1], attn.heads, -1).transpose(1, 2)
 
         query, key, value = heads(attn.to_q(tokens)), heads(attn.to_k(states)), heads(attn.to_v(states))
         attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
@@ -129,5 +129,6 @@ class Attend:
         for layer in attn.to_out:
             output = layer(output)
         if picture is not None:
-            output = output.unflatten(1, picture.shape[2:]).permute(0, 3, 1, 2)
+            height, width = picture.shape[2:]
+            output = output.view(len(output), height, width, -1).permute(0, 3, 1, 2)
         return output + hidden_states if attn.residual_connection else output
