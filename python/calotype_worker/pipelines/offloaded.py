@@ -25,21 +25,22 @@ class Away:
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         self._parameters = list(parameters)
-        self._copies: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._hosts: dict[int, torch.Tensor] = {}
+        """What those that are copied have on the host."""
 
     def bring(self, device: torch.device) -> None:
         """Copy to the device what is not there."""
         for number, parameter in enumerate(self._parameters):
-            if number not in self._copies:
+            if number not in self._hosts:
                 host = parameter.data
                 parameter.data = host.to(device, copy=True, non_blocking=True)
-                self._copies[number] = host, parameter.data
+                self._hosts[number] = host
 
     def send_home(self) -> None:
         """Drop the copies."""
-        for number, (host, _) in self._copies.items():
+        for number, host in self._hosts.items():
             self._parameters[number].data = host
-        self._copies.clear()
+        self._hosts.clear()
 
 
 class Whereabouts:
