@@ -328,7 +328,7 @@ pub(super) fn of_lora(header: &Header, record: &mut ModelRecord) {
         header.shapes.keys().any(one_of)
     };
     record.text_width = header.extent_of(reads_text, 1);
-    let family = if holds(&["double_blocks", "single_transformer_blocks"]) {
+    let family = if holds(&["double_blocks", "single_blocks", "single_transformer_blocks"]) {
         "flux"
     } else if holds(&["joint_blocks", "add_k_proj"]) {
         "sd3"
