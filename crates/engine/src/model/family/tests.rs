@@ -175,7 +175,11 @@ fn a_lora_fits_the_family_whose_text_it_reads() {
         ("unet.x.attn2.to_k.lora_B.weight", [2048, 8], "sd"),
         ("lora_te2_x.lora_down.weight", [8, 99], "sdxl"),
         ("lora_unet_double_blocks_0_x.lora_down.weight", [8, 99], "flux"),
-        ("lora_unet_single_blocks_0_linear1.lora_down.weight", [8, 99], "flux"),
+        (
+            "lora_unet_single_blocks_0_linear1.lora_down.weight",
+            [8, 99],
+            "flux",
+        ),
         (
             "transformer.transformer_blocks.0.attn.add_k_proj.lora_A.weight",
             [8, 99],
