@@ -5,14 +5,17 @@ pieces. A piece that fails is told of and left out: whoever needs what it was to
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
+from torch import nn
 
 from calotype_worker.device import Device
 from calotype_worker.errors import DeviceLost, told
 
-EDGE = 32
-"""Of the latents that are tried."""
+EDGE = 64
+"""Of the latents that are tried: pictures of 512x512."""
+DTYPE = torch.float16
 
 
 def up(device: Device) -> Iterator[str | None]:
@@ -52,52 +55,46 @@ def _import() -> None:
 def _encode(device: Device) -> None:
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    config = CLIPTextConfig(
-        vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4
-    )
-    encoder = CLIPTextModel(config).to(device.torch, torch.float16)
+    config = CLIPTextConfig(**_config("text_encoder", "architectures") | {"num_hidden_layers": 1, "vocab_size": 64})
+    encoder = CLIPTextModel(config).to(device.torch, DTYPE)
     encoder(torch.zeros((1, 77), dtype=torch.int64, device=device.torch))
 
 
 def _denoise(device: Device) -> None:
-    from diffusers import UNet2DConditionModel
+    from calotype_worker.pipelines.family import DenoiseInput
+    from calotype_worker.pipelines.sd import run_unet
 
-    from calotype_worker.pipelines.quick import quicken
-
-    unet = UNet2DConditionModel(
-        block_out_channels=[64, 128],
-        layers_per_block=1,
-        down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"],
-        up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
-        cross_attention_dim=64,
-        attention_head_dim=4,
-    )
-    unet = unet.to(device.torch, torch.float16)
-    quicken(unet)
-    unet.to(memory_format=torch.channels_last)
-    for samples in (2, 16):
-        sample = torch.zeros((samples, 4, EDGE, EDGE), dtype=torch.float16, device=device.torch)
-        states = torch.zeros((samples, 77, 64), dtype=torch.float16, device=device.torch)
-        times = torch.full((samples,), 500.0, device=device.torch)
-        unet(sample.contiguous(memory_format=torch.channels_last), times, states, return_dict=False)
+    unet = _shallow("unet", device)
+    sample = torch.zeros((2, 4, EDGE, EDGE), device=device.torch)
+    states = torch.zeros((2, 77, unet.config.cross_attention_dim), dtype=DTYPE, device=device.torch)
+    run_unet(unet, DTYPE, DenoiseInput(sample, torch.full((2,), 500.0, device=device.torch), states))
 
 
 def _decode(device: Device) -> None:
-    from diffusers import AutoencoderKL
+    vae = _shallow("vae", device)
+    vae.decode(torch.zeros((1, 4, EDGE, EDGE), dtype=DTYPE, device=device.torch), return_dict=False)
 
+
+def _shallow(role: str, device: Device) -> Any:
+    """A part of Stable Diffusion 1.5 with one layer a block; as wide as it is, since kernels are built for widths."""
+    from calotype_worker.pipelines.parts import diffusers_module
     from calotype_worker.pipelines.quick import quicken
 
-    vae = AutoencoderKL(
-        block_out_channels=[64, 64],
-        layers_per_block=1,
-        down_block_types=["DownEncoderBlock2D"] * 2,
-        up_block_types=["UpDecoderBlock2D"] * 2,
-        latent_channels=4,
-    )
-    vae = vae.to(device.torch, torch.float16)
-    quicken(vae)
-    vae.to(memory_format=torch.channels_last)
-    vae.decode(torch.zeros((1, 4, EDGE, EDGE), dtype=torch.float16, device=device.torch), return_dict=False)
+    config = _config(role) | {"layers_per_block": 1}
+    module = diffusers_module(config, (config["_class_name"],), role)
+    for part in module.modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            zeros = torch.zeros(parameter.shape, dtype=DTYPE, device=device.torch)
+            setattr(part, name, nn.Parameter(zeros, requires_grad=False))
+    quicken(module)
+    return module.to(memory_format=torch.channels_last).eval()
+
+
+def _config(role: str, *without: str) -> dict[str, Any]:
+    from calotype_worker.pipelines.checkpoint import configs_of
+
+    config: dict[str, Any] = configs_of("sd15")[role]
+    return {name: value for name, value in config.items() if name not in without}
 
 
 def _forget(device: Device) -> None:
