@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from calotype_worker.kernels import serve
-from calotype_worker.pipelines.quick import quicken
+from calotype_worker.pipelines.adapted import PLAIN, Adapted, AdapterSet
+from calotype_worker.pipelines.quick import join_weights, quicken
 
 from . import tiny
 
@@ -18,6 +19,7 @@ def pair(module: Any) -> tuple[Any, Any]:
     """The module as it is, exact, and its quick copy in half precision, as a device has it."""
     quick = copy.deepcopy(module.eval()).to(DTYPE)
     quicken(quick)
+    join_weights(quick)
     # What the copy's weights really are.
     return module.double().load_state_dict(quick.state_dict()) and module, quick.to(memory_format=torch.channels_last)
 
@@ -64,6 +66,54 @@ def controlnets() -> None:
         near(one, other)
 
 
+def adapters() -> None:
+    """A set of adapters changes what is computed, by the right weights, and off again it is bit for bit what it was."""
+    plain, quick = pair(tiny.unet(tiny.TEXT, None))
+    inputs = random(1, 4, 6, 6), torch.tensor([500.0]), random(1, 5, tiny.TEXT)
+    exact = inputs[0].double(), inputs[1], inputs[2].double()
+    changed = ("attn1.to_k", "attn2.to_v", "proj_in", "conv1", "conv_shortcut", "ff.net.0.proj", "upsamplers.0.conv")
+    merged = {
+        ("unet", name): parameter.data + 0.2 * torch.randn_like(parameter)
+        for name, parameter in quick.named_parameters()
+        if name.removesuffix(".weight").endswith(changed) and name.endswith(".weight")
+    }
+    assert all(any(layer in name for _, name in merged) for layer in changed)
+    adapted = Adapted({"unet": quick}, lambda part, layer: (), 0)
+    before = quick(*inputs, return_dict=False)[0]
+    adapted.activate(AdapterSet("set", merged))
+    on = quick(*inputs, return_dict=False)[0]
+    adapted.activate(PLAIN)
+    assert torch.equal(quick(*inputs, return_dict=False)[0], before)
+    for (_, name), tensor in merged.items():
+        plain.get_parameter(name).data = tensor.double()
+    expected = plain(*exact, return_dict=False)[0]
+    near(on, expected)
+    assert float((before - on).abs().max()) > 0.05 * float(expected.abs().max())
+
+
+def offloaded() -> None:
+    """Where each layer's weights are there during its own forward only, it computes the same."""
+    plain, quick = pair(tiny.unet(tiny.TEXT, None))
+    for part in quick.modules():
+        own = list(part.parameters(recurse=False))
+        if own:
+            values = [parameter.data for parameter in own]
+            nothing = [torch.full_like(value, float("nan")) for value in values]
+            part.register_forward_pre_hook(_puts(own, values))
+            part.register_forward_hook(_puts(own, nothing))
+            _puts(own, nothing)()
+    sample, states, steps = random(1, 4, 6, 6), random(1, 5, tiny.TEXT), torch.tensor([500.0])
+    near(quick(sample, steps, states, return_dict=False)[0], plain(sample.double(), steps, states.double())[0])
+
+
+def _puts(parameters: list[torch.nn.Parameter], values: list[torch.Tensor]) -> Any:
+    def put(*_: Any) -> None:
+        for parameter, value in zip(parameters, values):
+            parameter.data = value
+
+    return put
+
+
 @torch.no_grad()
 def main() -> None:
     assert serve.INTERPRETED
@@ -71,6 +121,8 @@ def main() -> None:
     unets()
     vaes()
     controlnets()
+    adapters()
+    offloaded()
     print("same")
 
 

@@ -148,6 +148,23 @@ def test_each_kernel_agrees_with_exact_numbers(dtype: torch.dtype) -> None:
     assert serve.problem() is None
 
 
+@pytest.mark.parametrize("plan", ["none", "model", "sequential"])
+def test_a_lora_is_off_again_bit_for_bit_and_no_plan_gives_up_the_kernels(plan: Any) -> None:
+    lora = Adapter(id="pixel", path=str(MODELS / "loras" / "calotype-tiny-pixel.safetensors"), weight=1.0)
+    desk = GpuDesk()
+    spec = folder_spec("calotype-tiny", TINY)
+    desk.tell(down.Load(load="l", model=spec, dtype="f16", budget_bytes=0, plan=down.LoadPlan(offload=plan)))
+    expected = pictures(Desk().tiny(), [1])[0]
+    # The third is a graph's, where there are graphs.
+    before = [pictures(desk, [1])[0] for _ in range(3)]
+    on = pictures(desk, [1], adapters=[lora])[0]
+    after = pictures(desk, [1])[0]
+    assert psnr(before[2], expected) >= 35
+    assert psnr(on, before[2]) < 35
+    assert (after == before[2]).all()
+    assert serve.problem() is None
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("offload", ["none", "model", "sequential"])
 def test_a_preprocessor_makes_the_pictures_of_the_cpu(tmp_path: Path, offload: Any) -> None:
