@@ -15,7 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from calotype_worker.pipelines.checkpoint import CONFIGS
 from calotype_worker.pipelines.family import Family
-from calotype_worker.pipelines.quick import join_weights, quicken
+from calotype_worker.pipelines.quick import quicken
 from calotype_worker.pipelines.sd import StableDiffusion, spellings_of
 from calotype_worker.pipelines.sdxl import StableDiffusionXL
 from calotype_worker.prompt import TextEncoder, Tokenizer
@@ -75,7 +75,6 @@ def family(name: str) -> Family:
     for module in (pipeline.unet, pipeline.vae):
         quicken(module)
         module.to(memory_format=torch.channels_last)
-        join_weights(module)
     config = configs(name)
     schedule, spellings = NoiseSchedule.of_config(config["scheduler"]), spellings_of(config["unet"])
     tokenizer = Tokenizer(CONFIGS / "clip_tokenizer")

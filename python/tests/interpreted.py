@@ -8,7 +8,7 @@ import torch
 
 from calotype_worker.kernels import serve
 from calotype_worker.pipelines.adapted import PLAIN, Adapted, AdapterSet
-from calotype_worker.pipelines.quick import join_weights, quicken
+from calotype_worker.pipelines.quick import quicken
 
 from . import tiny
 
@@ -19,7 +19,6 @@ def pair(module: Any) -> tuple[Any, Any]:
     """The module as it is, exact, and its quick copy in half precision, as a device has it."""
     quick = copy.deepcopy(module.eval()).to(DTYPE)
     quicken(quick)
-    join_weights(quick)
     # What the copy's weights really are.
     return module.double().load_state_dict(quick.state_dict()) and module, quick.to(memory_format=torch.channels_last)
 

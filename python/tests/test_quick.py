@@ -14,8 +14,7 @@ from calotype_worker.kernels.group_norm import GroupNorm
 from calotype_worker.kernels.layer_norm import LayerNorm, SumNorm
 from calotype_worker.kernels.pixels import Convolution, ConvolutionApart, Pointwise
 from calotype_worker.pipelines.blocks import Attend, Gated, Resnet, Transformer2D, TransformerBlock, Upsample
-from calotype_worker.pipelines.joined import join
-from calotype_worker.pipelines.quick import join_weights, quicken
+from calotype_worker.pipelines.quick import quicken
 
 from . import tiny
 
@@ -62,28 +61,3 @@ def test_a_quickened_vae_gives_diffusers_numbers() -> None:
         assert torch.allclose(quick.decode(latents).sample, plain.decode(latents).sample, atol=1e-5)
         ours, theirs = (one.encode(pixels).latent_dist.mode() for one in (quick, plain))
     assert torch.allclose(ours, theirs, atol=1e-5)
-
-
-def test_joined_weights_keep_their_values_and_names_and_lie_together() -> None:
-    torch.manual_seed(0)
-    net = tiny.unet(tiny.TEXT, None)
-    quicken(net)
-    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    join_weights(net)
-    after = net.state_dict()
-    assert list(after) == list(before)
-    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
-    attentions = [part for part in net.modules() if hasattr(part, "to_q")]
-    for attention in attentions:
-        memories = [layer.weight.untyped_storage().data_ptr() for layer in (attention.to_q, attention.to_k)]
-        assert attention.to_k.weight.untyped_storage().data_ptr() == attention.to_v.weight.untyped_storage().data_ptr()
-        assert (memories[0] == memories[1]) is not attention.is_cross_attention
-    assert {attention.is_cross_attention for attention in attentions} == {False, True}
-
-
-def test_layers_of_other_inputs_or_with_a_bias_are_not_joined() -> None:
-    wide, narrow = torch.nn.Linear(8, 4, bias=False), torch.nn.Linear(6, 4, bias=False)
-    for layers in ([wide, narrow], [wide, torch.nn.Linear(8, 4)]):
-        before = [layer.weight.data_ptr() for layer in layers]
-        join(layers)
-        assert [layer.weight.data_ptr() for layer in layers] == before

@@ -12,7 +12,6 @@ from torch.nn import functional
 
 from calotype_worker.kernels.geglu import gated
 from calotype_worker.kernels.pixels import doubled, total
-from calotype_worker.pipelines.joined import outputs
 
 
 class Resnet(ResnetBlock2D):  # type: ignore[misc]
@@ -124,13 +123,8 @@ class Attend:
         def heads(rows: torch.Tensor) -> torch.Tensor:
             return rows.view(*rows.shape[:-1], attn.heads, -1).transpose(1, 2)
 
-        if states is tokens:
-            query, key, value = outputs((attn.to_q, attn.to_k, attn.to_v), tokens)
-        else:
-            query, (key, value) = attn.to_q(tokens), outputs((attn.to_k, attn.to_v), states)
-        attended = functional.scaled_dot_product_attention(
-            heads(query), heads(key), heads(value), attn_mask=attention_mask
-        )
+        query, key, value = heads(attn.to_q(tokens)), heads(attn.to_k(states)), heads(attn.to_v(states))
+        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
         output: torch.Tensor = attended.transpose(1, 2).flatten(2)
         for layer in attn.to_out:
             output = layer(output)

@@ -154,7 +154,7 @@ class Loader:
         """Read all weights; gives the modules by role."""
         self._bind_sketcher()
         # It imports diffusers, which takes seconds: `ready` does not wait for that.
-        from calotype_worker.pipelines.quick import join_weights, quicken
+        from calotype_worker.pipelines.quick import quicken
 
         read_ms = (time.perf_counter() - self.started) * 1e3
         widths = {role: torch.finfo(dtype).bits // 8 for role, dtype in self.dtypes.items()}
@@ -189,9 +189,6 @@ class Loader:
                 module.to(memory_format=torch.channels_last)
         self.sketcher = modules.get(SKETCHER)
         self.device.synchronize()
-        if self.device.is_cuda and not self.stays_on_host:
-            for module in modules.values():
-                join_weights(module)
         if self.uploader.runs_ahead:
             self.progress(total, total)
         upload_ms = (time.perf_counter() - started) * 1e3

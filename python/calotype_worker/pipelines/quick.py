@@ -19,7 +19,6 @@ from calotype_worker.kernels import layer_norm, pixels
 from calotype_worker.kernels.group_norm import GroupNorm
 from calotype_worker.kernels.layer_norm import LayerNorm, SumNorm
 from calotype_worker.pipelines.blocks import Attend, Gated, Resnet, Transformer2D, TransformerBlock, Upsample
-from calotype_worker.pipelines.joined import join
 
 
 def quicken(module: nn.Module) -> None:
@@ -32,15 +31,6 @@ def quicken(module: nn.Module) -> None:
     for part in module.modules():
         pixels.exchange(part)
     _activate_time_once(module)
-
-
-def join_weights(module: nn.Module) -> None:
-    """Lay together what attentions that were exchanged compute of the same input, once it is on the device."""
-    for part in module.modules():
-        if isinstance(getattr(part, "processor", None), Attend):
-            attention: Any = part
-            layers = [attention.to_k, attention.to_v]
-            join(layers if attention.is_cross_attention else [attention.to_q, *layers])
 
 
 def _activate_time_once(module: Any) -> None:
