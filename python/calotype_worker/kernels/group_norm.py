@@ -24,6 +24,8 @@ except ImportError:
 BLOCK_ROWS, BLOCK_CHANNELS, BLOCK_SPLITS = 128, 64, 64
 MOST_HELD = 1 << 15
 """Values of a group, as a block of powers of two, that one program holds in its registers."""
+FEW_PROGRAMS = 128
+"""Up to so many groups of all images it is launches that cost; with more, the large blocks of few channels do."""
 HELD_BY_WARP = 2048
 
 
@@ -71,7 +73,8 @@ def fused(
     has = bias is not None, left is not None
     group = power_of_two(per_group)
     held = power_of_two(rows) * group
-    if held <= MOST_HELD:
+    few = images * norm.num_groups <= FEW_PROGRAMS
+    if held <= (MOST_HELD if few else MOST_HELD // 2):
         _whole[(norm.num_groups, images)](
             input, shift, shared, norm.weight, norm.bias, output, rows, channels, norm.eps, per_group,
             *has, norm.silu, power_of_two(rows), group, num_warps=max(held // HELD_BY_WARP, 4),
