@@ -36,6 +36,7 @@ from tests import folders
 
 PYTHON = Path(__file__).resolve().parents[1]
 PROMPT = "a red apple on the beach"
+PARTS = ("families", "pictures", "switches", "offload", "killed")
 LOADED = re.compile(
     r"Loaded `(\S+)` into (\S+): (\d+) bytes in (\d+) ms, "
     r"(\d+) components from memory and (\d+) from files \((.*)\)"
@@ -227,7 +228,7 @@ def families(server: Server) -> dict[str, Any]:
     for name, fields in cases.items():
         server.draw(**small, **fields)
         view = server.draw(**small, **fields)
-        found[name] = {"s": view["s"], "worker": view["result"]["worker"], "plan": view["result"]["plan"]}
+        found[name] = {"s": view["s"], "worker": view["result"]["worker"], "plan": view["result"].get("plan", [])}
     return found
 
 
@@ -269,7 +270,7 @@ def offloaded(server: Server) -> dict[str, Any]:
     memory = server.ask("/api/memory")[1]
     return {
         "s": view["s"],
-        "plan": view["result"]["plan"],
+        "plan": view["result"].get("plan", []),
         "peak_bytes": view["result"]["peak_bytes"],
         "budget_bytes": memory["budget_bytes"],
         "leases": memory["leases"],
@@ -332,6 +333,7 @@ def main() -> None:
     parser.add_argument("--calotype", type=Path, required=True)
     parser.add_argument("--folder", type=Path, default=Path("/tmp/calotype-program"))
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     asked = parser.parse_args()
     shutil.rmtree(asked.folder, ignore_errors=True)
     asked.folder.mkdir(parents=True)
@@ -349,17 +351,22 @@ def main() -> None:
         if asked.json:
             asked.json.write_text(json.dumps(found, indent=1))
 
-    folders.write(asked.folder / "small")
-    with serving(asked.calotype, asked.folder, "small", "--models", str(asked.folder / "small")) as server:
-        tell("families", families(server))
-    with serving(asked.calotype, asked.folder, "pictures") as server:
-        tell("pictures", pictures(server))
-    with serving(asked.calotype, asked.folder, "switches", "--memory-share", share_of_card(11.2)) as server:
-        tell("switches", switches(server))
-    for name, gb in (("offload_model", 10.0), ("offload_sequential", 5.0)):
-        with serving(asked.calotype, asked.folder, name, "--memory-share", share_of_card(gb)) as server:
-            tell(name, offloaded(server))
-    tell("killed", killed(asked.calotype, asked.folder))
+    if "families" in asked.parts:
+        folders.write(asked.folder / "small")
+        with serving(asked.calotype, asked.folder, "small", "--models", str(asked.folder / "small")) as server:
+            tell("families", families(server))
+    if "pictures" in asked.parts:
+        with serving(asked.calotype, asked.folder, "pictures") as server:
+            tell("pictures", pictures(server))
+    if "switches" in asked.parts:
+        with serving(asked.calotype, asked.folder, "switches", "--memory-share", share_of_card(11.2)) as server:
+            tell("switches", switches(server))
+    if "offload" in asked.parts:
+        for name, gb in (("offload_model", 10.0), ("offload_sequential", 5.0)):
+            with serving(asked.calotype, asked.folder, name, "--memory-share", share_of_card(gb)) as server:
+                tell(name, offloaded(server))
+    if "killed" in asked.parts:
+        tell("killed", killed(asked.calotype, asked.folder))
 
 
 if __name__ == "__main__":
