@@ -55,7 +55,8 @@ def _import() -> None:
 def _encode(device: Device) -> None:
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    config = CLIPTextConfig(**_config("text_encoder", "architectures") | {"num_hidden_layers": 1, "vocab_size": 64})
+    small = {"num_hidden_layers": 1, "vocab_size": 64, "bos_token_id": 0, "eos_token_id": 1}
+    config = CLIPTextConfig(**_config("text_encoder", "architectures") | small)
     encoder = CLIPTextModel(config).to(device.torch, DTYPE)
     encoder(torch.zeros((1, 77), dtype=torch.int64, device=device.torch))
 

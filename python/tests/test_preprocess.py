@@ -155,7 +155,7 @@ def test_a_job_whose_picture_is_made_outlives_the_network(places: dict[str, Path
 def test_a_network_that_waits_on_the_host_makes_the_same_and_goes_back(
     places: dict[str, Path], desk: Desk, offload: Any, memory_apart: None
 ) -> None:
-    networks = {id: place for id, place in places.items() if id not in ("sd", "net")}
+    networks = {name: place for name, place in places.items() if name not in ("sd", "net")}
     offloaded = desk_of(networks, down.LoadPlan(offload=offload))
     for model, into in KINDS:
         modules = offloaded.loop.preprocessor(model).annotator.modules()
