@@ -121,14 +121,14 @@ def _serve(voice: Voice, inbox: Inbox, welcome: down.Welcome) -> None:
                 problem = next(warming)
             except StopIteration:
                 warming = None
-                if not loop.models:
-                    # Libraries live as long as the process. To look at their half a million objects in each collection
-                    # costs 0.2 s, in the middle of a step or while a model leaves.
-                    gc.collect()
-                    gc.freeze()
-            else:
-                if problem is not None:
-                    voice.say(up.Log(level="warn", message=f"not fetched ahead: {problem}"))
+                continue
+            if problem is not None:
+                voice.say(up.Log(level="warn", message=f"not fetched ahead: {problem}"))
+            if not loop.models:
+                # Libraries live as long as the process. To look at their half a million objects in each collection
+                # costs 0.2 s, in the middle of a step or while a model leaves.
+                gc.collect()
+                gc.freeze()
 
 
 def _next(inbox: Inbox, wait: bool) -> Frame[down.Down] | None:
