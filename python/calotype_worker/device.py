@@ -6,6 +6,7 @@ and a `Fence` says when it is over.
 
 import ctypes
 import gc
+import importlib
 import os
 import platform
 import sys
@@ -36,7 +37,7 @@ VAE_SHARE = 0.25
 """The most of the free memory that is taken for more than one picture."""
 PROOF = 1024
 """Numbers that are added up to see whether a device works; the sum is exact in f32."""
-_TORCH_KINDS = {"cpu": "cpu", "cuda": "cuda", "rocm": "cuda", "xpu": "xpu", "mps": "mps"}
+_TORCH_KINDS = {"cpu": "cpu", "cuda": "cuda", "rocm": "cuda", "xpu": "xpu", "mps": "mps", "directml": "directml"}
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,16 @@ class Device:
         """Take the device that the orchestrator gave."""
         kind = _TORCH_KINDS.get(asked.kind)
         if kind is None:
-            raise NotSupported(f"this worker does not know the device kind `{asked.kind}`")
+            known = ", ".join(_TORCH_KINDS)
+            raise NotSupported(f"this worker does not know the device kind `{asked.kind}`; it knows {known}")
         if threads > 0:
             torch.set_num_threads(threads)
         if deterministic:
             torch.use_deterministic_algorithms(True, warn_only=True)
         if kind == "cpu":
             return Device(asked.kind, torch.device("cpu"))
+        if kind == "directml":
+            return Device(asked.kind, _directml(asked.index))
         accelerator = getattr(torch, kind) if kind != "mps" else torch.backends.mps
         if not accelerator.is_available():
             raise DeviceLost(f"torch {torch.__version__} finds no device of the kind `{asked.kind}`")
@@ -280,3 +284,19 @@ def _status_bytes(field: str) -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), 0)
+
+
+def _directml(index: int) -> torch.device:
+    """A device of the package torch-directml, which registers itself with torch under a name of its own."""
+    try:
+        library = importlib.import_module("torch_directml")
+    except ImportError as error:
+        raise NotSupported(
+            "DirectML needs the package torch-directml",
+            f"{error}; it is made for torch 2.4 and older, install both in this Python's environment",
+        ) from None
+    count = int(library.device_count())
+    if index >= count:
+        raise DeviceLost(f"torch-directml finds {count} devices, none with the index {index}")
+    device: torch.device = library.device(index)
+    return device
