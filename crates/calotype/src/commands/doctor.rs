@@ -50,6 +50,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     let findings = [
         host(),
         gpu(),
+        shared_memory(),
         models(args, &data_dir),
         runtime(),
         python(args, &data_dir),
@@ -119,6 +120,26 @@ fn gpu() -> Finding {
         verdict: Verdict::Good,
         found: gpus.join(", "),
         advice: Some("the Python worker computes on it; see below".into()),
+    }
+}
+
+/// What keeps weights ready for GPUs; containers have 64 MiB of it unless they are given more.
+fn shared_memory() -> Finding {
+    const LITTLE_BYTES: u64 = 4 << 30;
+    let free_bytes = device::shared_memory_free_bytes();
+    let has_gpu = device::inventory().iter().any(|device| device.kind != "cpu");
+    let little = has_gpu && free_bytes.unwrap_or(0) < LITTLE_BYTES;
+    let found = match free_bytes {
+        Some(bytes) => format!("{} free in {}", console::bytes(bytes), device::SHARED_MEMORY),
+        None => format!("there is no {}", device::SHARED_MEMORY),
+    };
+    let advice =
+        "models are read from their files at each switch; in a container, give it more: --shm-size 32g";
+    Finding {
+        what: "shared memory",
+        verdict: if little { Verdict::Missing } else { Verdict::Good },
+        found,
+        advice: little.then(|| advice.into()),
     }
 }
 

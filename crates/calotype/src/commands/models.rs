@@ -45,7 +45,8 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
         .max();
     let width = widest.unwrap_or(0).clamp(12, 40);
     for record in records {
-        let kind = format!("{:?}", record.kind).to_lowercase();
+        let kind = serde_json::to_value(record.kind).unwrap_or_default();
+        let kind = kind.as_str().unwrap_or_default();
         say!(
             "{:<width$} {kind:<12} {:>10}  {}",
             record.id.as_str(),

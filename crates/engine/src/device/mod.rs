@@ -76,6 +76,15 @@ impl HostFacts {
     }
 }
 
+/// Where the system keeps files in memory, which processes share.
+pub const SHARED_MEMORY: &str = "/dev/shm";
+
+/// Free shared memory; `None` where the system has none.
+pub fn shared_memory_free_bytes() -> Option<u64> {
+    let facts = rustix::fs::statvfs(SHARED_MEMORY).ok()?;
+    Some(facts.f_bavail.saturating_mul(facts.f_frsize))
+}
+
 /// Every device, the processor first.
 pub fn inventory() -> Vec<Device> {
     let host = HostFacts::read();

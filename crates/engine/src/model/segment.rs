@@ -14,10 +14,9 @@ use std::time::UNIX_EPOCH;
 use serde_json::{Map, Value};
 
 use super::{folder, header};
+use crate::device::{SHARED_MEMORY, shared_memory_free_bytes};
 use crate::memory::weight_cache::{Source, Stamp};
 
-/// Where the system keeps files in memory.
-const SHARED_MEMORY: &str = "/dev/shm";
 /// What others may need of it.
 const KEPT_FREE_PERCENT: u64 = 10;
 /// Before the header of a safetensors file stands its length.
@@ -38,8 +37,7 @@ pub(crate) fn prepare_folder(data_dir: &Path) -> Result<(PathBuf, u64), String> 
     delete_folder(&folder)?;
     // Nobody else reads other people's models.
     DirBuilder::new().mode(0o700).create(&folder).map_err(wrong)?;
-    let facts = rustix::fs::statvfs(place).map_err(|error| wrong(error.into()))?;
-    let free_bytes = facts.f_bavail.saturating_mul(facts.f_frsize);
+    let free_bytes = shared_memory_free_bytes().unwrap_or(0);
     Ok((folder, free_bytes / 100 * (100 - KEPT_FREE_PERCENT)))
 }
 
