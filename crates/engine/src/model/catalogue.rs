@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use calotype_protocol::{ModelFormat, ModelSpec};
 
 use super::record::{ModelKind, ModelRecord, Variant};
-use super::{file, folder, graphs, swap};
+use super::{family, file, folder, graphs, swap};
 use crate::error::{Code, Error};
 
 /// How like a name must be to be offered instead, 0 to 1.
 const LIKE_ENOUGH: f64 = 0.7;
 
 /// Where below a folder of models what is looked for. The folder itself holds checkpoints, and folders of models.
-const PLACES: [(&str, ModelKind); 8] = [
+const PLACES: [(&str, ModelKind); 9] = [
     ("", ModelKind::Checkpoint),
     ("checkpoints", ModelKind::Checkpoint),
     ("loras", ModelKind::Lora),
@@ -23,6 +23,7 @@ const PLACES: [(&str, ModelKind); 8] = [
     ("embeddings", ModelKind::Embedding),
     ("text_encoders", ModelKind::TextEncoder),
     ("preprocessors", ModelKind::Preprocessor),
+    ("previewers", ModelKind::Previewer),
 ];
 
 /// Everything in the folders. The first folder that has a name wins.
@@ -198,6 +199,23 @@ impl Catalogue {
         )
     }
 
+    /// The parts of a model by role, with the small VAE for its previews where there is one for its latents.
+    fn components(&self, record: &ModelRecord) -> BTreeMap<String, String> {
+        let mut components = record.components.clone();
+        let is_for = |small: &&ModelRecord| {
+            small.family == family::of_latents(&record.family)
+                && small.latent_channels == record.latent_channels
+        };
+        let small = record
+            .usual_vae
+            .then(|| self.usable(ModelKind::Previewer).find(is_for))
+            .flatten();
+        if let Some(small) = small {
+            components.insert("taesd".into(), small.path.clone());
+        }
+        components
+    }
+
     /// What a worker is told to load.
     pub fn spec(&self, record: &ModelRecord) -> ModelSpec {
         ModelSpec {
@@ -212,10 +230,11 @@ impl Catalogue {
                 | ModelKind::Lora
                 | ModelKind::Vae
                 | ModelKind::TextEncoder
+                | ModelKind::Previewer
                 | ModelKind::Embedding => record.family.clone(),
             },
             format: record.format.unwrap_or(ModelFormat::Diffusers),
-            components: record.components.clone(),
+            components: self.components(record),
             segments: BTreeMap::new(),
         }
     }

@@ -140,6 +140,8 @@ pub(super) fn of_checkpoint(header: &Header, record: &mut ModelRecord) -> Result
     let edge = if second { 768 } else { native_edge(&record.family) };
     record.size = said_size(header).unwrap_or((edge, edge));
     record.lacks = lacking(header, &record.family);
+    // Files say nothing of their VAE's scale, and so have the usual one.
+    record.usual_vae = true;
     Ok(())
 }
 
@@ -359,6 +361,37 @@ pub(super) fn of_embedding(header: &Header, record: &mut ModelRecord) -> Result<
         None => record.family = "sd".into(),
     }
     Ok(())
+}
+
+/// Channels of the VAEs of Stable Diffusion and of all that came after it.
+const VAE_CHANNELS: [u64; 4] = [128, 256, 512, 512];
+/// Their scales: SD 1.x and 2.x, SDXL, SD3, FLUX.
+const VAE_SCALES: [f64; 4] = [0.18215, 0.13025, 1.5305, 0.3611];
+
+/// Whether a VAE is one of the widespread ones, by its config.
+pub(super) fn is_usual_vae(config: &Value) -> bool {
+    let channels = config["block_out_channels"].as_array();
+    let same = channels.is_some_and(|channels| channels.iter().map(Value::as_u64).eq(VAE_CHANNELS.map(Some)));
+    let scale = config["scaling_factor"].as_f64().unwrap_or_default();
+    same && VAE_SCALES.iter().any(|known| (known - scale).abs() < 1e-3)
+}
+
+/// The family that has the latents of another.
+pub(super) fn of_latents(family: &str) -> &str {
+    if family == "sdxl_refiner" { "sdxl" } else { family }
+}
+
+/// The family whose latents a small VAE decodes: `taesd`, `taesdxl`, `taesd3` and `taef1` are the names of the known ones.
+pub(super) fn of_previewer(name: &str, latent_channels: u32) -> &'static str {
+    let name = name.to_ascii_lowercase();
+    let named = |words: &[&str]| words.iter().any(|word| name.contains(word));
+    if latent_channels == 16 {
+        if named(&["sd3"]) { "sd3" } else { "flux" }
+    } else if named(&["xl"]) {
+        "sdxl"
+    } else {
+        "sd"
+    }
 }
 
 /// The family of a VAE, by its config: the shapes of two families are the same, their scales are not.

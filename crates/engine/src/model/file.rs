@@ -31,6 +31,7 @@ pub(super) fn record(path: &Path, kind: ModelKind) -> Option<ModelRecord> {
             Some(ModelFormat::Diffusers)
         }
         ModelKind::Controlnet | ModelKind::Vae | ModelKind::Preprocessor => Some(ModelFormat::Checkpoint),
+        ModelKind::Previewer => Some(ModelFormat::Diffusers),
         ModelKind::Diffusers
         | ModelKind::Onnx
         | ModelKind::Lora
@@ -42,6 +43,7 @@ pub(super) fn record(path: &Path, kind: ModelKind) -> Option<ModelRecord> {
             ModelKind::Controlnet | ModelKind::Vae => look_into_part(path, &mut record),
             ModelKind::TextEncoder => look_into_text_encoder(path, &mut record),
             ModelKind::Preprocessor => look_into_preprocessor(path, &mut record),
+            ModelKind::Previewer => look_into_previewer(path, &mut record),
             ModelKind::Embedding => look_into_embedding(path, &mut record),
             ModelKind::Diffusers | ModelKind::Onnx | ModelKind::Checkpoint | ModelKind::Lora => return None,
         }
@@ -122,7 +124,7 @@ fn tell(header: &Header, record: &mut ModelRecord) -> Result<(), String> {
             record.components.insert("preprocessor".into(), place);
             family::of_preprocessor(header, record)
         }
-        ModelKind::Diffusers | ModelKind::Onnx => Err("it is no folder".into()),
+        ModelKind::Diffusers | ModelKind::Onnx | ModelKind::Previewer => Err("it is no folder".into()),
     }
 }
 
@@ -206,6 +208,24 @@ fn look_into_preprocessor(path: &Path, record: &mut ModelRecord) -> Result<(), S
     if detector.is_dir() {
         folder::weigh(&detector, record)?;
     }
+    adopt_sidecar(path, record)
+}
+
+/// A folder of a small VAE. Its config does not say whose latents it decodes: its name does, as its makers gave it, or a
+/// sidecar.
+fn look_into_previewer(path: &Path, record: &mut ModelRecord) -> Result<(), String> {
+    let config = read_json(&path.join("config.json"))?.ok_or("config.json is missing")?;
+    let class = config["_class_name"].as_str().unwrap_or_default();
+    if class != "AutoencoderTiny" {
+        return Err(format!("its class is `{class}`, `AutoencoderTiny` is taken"));
+    }
+    let channels = config["latent_channels"].as_u64();
+    record.latent_channels = channels
+        .and_then(|count| u32::try_from(count).ok())
+        .unwrap_or(record.latent_channels);
+    record.family = family::of_previewer(record.id.as_str(), record.latent_channels).into();
+    folder::check_weights("vae", path, false)?;
+    folder::weigh(path, record)?;
     adopt_sidecar(path, record)
 }
 

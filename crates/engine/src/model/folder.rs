@@ -110,6 +110,7 @@ fn measure(configs: &BTreeMap<&str, Value>, record: &mut ModelRecord) {
     record.unet_channels =
         field(denoiser, "in_channels", 1024).map_or(record.latent_channels, |channels| channels / beside);
     record.variant = family::variant(&record.family, record.unet_channels, record.latent_channels);
+    record.usual_vae = configs.get("vae").is_some_and(family::is_usual_vae);
     // FLUX takes its guidance as an input, where it was made for any.
     let guided = configs
         .get(denoiser)

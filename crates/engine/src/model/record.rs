@@ -32,6 +32,8 @@ pub enum ModelKind {
     TextEncoder,
     /// A network that makes the images of ControlNets; its family is what it makes.
     Preprocessor,
+    /// A small VAE that decodes previews.
+    Previewer,
 }
 
 impl ModelKind {
@@ -44,7 +46,8 @@ impl ModelKind {
             | Self::Vae
             | Self::Embedding
             | Self::TextEncoder
-            | Self::Preprocessor => false,
+            | Self::Preprocessor
+            | Self::Previewer => false,
         }
     }
 
@@ -58,6 +61,7 @@ impl ModelKind {
             Self::Embedding => "embedding",
             Self::TextEncoder => "text_encoder",
             Self::Preprocessor => "preprocessor",
+            Self::Previewer => "previewer",
         }
     }
 }
@@ -132,6 +136,9 @@ pub struct ModelRecord {
     /// What its UNet's output means, from its scheduler's config.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prediction: Option<String>,
+    /// Whether its latents are those of its family's widespread VAE, for which there are small ones.
+    #[serde(default)]
+    pub usual_vae: bool,
     /// Whether it was made to draw in few steps without guidance, as its weights tell: FLUX schnell.
     #[serde(default)]
     pub few_steps: bool,
@@ -185,6 +192,7 @@ impl ModelRecord {
             presets: BTreeMap::new(),
             default_preset: None,
             prediction: None,
+            usual_vae: false,
             few_steps: false,
             base: None,
             trigger: None,

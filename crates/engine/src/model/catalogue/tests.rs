@@ -201,3 +201,63 @@ fn hostile_files_become_records_that_say_so() {
     assert_eq!(catalogue.models().count(), 4);
     assert!(catalogue.models().all(|record| record.problem.is_some()));
 }
+
+/// A diffusers folder of SD with a VAE of these channels, and two small VAEs.
+fn with_previewers(vae: &serde_json::Value) -> (tempfile::TempDir, Catalogue) {
+    let dir = tempfile::tempdir().unwrap();
+    let part = |place: &str, config: &serde_json::Value| {
+        let folder = dir.path().join(place);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+        write(
+            &folder.join("diffusion_pytorch_model.safetensors"),
+            &[("a", &[1])],
+            &[],
+        );
+    };
+    let nothing = serde_json::json!({});
+    for (role, config) in [
+        ("unet", &nothing),
+        ("vae", vae),
+        ("text_encoder", &nothing),
+        ("tokenizer", &nothing),
+        ("scheduler", &nothing),
+    ] {
+        part(&format!("drawn/{role}"), config);
+    }
+    let index = serde_json::json!({ "_class_name": "StableDiffusionPipeline" });
+    std::fs::write(dir.path().join("drawn/model_index.json"), index.to_string()).unwrap();
+    for name in ["taesdxl", "taesd"] {
+        let config = serde_json::json!({ "_class_name": "AutoencoderTiny", "latent_channels": 4 });
+        part(&format!("previewers/{name}"), &config);
+    }
+    part(
+        "previewers/other",
+        &serde_json::json!({ "_class_name": "AutoencoderKL" }),
+    );
+    let catalogue = Catalogue::scan(&[dir.path().to_owned()]);
+    (dir, catalogue)
+}
+
+#[test]
+fn previews_are_decoded_by_the_small_vae_of_the_models_latents_and_of_no_others() {
+    let usual = serde_json::json!({ "block_out_channels": [128, 256, 512, 512], "scaling_factor": 0.18215 });
+    let (dir, catalogue) = with_previewers(&usual);
+    let spec = catalogue.spec(catalogue.model("drawn").unwrap());
+    let expected = dir.path().join("previewers/taesd").display().to_string();
+    assert_eq!(spec.components.get("taesd"), Some(&expected));
+    let other = catalogue.models().find(|record| record.id.as_str() == "other");
+    assert!(
+        other
+            .unwrap()
+            .problem
+            .as_ref()
+            .unwrap()
+            .contains("AutoencoderTiny")
+    );
+
+    let own = serde_json::json!({ "block_out_channels": [32, 64], "scaling_factor": 0.5 });
+    let (_dir, catalogue) = with_previewers(&own);
+    let spec = catalogue.spec(catalogue.model("drawn").unwrap());
+    assert_eq!(spec.components.get("taesd"), None);
+}
