@@ -54,6 +54,11 @@ pub fn on_device_bytes(weights_bytes: u64, way: Offload) -> u64 {
     weights_bytes / 100 * percent + weights_bytes % 100 * percent / 100
 }
 
+/// Whether a way leaves less on the device than another.
+pub fn is_smaller(way: Offload, than: Offload) -> bool {
+    on_device_bytes(100, way) < on_device_bytes(100, than)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

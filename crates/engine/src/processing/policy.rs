@@ -70,6 +70,8 @@ pub struct Resident {
     pub model: ModelId,
     /// What it takes.
     pub bytes: u64,
+    /// What of it waits in host memory.
+    pub offload: Offload,
     /// Whether a job uses it.
     pub in_use: bool,
     /// Grows with each use; the smallest is evicted first.
@@ -419,7 +421,10 @@ impl Board {
         }
         if need_bytes > room.free_bytes {
             let device = self.slots[index].device.clone();
-            return match self.evictable(&device, need_bytes - room.free_bytes) {
+            let models = self
+                .evictable(&device, need_bytes - room.free_bytes)
+                .or_else(|| self.held_too_large(job, index, offload));
+            return match models {
                 Some(models) => self.evict(models),
                 None => vec![wait(
                     job,
@@ -481,6 +486,19 @@ impl Board {
             models.push((index, resident.model.clone()));
         }
         (freed_bytes >= short_bytes).then_some(models)
+    }
+
+    /// The job's own models that must be loaded anew in a smaller way, now that nobody uses them: beside them as they are
+    /// held, the job would wait for ever.
+    fn held_too_large(&self, job: &Waiting, index: usize, way: Offload) -> Option<Vec<(usize, ModelId)>> {
+        let slot = &self.slots[index];
+        let own = slot
+            .resident
+            .iter()
+            .filter(|resident| job.models.iter().any(|need| need.model == resident.model))
+            .filter(|resident| holding::is_smaller(way, resident.offload));
+        let models: Vec<_> = own.map(|resident| (index, resident.model.clone())).collect();
+        (slot.busy == 0 && !models.is_empty()).then_some(models)
     }
 
     fn evict(&mut self, models: Vec<(usize, ModelId)>) -> Vec<Decision> {

@@ -157,6 +157,7 @@ impl Driver {
                 .map(|(model, stay)| Resident {
                     model: model.clone(),
                     bytes: stay.bytes,
+                    offload: stay.offload,
                     in_use: in_use.contains(model),
                     last_use: stay.last_use,
                 })

@@ -66,6 +66,7 @@ fn resident(model: &str, bytes: u64, in_use: bool, last_use: u64) -> Resident {
     Resident {
         model: model.into(),
         bytes,
+        offload: Offload::None,
         in_use,
         last_use,
     }
@@ -380,6 +381,49 @@ fn a_model_too_large_for_its_device_waits_in_host_memory_where_the_worker_can_do
     assert_eq!(offload_of(&job, &gpu), Some((Offload::Sequential, 60)));
     gpu.offloads = false;
     assert_eq!(offload_of(&job, &gpu), None);
+}
+
+#[test]
+fn a_model_that_leaves_a_larger_job_no_room_is_loaded_anew_in_a_smaller_way_once_it_is_idle() {
+    let mut gpu = slot();
+    (gpu.worker, gpu.device) = ("cuda0".into(), "cuda0".into());
+    (gpu.precision, gpu.offloads) = (Precision::Half, true);
+    gpu.resident = vec![resident("m", 70, false, 1)];
+    let mut job = waiting("a", 1);
+    // By itself it fits in blocks: 14 of its 70 bytes and 50 for the job.
+    (job.models, job.working_sets) = ([model("m", 140)].into(), working(50));
+    let decided = |gpu: &Slot, free_bytes| plan(from_ref(&job), from_ref(gpu), &room(free_bytes)).remove(0);
+    let evict = Decision::Evict {
+        model: "m".into(),
+        worker: "cuda0".into(),
+    };
+    assert_eq!(decided(&gpu, 30), evict);
+    gpu.busy = 1;
+    assert!(
+        matches!(decided(&gpu, 30), Decision::Wait { .. }),
+        "others use it"
+    );
+    gpu.busy = 0;
+    gpu.resident.clear();
+    let load = decided(&gpu, 100);
+    assert!(
+        matches!(
+            &load,
+            Decision::Load {
+                offload: Offload::Sequential,
+                weights_bytes: 14,
+                ..
+            }
+        ),
+        "{load:?}"
+    );
+    // Held so already, it is not loaded again and again.
+    let held = Resident {
+        offload: Offload::Sequential,
+        ..resident("m", 70, false, 1)
+    };
+    gpu.resident = vec![held];
+    assert!(matches!(decided(&gpu, 30), Decision::Wait { .. }));
 }
 
 proptest! {
