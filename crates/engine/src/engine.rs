@@ -91,7 +91,6 @@ impl Engine {
             compile: config.compile,
             gate: Arc::clone(&gate),
             cache,
-            cache_on_cpu: config.weight_cache_on_cpu,
             devices,
             posts,
             events: events_in,

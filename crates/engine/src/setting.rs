@@ -33,6 +33,7 @@ pub(crate) fn posts(config: &Config, devices: &[Device]) -> Vec<NewPost> {
                 },
                 config: worker_config(config, device, runtime),
                 asleep: is_cpu && runtime.on_cpu == StartOnCpu::WhenNeeded,
+                cached: config.weight_cache_on_cpu || !is_cpu,
             }
         })
         .collect()
@@ -76,8 +77,7 @@ pub(crate) async fn weight_cache(config: &Config, devices: &[Device], posts: &[N
         .find(|device| device.kind == "cpu")
         .map_or(0, |host| host.total_bytes);
     let share_bytes = share_of(host_bytes, config.weight_cache_share);
-    let is_of_use = |post: &NewPost| config.weight_cache_on_cpu || post.config.device.kind != "cpu";
-    if share_bytes == 0 || !posts.iter().any(is_of_use) {
+    if share_bytes == 0 || !posts.iter().any(|post| post.cached) {
         return WeightCache::default();
     }
     let data_dir = config.data_dir.clone();

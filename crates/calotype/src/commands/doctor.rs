@@ -47,10 +47,15 @@ struct Finding {
 /// Looks, and fails only where nothing could be served.
 pub fn run(args: &Args) -> Result<Exit, Failure> {
     let data_dir = args.data_dir.clone().unwrap_or_else(places::data_dir);
+    let gpus: Vec<String> = device::inventory()
+        .into_iter()
+        .filter(|device| device.kind != "cpu")
+        .map(|device| format!("{} ({})", device.id, device.name))
+        .collect();
     let findings = [
         host(),
-        gpu(),
-        shared_memory(),
+        gpu(&gpus),
+        shared_memory(!gpus.is_empty()),
         models(args, &data_dir),
         runtime(),
         python(args, &data_dir),
@@ -100,12 +105,7 @@ fn host() -> Finding {
     }
 }
 
-fn gpu() -> Finding {
-    let gpus: Vec<String> = device::inventory()
-        .into_iter()
-        .filter(|device| device.kind != "cpu")
-        .map(|device| format!("{} ({})", device.id, device.name))
-        .collect();
+fn gpu(gpus: &[String]) -> Finding {
     if gpus.is_empty() {
         let found = "none by NVML (its library or a card is absent); pictures are made on the CPU".to_owned();
         return Finding {
@@ -124,10 +124,9 @@ fn gpu() -> Finding {
 }
 
 /// What keeps weights ready for GPUs; containers have 64 MiB of it unless they are given more.
-fn shared_memory() -> Finding {
+fn shared_memory(has_gpu: bool) -> Finding {
     const LITTLE_BYTES: u64 = 4 << 30;
     let free_bytes = device::shared_memory_free_bytes();
-    let has_gpu = device::inventory().iter().any(|device| device.kind != "cpu");
     let little = has_gpu && free_bytes.unwrap_or(0) < LITTLE_BYTES;
     let found = match free_bytes {
         Some(bytes) => format!("{} free in {}", console::bytes(bytes), device::SHARED_MEMORY),

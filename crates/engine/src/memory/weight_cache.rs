@@ -41,9 +41,8 @@ impl Source {
     }
 
     fn is_of_the_same_files(&self, other: &Self) -> bool {
-        let paths =
-            |source: &Self| -> Vec<PathBuf> { source.files.iter().map(|file| file.path.clone()).collect() };
-        paths(self) == paths(other)
+        let (own, others) = (self.files.iter(), other.files.iter());
+        own.map(|file| &file.path).eq(others.map(|file| &file.path))
     }
 }
 

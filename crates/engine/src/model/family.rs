@@ -365,15 +365,25 @@ pub(super) fn of_embedding(header: &Header, record: &mut ModelRecord) -> Result<
 
 /// Channels of the VAEs of Stable Diffusion and of all that came after it.
 const VAE_CHANNELS: [u64; 4] = [128, 256, 512, 512];
-/// Their scales: SD 1.x and 2.x, SDXL, SD3, FLUX.
-const VAE_SCALES: [f64; 4] = [0.18215, 0.13025, 1.5305, 0.3611];
+/// Their scales, by which families are told apart.
+const VAE_SCALES: [(f64, &str); 4] = [
+    (0.18215, "sd"),
+    (0.13025, "sdxl"),
+    (1.5305, "sd3"),
+    (0.3611, "flux"),
+];
+
+fn by_scale(config: &Value) -> Option<&'static str> {
+    let scale = config["scaling_factor"].as_f64()?;
+    let found = VAE_SCALES.iter().find(|(known, _)| (known - scale).abs() < 1e-3);
+    found.map(|(_, family)| *family)
+}
 
 /// Whether a VAE is one of the widespread ones, by its config.
 pub(super) fn is_usual_vae(config: &Value) -> bool {
     let channels = config["block_out_channels"].as_array();
     let same = channels.is_some_and(|channels| channels.iter().map(Value::as_u64).eq(VAE_CHANNELS.map(Some)));
-    let scale = config["scaling_factor"].as_f64().unwrap_or_default();
-    same && VAE_SCALES.iter().any(|known| (known - scale).abs() < 1e-3)
+    same && by_scale(config).is_some()
 }
 
 /// The family that has the latents of another.
@@ -396,19 +406,7 @@ pub(super) fn of_previewer(name: &str, latent_channels: u32) -> &'static str {
 
 /// The family of a VAE, by its config: the shapes of two families are the same, their scales are not.
 pub(super) fn of_vae(config: &Value) -> &'static str {
-    let near = |field: &str, wanted: f64| {
-        let value = config[field].as_f64();
-        value.is_some_and(|value| (value - wanted).abs() < 1e-3)
-    };
-    if near("scaling_factor", 0.13025) {
-        "sdxl"
-    } else if near("scaling_factor", 1.5305) {
-        "sd3"
-    } else if near("scaling_factor", 0.3611) {
-        "flux"
-    } else {
-        "sd"
-    }
+    by_scale(config).unwrap_or("sd")
 }
 
 #[cfg(test)]

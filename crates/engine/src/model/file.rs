@@ -40,10 +40,11 @@ pub(super) fn record(path: &Path, kind: ModelKind) -> Option<ModelRecord> {
     };
     let looked = if path.is_dir() {
         match kind {
-            ModelKind::Controlnet | ModelKind::Vae => look_into_part(path, &mut record),
+            ModelKind::Controlnet | ModelKind::Vae | ModelKind::Previewer => {
+                look_into_part(path, &mut record)
+            }
             ModelKind::TextEncoder => look_into_text_encoder(path, &mut record),
             ModelKind::Preprocessor => look_into_preprocessor(path, &mut record),
-            ModelKind::Previewer => look_into_previewer(path, &mut record),
             ModelKind::Embedding => look_into_embedding(path, &mut record),
             ModelKind::Diffusers | ModelKind::Onnx | ModelKind::Checkpoint | ModelKind::Lora => return None,
         }
@@ -128,11 +129,17 @@ fn tell(header: &Header, record: &mut ModelRecord) -> Result<(), String> {
     }
 }
 
-/// A diffusers folder of a ControlNet or a VAE.
+/// A diffusers folder of a ControlNet or a VAE, or of a small VAE for previews. Whose latents the last decodes its config
+/// does not say: its name does, as its makers gave it, or a sidecar.
 fn look_into_part(path: &Path, record: &mut ModelRecord) -> Result<(), String> {
-    let controlnet = record.kind == ModelKind::Controlnet;
+    let (controlnet, previewer) = (
+        record.kind == ModelKind::Controlnet,
+        record.kind == ModelKind::Previewer,
+    );
     let (role, wanted) = if controlnet {
         ("controlnet", "ControlNetModel")
+    } else if previewer {
+        ("taesd", "AutoencoderTiny")
     } else {
         ("vae", "AutoencoderKL")
     };
@@ -148,7 +155,11 @@ fn look_into_part(path: &Path, record: &mut ModelRecord) -> Result<(), String> {
         record.family = family.unwrap_or("sd").into();
     } else {
         record.latent_channels = number("latent_channels").unwrap_or(record.latent_channels);
-        record.family = family::of_vae(&config).into();
+        record.family = if previewer {
+            family::of_previewer(record.id.as_str(), record.latent_channels).into()
+        } else {
+            family::of_vae(&config).into()
+        };
     }
     let class = config["_class_name"].as_str().unwrap_or_default();
     if class != wanted {
@@ -159,7 +170,6 @@ fn look_into_part(path: &Path, record: &mut ModelRecord) -> Result<(), String> {
     adopt_sidecar(path, record)
 }
 
-/// A folder with one textual inversion in it; the record's place is the file, which is what a worker opens.
 /// A folder of transformers: `config.json` and the weights.
 fn look_into_text_encoder(path: &Path, record: &mut ModelRecord) -> Result<(), String> {
     let config = read_json(&path.join("config.json"))?.ok_or("config.json is missing")?;
@@ -211,24 +221,6 @@ fn look_into_preprocessor(path: &Path, record: &mut ModelRecord) -> Result<(), S
     adopt_sidecar(path, record)
 }
 
-/// A folder of a small VAE. Its config does not say whose latents it decodes: its name does, as its makers gave it, or a
-/// sidecar.
-fn look_into_previewer(path: &Path, record: &mut ModelRecord) -> Result<(), String> {
-    let config = read_json(&path.join("config.json"))?.ok_or("config.json is missing")?;
-    let class = config["_class_name"].as_str().unwrap_or_default();
-    if class != "AutoencoderTiny" {
-        return Err(format!("its class is `{class}`, `AutoencoderTiny` is taken"));
-    }
-    let channels = config["latent_channels"].as_u64();
-    record.latent_channels = channels
-        .and_then(|count| u32::try_from(count).ok())
-        .unwrap_or(record.latent_channels);
-    record.family = family::of_previewer(record.id.as_str(), record.latent_channels).into();
-    folder::check_weights("vae", path, false)?;
-    folder::weigh(path, record)?;
-    adopt_sidecar(path, record)
-}
-
 fn adopt_sidecar(path: &Path, record: &mut ModelRecord) -> Result<(), String> {
     if let Some(sidecar) = sidecar::read(&path.join("calotype.json"))? {
         record.adopt(sidecar);
@@ -236,6 +228,7 @@ fn adopt_sidecar(path: &Path, record: &mut ModelRecord) -> Result<(), String> {
     Ok(())
 }
 
+/// A folder with one textual inversion in it; the record's place is the file, which is what a worker opens.
 fn look_into_embedding(path: &Path, record: &mut ModelRecord) -> Result<(), String> {
     let files: Vec<PathBuf> = folder::taken(path)?;
     let [file] = files.as_slice() else {

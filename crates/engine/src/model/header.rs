@@ -45,6 +45,11 @@ impl Header {
 
 /// Reads and checks the header of a file.
 pub(super) fn read(path: &Path) -> Result<Header, String> {
+    table(path).map(|(header, _, _)| header)
+}
+
+/// The same, with the table of the tensors as it stands there, and where the data begin behind it.
+pub(super) fn table(path: &Path) -> Result<(Header, Metadata, u64), String> {
     let wrong = |what: String| format!("{}: {what}", path.display());
     let facts = std::fs::metadata(path).map_err(|error| wrong(error.to_string()))?;
     // Opening a pipe would wait for its writer.
@@ -93,12 +98,13 @@ pub(super) fn read(path: &Path) -> Result<Header, String> {
             "its tensors need {need_bytes} bytes, the file has {file_bytes}: it is cut off or damaged"
         )));
     }
-    Ok(Header {
+    let header = Header {
         file_bytes,
         parameters,
         shapes,
         said: metadata.metadata().clone().unwrap_or_default(),
-    })
+    };
+    Ok((header, metadata, 8 + header_bytes))
 }
 
 #[cfg(test)]

@@ -11,16 +11,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::UNIX_EPOCH;
 
-use serde_json::{Map, Value};
-
 use super::{folder, header};
 use crate::device::{SHARED_MEMORY, shared_memory_free_bytes};
 use crate::memory::weight_cache::{Source, Stamp};
 
 /// What others may need of it.
 const KEPT_FREE_PERCENT: u64 = 10;
-/// Before the header of a safetensors file stands its length.
-const LENGTH_BYTES: u64 = 8;
 /// Headers are filled up so that what follows begins at a multiple of this.
 const ALIGNMENT: usize = 8;
 /// A copy looks so often whether it is still wanted.
@@ -138,20 +134,15 @@ fn copy(source: &Source, to: &Path, give_up: &AtomicBool) -> Result<u64, String>
 
 /// Length and header for all shards in a row, and where the data begin in each.
 fn joined(source: &Source) -> Result<(Vec<u8>, Vec<u64>), String> {
-    let (mut tensors, mut starts, mut offset) = (Map::new(), Vec::new(), 0u64);
+    let (mut tensors, mut starts, mut offset) = (BTreeMap::new(), Vec::new(), 0usize);
     for file in &source.files {
-        // Bounds are checked there.
-        header::read(&file.path)?;
-        let (own, start) = table(&file.path)?;
-        for (name, mut tensor) in own {
-            if name == "__metadata__" {
-                continue;
-            }
-            if let Some(bounds) = tensor["data_offsets"].as_array_mut() {
-                for bound in bounds {
-                    *bound = bound.as_u64().unwrap_or(0).saturating_add(offset).into();
-                }
-            }
+        let (_, table, start) = header::table(&file.path)?;
+        let mut end = 0;
+        for (name, tensor) in table.tensors() {
+            let mut tensor = tensor.clone();
+            let (from, to) = tensor.data_offsets;
+            end = end.max(to);
+            tensor.data_offsets = (offset + from, offset + to);
             if tensors.insert(name.clone(), tensor).is_some() {
                 return Err(format!(
                     "{}: its tensor `{name}` is in another shard too",
@@ -159,7 +150,7 @@ fn joined(source: &Source) -> Result<(Vec<u8>, Vec<u64>), String> {
                 ));
             }
         }
-        offset = offset.saturating_add(file.bytes.saturating_sub(start));
+        offset += end;
         starts.push(start);
     }
     let mut text = serde_json::to_vec(&tensors).map_err(|error| error.to_string())?;
@@ -167,22 +158,6 @@ fn joined(source: &Source) -> Result<(Vec<u8>, Vec<u64>), String> {
     let mut head = (text.len() as u64).to_le_bytes().to_vec();
     head.append(&mut text);
     Ok((head, starts))
-}
-
-/// The table of a file's tensors, and where its data begin.
-fn table(path: &Path) -> Result<(Map<String, Value>, u64), String> {
-    let wrong = |error: String| format!("{}: {error}", path.display());
-    let mut file = File::open(path).map_err(|error| wrong(error.to_string()))?;
-    let mut length = [0; LENGTH_BYTES as usize];
-    file.read_exact(&mut length)
-        .map_err(|error| wrong(error.to_string()))?;
-    let length = u64::from_le_bytes(length);
-    let mut text = Vec::new();
-    file.take(length)
-        .read_to_end(&mut text)
-        .map_err(|error| wrong(error.to_string()))?;
-    let table = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
-    Ok((table, LENGTH_BYTES.saturating_add(length)))
 }
 
 #[cfg(test)]

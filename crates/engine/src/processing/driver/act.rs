@@ -200,7 +200,7 @@ impl Driver {
             }
         }
         post.jobs.insert(job.clone());
-        let together: Vec<JobId> = post.jobs.iter().cloned().collect();
+        let together = (post.jobs.len() > 1).then(|| post.jobs.clone());
         live.place = Some((worker.to_owned(), post.incarnation));
         live.sent = false;
         live.accompanied = false;
@@ -216,11 +216,9 @@ impl Driver {
         );
         let (job, attempt, plan) = (job.clone(), live.record.attempts, live.record.plan.clone());
         let (worker, internal) = (worker.to_owned(), self.internal.clone());
-        if together.len() > 1 {
-            for one in &together {
-                if let Some(live) = self.jobs.get_mut(one) {
-                    live.accompanied = true;
-                }
+        for one in together.into_iter().flatten() {
+            if let Some(live) = self.jobs.get_mut(&one) {
+                live.accompanied = true;
             }
         }
         self.tell(&job);

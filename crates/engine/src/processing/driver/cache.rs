@@ -50,7 +50,7 @@ impl Driver {
             .ready
             .as_ref()
             .is_some_and(|ready| ready.capabilities.segments);
-        can && self.cache.is_on() && (self.cache_on_cpu || post.config.device.kind != "cpu")
+        can && post.cached && self.cache.is_on()
     }
 
     /// The files of a load were looked at.
@@ -84,13 +84,6 @@ impl Driver {
         load.model.segments = segments;
         if let Some(handle) = &post.handle {
             handle.send_to(incarnation, Down::Load(load).into());
-        }
-    }
-
-    /// A load is over: what it read from files shall come from memory the next time.
-    pub(super) fn cache_what_was_read(&mut self, read: Vec<Source>) {
-        for source in read {
-            self.cache.want(source);
         }
     }
 

@@ -136,8 +136,6 @@ pub(crate) struct Parts {
     pub(crate) compile: bool,
     pub(crate) gate: Arc<super::Gate>,
     pub(crate) cache: WeightCache,
-    /// Whether workers on a processor get weights from it too.
-    pub(crate) cache_on_cpu: bool,
     /// Every device; one without a post is served by no runtime here.
     pub(crate) devices: Vec<(Device, Ledger)>,
     /// The workers that there can be, the preferred one of a device first.
@@ -155,6 +153,8 @@ pub(crate) struct NewPost {
     pub(crate) config: WorkerConfig,
     /// Whether it is started with the engine, or when it is needed.
     pub(crate) asleep: bool,
+    /// Whether it gets weights from memory, if its worker can take them from there.
+    pub(crate) cached: bool,
 }
 
 /// A job that has not ended.
@@ -198,6 +198,7 @@ struct Post {
     kind: Arc<str>,
     rank: usize,
     config: WorkerConfig,
+    cached: bool,
     /// None while it is asleep.
     handle: Option<WorkerHandle>,
     incarnation: u64,
@@ -261,7 +262,6 @@ pub(crate) struct Driver {
     compile: bool,
     gate: Arc<super::Gate>,
     cache: WeightCache,
-    cache_on_cpu: bool,
     /// Tells a copy that is being made that nobody wants it any more.
     cache_ends: Arc<AtomicBool>,
     devices: BTreeMap<String, Device>,
@@ -318,7 +318,6 @@ impl Driver {
             compile,
             gate,
             cache,
-            cache_on_cpu,
             devices,
             posts,
             events,
@@ -343,7 +342,6 @@ impl Driver {
             compile,
             gate,
             cache,
-            cache_on_cpu,
             cache_ends: Arc::default(),
             devices: by_id,
             ledgers,
@@ -451,6 +449,7 @@ impl Post {
             rank,
             config,
             asleep,
+            cached,
         } = new;
         let handle = (!asleep).then(|| crate::worker::start(config.clone(), events.clone()));
         let kind = format!("{runtime}@{}", config.device.kind).into();
@@ -460,6 +459,7 @@ impl Post {
             kind,
             rank,
             config,
+            cached,
             state: if handle.is_some() {
                 PostState::Starting
             } else {

@@ -265,7 +265,10 @@ impl Driver {
         if let Some(job) = moving.waiting {
             self.back_to_queue(&job);
         }
-        self.cache_what_was_read(moving.read);
+        // The next time it shall come from memory.
+        for source in moving.read {
+            self.cache.want(source);
+        }
     }
 
     fn load_failed(&mut self, worker: &str, load: &LoadId, failure: &Failure) {
