@@ -1,6 +1,8 @@
 """Where the repository's fixtures lie, and one thread for everything that computes."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,16 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 FIXTURES = REPOSITORY / "crates" / "worker" / "tests" / "fixtures"
 GOLDEN = REPOSITORY / "schema" / "golden"
 MODELS = REPOSITORY / "models"
+
+
+def assert_in_tritons_interpreter(module: str, word: str) -> None:
+    """Run a module in a process with Triton's kernels interpreted on the host; it prints `word` at its end."""
+    pytest.importorskip("triton")
+    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", module]
+    folder = REPOSITORY / "python"
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, check=False)
+    assert run.stdout.strip() == word, run.stderr[-2000:]
 
 
 @pytest.fixture(scope="session")

@@ -76,6 +76,15 @@ class Worker:
         frame = self.until(lambda message: isinstance(message, up.Result) and message.job == job)
         return bytes(frame.blobs[0])
 
+    def ends_with(self, words: str) -> None:
+        """Its last line is `fatal` with these words, and the process leaves."""
+        fatal = self.until(lambda message: isinstance(message, up.Fatal)).message
+        assert isinstance(fatal, up.Fatal)
+        assert words in fatal.reason
+        with pytest.raises(Closed):
+            self.reader.read()
+        assert self.process.wait(10) == 1
+
     def leave(self) -> None:
         self.say(down.Drain())
         self.until(lambda message: message == up.Bye())

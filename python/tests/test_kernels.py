@@ -1,23 +1,15 @@
 """The kernels compute exact numbers, in Triton's interpreter; where they do not serve, it is known why."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from calotype_worker.kernels import serve
 
+from .conftest import assert_in_tritons_interpreter
+
 
 def test_the_kernels_agree_with_exact_numbers_in_tritons_interpreter() -> None:
-    pytest.importorskip("triton")
-    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    folder = Path(__file__).resolve().parents[1]
-    command = [sys.executable, "-m", "tests.exact_kernels"]
-    run = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, check=False)
-    assert run.stdout.strip() == "exact", run.stderr[-2000:]
+    assert_in_tritons_interpreter("tests.exact_kernels", "exact")
 
 
 class _OnADevice(torch.Tensor):

@@ -1,10 +1,6 @@
 """The exchanged modules compute what diffusers' own compute, by kernels and without them."""
 
 import copy
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,15 +13,11 @@ from calotype_worker.pipelines.blocks import Attend, Gated, Resnet, Transformer2
 from calotype_worker.pipelines.quick import quicken
 
 from . import tiny
+from .conftest import assert_in_tritons_interpreter
 
 
 def test_quickened_modules_compute_the_same_by_kernels_in_tritons_interpreter() -> None:
-    pytest.importorskip("triton")
-    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    folder = Path(__file__).resolve().parents[1]
-    command = [sys.executable, "-m", "tests.interpreted"]
-    run = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, check=False)
-    assert run.stdout.strip() == "same", run.stderr[-2000:]
+    assert_in_tritons_interpreter("tests.interpreted", "same")
 
 
 @pytest.mark.parametrize("times", [None, 6])

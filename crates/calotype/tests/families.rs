@@ -8,22 +8,18 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use base64::Engine as _;
-use calotype_imaging::{DecodeLimits, Format, Rgb, decode_rgb, encode};
+use calotype_imaging::{Format, Rgb, encode};
 use serde_json::{Value, json};
-use support::Server;
+use support::{Server, python};
 
 /// A server whose models are the small ones; `None` where there is no Python.
 fn with_small_models(dir: &Path) -> Option<Server> {
-    let Some(python) = std::env::var_os("CALOTYPE_PYTHON").map(PathBuf::from) else {
-        eprintln!("skipped: CALOTYPE_PYTHON names no Python with the worker's packages");
-        return None;
-    };
     let models = dir.join("models");
-    let written = Command::new(python)
+    let written = Command::new(python()?)
         .args(["-m", "tests.folders"])
         .arg(&models)
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../../python"))
@@ -36,16 +32,20 @@ fn with_small_models(dir: &Path) -> Option<Server> {
     ))
 }
 
+/// An object with more fields.
+fn with(mut object: Value, more: &Value) -> Value {
+    for (field, value) in more.as_object().unwrap() {
+        object[field] = value.clone();
+    }
+    object
+}
+
 /// The picture of a small request with more fields.
 fn drawn(server: &Server, more: &Value) -> Vec<u8> {
-    let mut request =
+    let small =
         json!({ "prompt": "a red cat", "width": 64, "height": 64, "steps": 3, "guidance": 3.0, "seed": 7 });
-    for (field, value) in more.as_object().unwrap() {
-        request[field] = value.clone();
-    }
-    let hash = server.picture(&server.submit(&request));
-    let (_, png) = server.bytes(&format!("/api/artifacts/{hash}"), &[]);
-    let picture = decode_rgb(&png, &DecodeLimits::default()).unwrap();
+    let request = with(small, more);
+    let picture = server.fetched(&server.submit(&request));
     let size = |field: &str| more["hires"][field].as_u64().unwrap_or(64);
     let drawn = (u64::from(picture.width), u64::from(picture.height));
     assert_eq!(drawn, (size("width"), size("height")), "{more}");
@@ -77,13 +77,7 @@ fn every_family_draws_with_its_controlnets_refiner_and_other_parts() {
         return;
     };
     let disc = a_disc();
-    let unit = |model: &str, more: Value| {
-        let mut unit = json!({ "model": model, "image": disc });
-        for (field, value) in more.as_object().unwrap() {
-            unit[field] = value.clone();
-        }
-        json!([unit])
-    };
+    let unit = |model: &str, more: Value| json!([with(json!({ "model": model, "image": disc }), &more)]);
     let mut plain = BTreeMap::new();
     for model in ["sd", "sdxl", "sd3", "flux"] {
         let picture = drawn(&server, &json!({ "model": model }));

@@ -5,35 +5,18 @@
 #[expect(dead_code, reason = "the other tests use the rest")]
 mod support;
 
-use std::path::Path;
-
-use calotype_imaging::{DecodeLimits, Format, Rgb, decode_rgb, encode, psnr};
+use calotype_imaging::{Format, Rgb, encode, psnr};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use support::Server;
-
-/// Whether there is a Python to test with.
-fn python() -> bool {
-    let there = std::env::var_os("CALOTYPE_PYTHON").is_some_and(|python| Path::new(&python).is_file());
-    if !there {
-        eprintln!("skipped: CALOTYPE_PYTHON names no Python with the worker's packages");
-    }
-    there
-}
-
-fn fetched(server: &Server, job: &str) -> Rgb {
-    let hash = server.picture(job);
-    let (_, png) = server.bytes(&format!("/api/artifacts/{hash}"), &[]);
-    decode_rgb(&png, &DecodeLimits::default()).unwrap()
-}
+use support::{Server, python};
 
 fn picture(server: &Server, request: &Value) -> Rgb {
-    fetched(server, &server.submit(request))
+    server.fetched(&server.submit(request))
 }
 
 #[test]
 fn both_workers_draw_the_same_from_the_same_request() {
-    if !python() {
+    if python().is_none() {
         return;
     }
     let (own, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -55,7 +38,7 @@ fn both_workers_draw_the_same_from_the_same_request() {
 
 #[test]
 fn the_python_worker_sleeps_until_a_job_needs_what_only_it_can_do() {
-    if !python() {
+    if python().is_none() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -77,7 +60,7 @@ fn the_python_worker_sleeps_until_a_job_needs_what_only_it_can_do() {
     let only_python = json!({ "prompt": "a dog", "seed": 1, "preset": "quality", "sampler": "lms", "steps": 4,
         "hires": { "width": 320, "height": 320, "steps": 2 } });
     let job = server.submit(&only_python);
-    let drawn = fetched(&server, &job);
+    let drawn = server.fetched(&job);
     assert_eq!((drawn.width, drawn.height), (320, 320));
     assert_eq!(
         server.get(&format!("/api/jobs/{job}"))["result"]["worker"],
@@ -95,7 +78,7 @@ fn the_python_worker_sleeps_until_a_job_needs_what_only_it_can_do() {
 
 #[test]
 fn a_python_worker_that_is_killed_or_stopped_is_replaced_and_its_job_done() {
-    if !python() {
+    if python().is_none() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -108,14 +91,14 @@ fn a_python_worker_that_is_killed_or_stopped_is_replaced_and_its_job_done() {
             event["event"] == "progress" && event["progress"]["phase"] == "denoise"
         });
         kill_process(Pid::from_raw(server.worker_pids()[0]).unwrap(), signal).unwrap();
-        assert_eq!(fetched(&server, &job).pixels, straight.pixels, "{signal:?}");
+        assert_eq!(server.fetched(&job).pixels, straight.pixels, "{signal:?}");
         assert_eq!(server.get(&format!("/api/jobs/{job}"))["attempts"], 2);
     }
 }
 
 #[test]
 fn a_part_of_an_image_is_drawn_at_full_size_and_the_rest_is_kept() {
-    if !python() {
+    if python().is_none() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();

@@ -3,16 +3,15 @@
 //! packages, as `cargo xtask test` sets it; says aloud that it was skipped elsewhere.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::path::{Path, PathBuf};
+mod support;
+
 use std::time::Duration;
 
 use calotype_engine::inference::GenerateRequest;
 use calotype_engine::processing::{JobState, JobView};
 use calotype_engine::worker::Timing;
-use calotype_engine::{Code, Config, Engine, Runtime, StartOnCpu, SubmitOptions, WorkerView};
-
-/// Far more than anything here takes: several starts of PyTorch on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(240);
+use calotype_engine::{Code, Config, Engine, SubmitOptions, WorkerView};
+use support::{PATIENCE, repository};
 
 /// Faults of the whole worker, one at a time: two cores have no room for more PyTorch.
 static ONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
@@ -24,33 +23,16 @@ struct Seen {
 
 /// What becomes of a job whose worker has a fault, each time or once.
 async fn with(fault: &str, once: bool) -> Option<Seen> {
-    let Some(python) = std::env::var_os("CALOTYPE_PYTHON").map(PathBuf::from) else {
-        eprintln!("skipped: CALOTYPE_PYTHON names no Python with the worker's packages");
-        return None;
-    };
-    let _alone = ONE.lock().await;
-    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let dir = tempfile::tempdir().unwrap();
-    let mut args = vec![
-        repository
-            .join("python/tests/faulty_worker.py")
-            .display()
-            .to_string(),
-        fault.into(),
-    ];
+    let worker = repository().join("python/tests/faulty_worker.py");
+    let mut args = vec![worker.display().to_string(), fault.into()];
     if once {
         args.extend(["--once".into(), dir.path().join("mark").display().to_string()]);
     }
-    let runtime = Runtime {
-        name: "python".into(),
-        program: python,
-        args,
-        env: Vec::new(),
-        device_kinds: vec!["cpu".into()],
-        on_cpu: StartOnCpu::AtOnce,
-    };
+    let runtime = support::python(args, Vec::new())?;
+    let _alone = ONE.lock().await;
     let mut config = Config::new(dir.path().join("data"), vec![runtime]);
-    config.model_dirs = vec![repository.join("models")];
+    config.model_dirs = vec![repository().join("models")];
     config.timing = Timing {
         heartbeat_every: Duration::from_millis(100),
         // Imports hold Python's lock for seconds on a busy machine.

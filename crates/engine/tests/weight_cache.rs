@@ -3,18 +3,17 @@
 //! it was skipped elsewhere.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::path::{Path, PathBuf};
+mod support;
+
+use std::path::Path;
 use std::time::Duration;
 
 use calotype_engine::inference::GenerateRequest;
 use calotype_engine::processing::JobState;
-use calotype_engine::{
-    CacheView, Config, Engine, Event, EventKind, Runtime, StartOnCpu, SubmitOptions, Subscription,
-};
+use calotype_engine::{CacheView, Config, Engine, Event, EventKind, SubmitOptions, Subscription};
 use rustix::process::{Pid, Signal, kill_process};
+use support::{PATIENCE, repository};
 
-/// Far more than anything here takes: several starts of PyTorch on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(240);
 /// UNet, VAE and text encoder.
 const COMPONENTS: usize = 3;
 
@@ -30,25 +29,12 @@ async fn in_time<T>(wait: impl Future<Output = T>) -> T {
 
 impl Bench {
     async fn start() -> Option<Self> {
-        let Some(python) = std::env::var_os("CALOTYPE_PYTHON").map(PathBuf::from) else {
-            eprintln!("skipped: CALOTYPE_PYTHON names no Python with the worker's packages");
-            return None;
-        };
-        let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let package = repository().join("python").display().to_string();
+        let args = vec!["-m".into(), "calotype_worker".into()];
+        let runtime = support::python(args, vec![("PYTHONPATH".into(), package)])?;
         let dir = tempfile::tempdir().unwrap();
-        let runtime = Runtime {
-            name: "python".into(),
-            program: python,
-            args: vec!["-m".into(), "calotype_worker".into()],
-            env: vec![(
-                "PYTHONPATH".into(),
-                repository.join("python").display().to_string(),
-            )],
-            device_kinds: vec!["cpu".into()],
-            on_cpu: StartOnCpu::AtOnce,
-        };
         let mut config = Config::new(dir.path().join("data"), vec![runtime]);
-        config.model_dirs = vec![repository.join("models")];
+        config.model_dirs = vec![repository().join("models")];
         config.weight_cache_on_cpu = true;
         config.timing.backoff_first = Duration::from_millis(10);
         let engine = Engine::start(config).await.unwrap();
@@ -58,6 +44,14 @@ impl Bench {
             events,
             _dir: dir,
         })
+    }
+
+    /// One whose weights are in memory after its first picture, and that picture's hash.
+    async fn filled() -> Option<(Self, String)> {
+        let mut bench = Self::start().await?;
+        let first = bench.draw().await;
+        bench.hear(COMPONENTS, |event| is_segment(event, "ready")).await;
+        Some((bench, first))
     }
 
     /// A picture's hash.
@@ -109,11 +103,9 @@ fn is_segment(event: &Event, wanted: &str) -> bool {
 
 #[tokio::test]
 async fn weights_come_from_files_once_and_from_memory_afterwards_and_none_stay_when_the_engine_stops() {
-    let Some(mut bench) = Bench::start().await else {
+    let Some((mut bench, first)) = Bench::filled().await else {
         return;
     };
-    let first = bench.draw().await;
-    bench.hear(COMPONENTS, |event| is_segment(event, "ready")).await;
     let cache = bench.cache().await;
     assert_eq!(
         (cache.hits, cache.misses, cache.segments.len()),
@@ -143,11 +135,9 @@ async fn weights_come_from_files_once_and_from_memory_afterwards_and_none_stay_w
 
 #[tokio::test]
 async fn a_damaged_copy_costs_one_try_and_is_neither_kept_nor_made_again() {
-    let Some(mut bench) = Bench::start().await else {
+    let Some((mut bench, first)) = Bench::filled().await else {
         return;
     };
-    let first = bench.draw().await;
-    bench.hear(COMPONENTS, |event| is_segment(event, "ready")).await;
     for segment in &bench.cache().await.segments {
         std::fs::write(
             Path::new(&bench.cache().await.folder).join(&segment.id),

@@ -1,11 +1,22 @@
 //! A real server process, for whole-program tests and for the benchmark.
 
 use std::io::{BufRead, BufReader, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use calotype_imaging::{DecodeLimits, Rgb, decode_rgb};
 use serde_json::Value;
+
+/// The Python to test with, which `CALOTYPE_PYTHON` names; says aloud where there is none.
+pub fn python() -> Option<PathBuf> {
+    let named = std::env::var_os("CALOTYPE_PYTHON").map(PathBuf::from);
+    match &named {
+        None => eprintln!("skipped: CALOTYPE_PYTHON names no Python with the worker's packages"),
+        Some(python) => assert!(python.is_file(), "{} is no file", python.display()),
+    }
+    named
+}
 
 /// A server that is killed with its guard.
 pub struct Server {
@@ -181,6 +192,13 @@ impl Server {
             .as_str()
             .unwrap()
             .to_owned()
+    }
+
+    /// That picture.
+    pub fn fetched(&self, job: &str) -> Rgb {
+        let hash = self.picture(job);
+        let (_, file) = self.bytes(&format!("/api/artifacts/{hash}"), &[]);
+        decode_rgb(&file, &DecodeLimits::default()).unwrap()
     }
 
     /// Process ids of the workers.
