@@ -65,6 +65,8 @@ class Device:
         self.is_cuda = torch_device.type == "cuda"
         self.is_apart = torch_device.type in ("cuda", "xpu")
         """Whether its memory is another than the host's."""
+        self.fuses_attention = torch_device.type in ("cpu", "cuda", "xpu")
+        """Whether torch computes attention without holding the scores of all pairs of tokens."""
         self.whereabouts = Whereabouts(torch_device)
         self._side: torch.cuda.Stream | None = None
         self._peak_bytes = 0

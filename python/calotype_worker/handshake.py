@@ -29,10 +29,11 @@ def hello() -> up.Hello:
 
 
 def plans(device: "Device") -> list[str]:
-    """What of a load's plan can be done on the device."""
-    anywhere = ["vae_tiling", "attention_slicing", "compile"]
+    """What of a load's or run's plan can be done on the device, and is of use there."""
     # Where the device's memory is the host's there is nowhere to put anything.
-    return ["offload_model", "offload_sequential", *anywhere] if device.is_apart else anywhere
+    offloads = ["offload_model", "offload_sequential"] if device.is_apart else []
+    slices = [] if device.fuses_attention else ["attention_slicing"]
+    return [*offloads, *slices, "vae_slicing", "vae_tiling", "compile"]
 
 
 def ready(device: "Device") -> up.Ready:

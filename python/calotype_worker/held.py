@@ -7,7 +7,7 @@ import torch
 from calotype_worker.device import Fence
 from calotype_worker.job import Sampling, Tally
 from calotype_worker.pixels import Blobs
-from calotype_worker.wire.down import Run
+from calotype_worker.wire.down import Run, VaePlan
 from calotype_worker.wire.work import Generate, Work
 
 
@@ -45,6 +45,7 @@ class Held:
     arrival: int
     model: str
     stage: Stage
+    vae: VaePlan = "whole"
     paused: bool = False
     offloaded: bool = False
     tally: Tally = field(default_factory=Tally)
@@ -52,7 +53,8 @@ class Held:
     @staticmethod
     def of(run: Run, blobs: Blobs, arrival: int) -> "Held":
         """A job that has just come."""
-        return Held(run.job, run.attempt, run.priority, arrival, run.work.model, Waiting(run.work, blobs))
+        stage = Waiting(run.work, blobs)
+        return Held(run.job, run.attempt, run.priority, arrival, run.work.model, stage, run.vae)
 
     def uses(self, model: str) -> bool:
         """Whether it needs this model, refiner, ControlNet or preprocessor.

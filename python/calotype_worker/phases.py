@@ -62,17 +62,24 @@ def _in_tiles(loop: Loop, held: Held, problem: WorkerError) -> bool:
     model = loop.models.get(held.model)
     if not isinstance(problem, OutOfMemory) or not isinstance(model, Family) or model.vae_is_tiled:
         return False
-    try:
-        model.tile_vae()
-    except NotSupported:
-        return False
+    model.keep_to_tiles()
     loop.log("warn", f"the VAE works in tiles from now on: {problem.detail}", held.job)
     loop.make_room()
     return True
 
 
+def follow_vae_plan(model: Family, *group: Held) -> None:
+    """Have the VAE do what comes next as the plan of these jobs says, which is the same for all of them."""
+    model.use_tiles(group[0].vae == "tiling")
+    word = "vae_tiling" if model.vae_is_tiled else f"vae_{group[0].vae}"
+    if word != "vae_whole":
+        for held in group:
+            held.tally.plan.add(word)
+
+
 def _start(loop: Loop, held: Held, work: Generate, blobs: Blobs) -> None:
     model = loop.family(held.model)
+    follow_vae_plan(model, held)
     started = time.perf_counter()
     if work.adapters:
         loop.enter("bind", held)
@@ -99,6 +106,7 @@ def _encode_alone(loop: Loop, held: Held, work: Encode, blobs: Blobs) -> None:
     model = loop.family(held.model)
     loop.enter("encode", held)
     started = time.perf_counter()
+    follow_vae_plan(model, held)
     image = image_of("the image", work.image, blobs)
     for edge in image.shape[:2]:
         if edge > MAX_EDGE or edge % model.scale:
@@ -122,21 +130,25 @@ def _decode_alone(loop: Loop, held: Held, work: Decode, blobs: Blobs) -> None:
     loop.enter("decode", held)
     latents = numbers_of("the latents", work.latents, blobs).to(model.device)
     started = time.perf_counter()
-    pictures = decoded(loop, held, model, latents)
+    pictures = decoded(loop, [held], model, latents)
     held.stage = Delivering([picture.cpu() for picture in pictures], loop.device.fence(), started, 0, [], None)
 
 
-def decoded(loop: Loop, held: Held, model: Family, latents: torch.Tensor) -> list[torch.Tensor]:
-    """The pictures, `[height, width, 3]` of u8; where memory does not suffice one by one, and then in tiles."""
+def decoded(loop: Loop, group: Sequence[Held], model: Family, latents: torch.Tensor) -> list[torch.Tensor]:
+    """The pictures of jobs with one VAE plan, `[height, width, 3]` of u8.
+
+    Where memory does not suffice one by one, and then in tiles.
+    """
     pixels = latents.shape[-1] * latents.shape[-2] * model.scale**2
-    at_once = loop.device.pictures_at_once(pixels)
+    at_once = loop.device.pictures_at_once(pixels) if group[0].vae == "whole" else 1
     while True:
+        follow_vae_plan(model, *group)
         try:
             parts = [from_numbers(model.decode(part)) for part in torch.split(latents, at_once)]
             return [picture for part in parts for picture in part]
         except Exception as error:
             problem = told(error, loop.device.numbers())
-        if not isinstance(problem, OutOfMemory) or (at_once == 1 and not _in_tiles(loop, held, problem)):
+        if not isinstance(problem, OutOfMemory) or (at_once == 1 and not _in_tiles(loop, group[0], problem)):
             raise problem
         loop.device.trim()
         at_once = 1
@@ -153,6 +165,7 @@ def enlarge(loop: Loop, held: Held) -> None:
     while True:
         try:
             model = loop.family(held.model)
+            follow_vae_plan(model, held)
             larger = _enlarged(loop, held, model, sampling, second)
             sampling.begin_second(second, larger, model)
             return held.tally.spend("encode", (time.perf_counter() - started) * 1e3)
@@ -167,7 +180,7 @@ def _enlarged(loop: Loop, held: Held, model: Family, sampling: Sampling, second:
     if second.by_latents:
         return larger_latents(sampling.latents, second.latent)
     height, width = (edge * model.scale for edge in second.latent[1:])
-    pictures = decoded(loop, held, model, sampling.latents)
+    pictures = decoded(loop, [held], model, sampling.latents)
     return torch.cat([model.encode_image(larger_picture(picture, height, width)) for picture in pictures])
 
 
@@ -179,7 +192,7 @@ def decode(loop: Loop, order: Sequence[Held]) -> None:
         if not isinstance(sampling, Sampling) or not sampling.is_done or sampling.second is not None:
             continue
         first = group[0] if group else (held, sampling)
-        if (held.model, sampling.latent) == (first[0].model, first[1].latent):
+        if (held.model, held.vae, sampling.latent) == (first[0].model, first[0].vae, first[1].latent):
             group.append((held, sampling))
     loop.enter("decode", *(held for held, _ in group))
     started = time.perf_counter()
@@ -189,7 +202,7 @@ def decode(loop: Loop, order: Sequence[Held]) -> None:
         # Weights that come and go do so in the order of one stream.
         with loop.device.beside() if model.can_capture else nullcontext():
             latents = torch.cat([sampling.latents for _, sampling in group])
-            pictures = decoded(loop, group[0][0], model, latents)
+            pictures = decoded(loop, [held for held, _ in group], model, latents)
             on_host: list[list[torch.Tensor]] = []
             for _, sampling in group:
                 own, pictures = pictures[: len(sampling.seeds)], pictures[len(sampling.seeds) :]

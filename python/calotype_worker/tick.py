@@ -124,6 +124,7 @@ class Loop:
         if not every or step.done % every or step.done == step.total or not isinstance(model, Family):
             return
         try:
+            phases.follow_vae_plan(model, ended.held)
             painted = from_numbers(model.sketch(ended.latents[:1]))[0]
             small = halved(ended.sampling.finished(painted).cpu())
         except Exception as error:

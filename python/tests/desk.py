@@ -58,10 +58,12 @@ class Desk:
         assert isinstance(loaded, up.Loaded), loaded
         return self
 
-    def run(self, work: Work, *blobs: bytes, priority: int = 0, job: str | None = None) -> str:
+    def run(
+        self, work: Work, *blobs: bytes, priority: int = 0, job: str | None = None, vae: down.VaePlan = "whole"
+    ) -> str:
         self.jobs += 1
         job = job or f"job_{self.jobs}"
-        self.tell(down.Run(job=job, attempt=1, step="generate", priority=priority, work=work), *blobs)
+        self.tell(down.Run(job=job, attempt=1, step="generate", priority=priority, vae=vae, work=work), *blobs)
         return job
 
     def until(self, done: Callable[[], bool]) -> None:

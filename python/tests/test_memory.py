@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from calotype_worker.errors import DeviceLost, ModelLoad, NotSupported, OutOfMemory, WorkerError, told
+from calotype_worker.errors import DeviceLost, ModelLoad, OutOfMemory, WorkerError, told
 from calotype_worker.job import Tally
 from calotype_worker.peaks import Peaks
 from calotype_worker.pipelines import registry
@@ -24,7 +24,7 @@ NUMBERS = "7 of 9 bytes are free"
 
 @pytest.fixture
 def desk(fresh: Desk) -> Desk:
-    fresh.loop.family("calotype-tiny").vae.disable_tiling()
+    fresh.loop.family("calotype-tiny").keeps_to_tiles = False
     return fresh
 
 
@@ -123,7 +123,7 @@ def test_an_encoding_that_runs_out_of_memory_goes_on_in_tiles(desk: Desk, monkey
     before = desk.run(work, *blobs)
     desk.finish()
     for encode_alone in (False, True):
-        model.vae.disable_tiling()
+        model.keeps_to_tiles = False
         failures.clear()
         with monkeypatch.context() as patch:
             untiled = scarce(model.encode_image, failures, lambda: not model.vae_is_tiled)
@@ -171,26 +171,10 @@ def test_a_vae_that_has_no_memory_in_tiles_either_ends_the_job_with_numbers_and_
     assert failure.outcome == "out_of_memory"
     assert "bytes are free" in (failure.detail or "")
     assert proofs == [1]
-    model.vae.disable_tiling()
+    model.keeps_to_tiles = False
     after = text_to_image(desk)
     desk.finish()
     assert desk.picture(after).shape == (64, 64, 3)
-
-
-def test_a_vae_that_cannot_work_in_tiles_ends_the_job_as_out_of_memory(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, failures = desk.loop.family("calotype-tiny"), list[int]()
-
-    def cannot() -> None:
-        raise NotSupported("this VAE cannot work in tiles")
-
-    monkeypatch.setattr(model, "tile_vae", cannot)
-    monkeypatch.setattr(model, "decode", scarce(model.decode, failures, lambda: True))
-    job = text_to_image(desk)
-    desk.finish()
-    assert failures == [1]
-    assert desk.failure(job).outcome == "out_of_memory"
 
 
 def test_a_text_encoder_that_runs_out_of_memory_fails_its_job_and_tiles_nothing(
@@ -203,7 +187,7 @@ def test_a_text_encoder_that_runs_out_of_memory_fails_its_job_and_tiles_nothing(
         desk.finish()
     assert failures == [1]
     assert desk.failure(job).outcome == "out_of_memory"
-    assert not model.vae_is_tiled
+    assert not model.keeps_to_tiles
 
 
 def test_other_jobs_go_on_when_one_has_no_memory(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from calotype_worker.pipelines.family import Family
 from calotype_worker.wire import down
 from calotype_worker.wire.work import Adapter
 
@@ -43,7 +45,7 @@ def expected() -> list[np.ndarray[Any, Any]]:
     [
         (down.LoadPlan(), None),
         (down.LoadPlan(offload="model"), ["offload_model"]),
-        (down.LoadPlan(offload="sequential", vae_tiling=True), ["offload_sequential", "vae_tiling"]),
+        (down.LoadPlan(offload="sequential"), ["offload_sequential"]),
         (down.LoadPlan(attention_slicing=True), ["attention_slicing"]),
     ],
 )
@@ -65,3 +67,39 @@ def test_a_plan_gives_the_same_pictures_and_is_told(
 
 def test_where_host_and_device_are_one_nothing_is_offloaded() -> None:
     assert pictures(desk_of(down.LoadPlan(offload="model")))[1] is None
+
+
+def test_a_vae_plan_holds_for_its_job_alone_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = desk_of(None)
+    model = desk.loop.family("calotype-tiny")
+    calls = list[tuple[int, int]]()
+    forward = model.vae.decoder.forward
+
+    def seen(latents: torch.Tensor, *rest: Any) -> torch.Tensor:
+        calls.append((len(latents), max(latents.shape[-2:])))
+        decoded: torch.Tensor = forward(latents, *rest)
+        return decoded
+
+    monkeypatch.setattr(model.vae.decoder, "forward", seen)
+    # Two would be decoded at once.
+    monkeypatch.setattr(desk.loop.device, "pictures_at_once", lambda pixels: 2)
+    work, blobs = generate([1, 2], steps=2, edge=320)
+    plans: tuple[down.VaePlan, ...] = ("tiling", "slicing", "whole")
+    jobs = [desk.run(work, *blobs, vae=plan) for plan in plans]
+    desk.finish()
+    words = [desk.result(job)[0].plan for job in jobs]
+    assert words == [["vae_tiling"], ["vae_slicing"], None]
+    # This VAE's tiles have 256 pixels. None of the three goes together with another.
+    assert all(call <= (1, 32) for call in calls[:-3]) and len(calls) > 3
+    assert calls[-3:] == [(1, 40), (1, 40), (2, 40)]
+    tiled, sliced, whole = (desk.result(job)[1] for job in jobs)
+    assert all(psnr(ours, theirs) >= 60 for ours, theirs in zip(sliced, whole))
+    assert all(psnr(ours, theirs) >= 30 for ours, theirs in zip(tiled, whole))
+
+
+def test_a_vae_for_large_pictures_has_no_larger_tiles_than_others() -> None:
+    model = desk_of(None).loop.family("calotype-tiny")
+    model.vae.tile_sample_min_size, model.vae.tile_latent_min_size = 1024, 128
+    again = type(model).__new__(type(model))
+    Family.__init__(again, "again", model.denoiser, model.vae, model.adapted, model.dtype)
+    assert (again.vae.tile_sample_min_size, again.vae.tile_latent_min_size) == (512, 64)

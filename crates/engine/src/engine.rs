@@ -10,9 +10,8 @@ use crate::config::Config;
 use crate::device::{self, HostFacts};
 use crate::error::{Code, Error};
 use crate::event_log::EventLog;
-use crate::inference::{self, Abilities, GenerateRequest, InputImage, Needs, Planned, estimate};
+use crate::inference::{self, Abilities, GenerateRequest, InputImage, Planned};
 use crate::memory::Peaks;
-use crate::memory::holding::Precision;
 use crate::model::{Catalogue, ModelRecord};
 use crate::processing::{
     Action, Command, Driver, Gate, JobRecord, JobState, JobView, Parts, Snapshot, view_of_record,
@@ -22,7 +21,6 @@ use crate::store::{ArtifactHash, Artifacts, Inserted, JobFilter, NewJob, Store};
 use crate::subscription::Subscription;
 use crate::view::{
     Artifact, DeviceView, Health, JobPage, JobQuery, MemoryView, SubmitOptions, Submitted, Validation,
-    WorkerView,
 };
 
 /// Event numbers taken from the journal at each start: more than one run can use, and 2^53 holds millions of starts.
@@ -218,33 +216,17 @@ impl Engine {
     pub async fn validate(&self, request: GenerateRequest) -> Result<Validation, Error> {
         let planned = self.plan(request).await?;
         let peaks = Peaks::new(self.inner.store.peaks().await?);
-        let needs = Needs::of(&planned.plan, &self.inner.catalogue)?;
-        let devices = self.snapshot().await?.devices;
-        let serves = |worker: &&WorkerView| {
-            let can = worker.capabilities.as_ref();
-            worker.state == "ready" && can.is_some_and(|can| needs.lack(can).is_none())
-        };
-        // As the dispatcher chooses: accelerators before processors.
-        let (processors, accelerators): (Vec<&DeviceView>, Vec<&DeviceView>) =
-            devices.iter().partition(|device| device.device.kind == "cpu");
-        let found = accelerators.into_iter().chain(processors).find_map(|device| {
-            let worker = device.workers.iter().find(serves)?;
-            Some((device.device.kind.as_str(), worker))
-        });
-        // Where no worker is ready: as on a processor, which is the last resort of every job.
-        let (device_kind, runtime) = found.map_or(("cpu", "native"), |(kind, worker)| {
-            (kind, worker.runtime.as_str())
-        });
-        let guess_bytes = estimate::working_set_bytes(&planned.plan, Precision::of(device_kind));
-        let shape = estimate::peak_key(&planned.plan, &format!("{runtime}@{device_kind}"));
-        let (working_set_bytes, measured) = peaks.need_bytes(&shape, guess_bytes);
-        let worker = found.map(|(_, worker)| worker.name.clone());
+        let now = self.snapshot().await?;
+        let (plan, catalogue) = (&planned.plan, &self.inner.catalogue);
+        let found = inference::forecast(plan, catalogue, &peaks, &now.devices, &now.memory)?;
         Ok(Validation {
             plan: planned.plan,
-            warnings: planned.warnings,
-            working_set_bytes,
-            measured,
-            worker,
+            warnings: planned.warnings.into_iter().chain(found.warning).collect(),
+            weights_bytes: found.weights_bytes,
+            working_set_bytes: found.working_set_bytes,
+            measured: found.measured,
+            memory_plan: found.memory_plan,
+            worker: found.worker,
         })
     }
 

@@ -41,10 +41,16 @@ pub struct Validation {
     pub plan: Plan,
     /// What may not be meant.
     pub warnings: Vec<Warning>,
+    /// What the weights of its models would take of the device.
+    pub weights_bytes: u64,
     /// Memory that the work would take beside the weights.
     pub working_set_bytes: u64,
     /// Whether that figure comes from a measured peak.
     pub measured: bool,
+    /// What would be done to make it fit, as a result's plan tells it: `vae_slicing`, `vae_tiling`, `attention_slicing`,
+    /// `offload_model` or `offload_sequential`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub memory_plan: Vec<String>,
     /// The worker that would run it; none is ready when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker: Option<String>,

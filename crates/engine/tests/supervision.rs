@@ -12,7 +12,7 @@ use calotype_engine::worker::{
 };
 use calotype_protocol::{
     Attempt, BlobRef, Down, Dtype, Frame, Generate, JobId, Load, Mode, ModelFormat, ModelSpec, NoiseSource,
-    Outcome, PROTOCOL, Run, RunResult, Sampler, Schedule, Up, Version, Work, WorkerDevice,
+    Outcome, PROTOCOL, Run, RunResult, Sampler, Schedule, Up, VaePlan, Version, Work, WorkerDevice,
 };
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -190,6 +190,7 @@ fn run(job: &str, attempt: u32, steps: u32, seed: u64) -> Run {
         step: "generate".into(),
         priority: 0,
         deadline_ms: None,
+        vae: VaePlan::Whole,
         work,
     }
 }

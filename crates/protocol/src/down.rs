@@ -159,10 +159,7 @@ pub struct LoadPlan {
     /// What stays in host memory between its uses.
     #[serde(default)]
     pub offload: Offload,
-    /// The VAE works in tiles.
-    #[serde(default)]
-    pub vae_tiling: bool,
-    /// Attention is computed in slices.
+    /// Attention is computed in slices, where its scores are held as a whole otherwise.
     #[serde(default)]
     pub attention_slicing: bool,
     /// The denoiser is compiled in the background; it runs uncompiled meanwhile.
@@ -257,8 +254,31 @@ pub struct Run {
     /// Time left to the job; none for no end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_ms: Option<u64>,
+    /// How its pictures go through the VAE.
+    #[serde(default, skip_serializing_if = "VaePlan::is_whole")]
+    pub vae: VaePlan,
     /// What to do.
     pub work: Work,
+}
+
+/// How pictures go through the VAE, the largest working set first.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum VaePlan {
+    /// Several at once, as memory allows.
+    #[default]
+    Whole,
+    /// One after the other; the same pictures.
+    Slicing,
+    /// Each in overlapping tiles; the pictures differ a little where tiles meet.
+    Tiling,
+}
+
+impl VaePlan {
+    /// Whether it asks for nothing.
+    pub fn is_whole(&self) -> bool {
+        *self == Self::Whole
+    }
 }
 
 /// What to do with memory.

@@ -18,7 +18,7 @@ mod work;
 
 pub use down::{
     Adapter, Down, Heartbeat, Limits, Load, LoadPlan, MemoryOp, ModelFormat, ModelSpec, Offload, ProbeOp,
-    Run, Segment, Welcome, WorkerDevice,
+    Run, Segment, VaePlan, Welcome, WorkerDevice,
 };
 pub use frame::{Blob, Frame, FrameError, FrameLimits, PROTOCOL, Version};
 pub use ids::{Attempt, InstanceId, JobId, LoadId, ModelId, SegmentId, StepId};

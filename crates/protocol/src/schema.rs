@@ -10,8 +10,8 @@ use crate::{
     Adapter, Attempt, Beat, BlobRef, Capabilities, ControlImage, ControlMode, ControlUnit, DeviceFacts, Down,
     Dtype, Failure, Generate, Heartbeat, Hello, Hires, Limits, Load, LoadPlan, Loaded, LogLevel, MemoryOp,
     MemoryReport, Mode, ModelFormat, ModelSpec, NoiseSource, Outcome, PROTOCOL, Phase, Preprocess, ProbeOp,
-    Progress, Ready, Run, RunResult, Sampler, Schedule, Segment, Span, Up, Upscaler, Version, Welcome, Work,
-    WorkerDevice,
+    Progress, Ready, Run, RunResult, Sampler, Schedule, Segment, Span, Up, Upscaler, VaePlan, Version,
+    Welcome, Work, WorkerDevice,
 };
 
 /// JSON Schema of what goes down.
@@ -151,7 +151,7 @@ fn load() -> Vec<Line> {
             dtype: Dtype::F32,
             budget_bytes: 1 << 30,
             plan: LoadPlan {
-                vae_tiling: true,
+                attention_slicing: true,
                 ..LoadPlan::default()
             },
         })),
@@ -267,6 +267,7 @@ fn generate() -> Vec<Line> {
         step: "generate".into(),
         priority: 0,
         deadline_ms: Some(60_000),
+        vae: VaePlan::Tiling,
         work: Work::Generate(work),
     };
     let image = |blob| BlobRef {

@@ -203,8 +203,8 @@ pub struct Capabilities {
     pub schedules: Vec<Schedule>,
     /// Adapters: `lora`, `controlnet`, `refiner`, ….
     pub adapters: Vec<String>,
-    /// Ways to run a model, of a load's plan: `offload_model`, `offload_sequential`, `vae_tiling`,
-    /// `attention_slicing`, `compile`.
+    /// Ways to run a model, of a load's plan: `offload_model`, `offload_sequential`, `attention_slicing` (where it
+    /// saves memory), `compile`; of a run: `vae_slicing`, `vae_tiling`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub plans: Vec<String>,
     /// Whether weights may come in shared memory.

@@ -12,7 +12,8 @@ use std::time::Instant;
 use calotype_protocol::noise;
 use calotype_protocol::{
     Adapter, Attempt, BlobRef, Decode, Down, Dtype, Encode, Frame, Generate, JobId, Load, Mode, ModelFormat,
-    ModelSpec, NoiseSource, Outcome, Phase, Run, RunResult, Sampler, Schedule, Span, StepId, Up, Work,
+    ModelSpec, NoiseSource, Outcome, Phase, Run, RunResult, Sampler, Schedule, Span, StepId, Up, VaePlan,
+    Work,
 };
 use calotype_worker::model::{Model, UnetInput};
 use calotype_worker::runtime::{self, Engine, Runtime};
@@ -245,6 +246,7 @@ impl Bench {
             step: StepId("generate".into()),
             priority: 0,
             deadline_ms: None,
+            vae: VaePlan::Whole,
             work,
         };
         self.tick_loop.handle(Frame {

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from calotype_worker.device import Device
-from calotype_worker.errors import NotSupported
 from calotype_worker.pipelines.adapted import Adapted, AdapterSet
 from calotype_worker.pipelines.control import ControlNet
 from calotype_worker.pipelines.offloaded import Offload, Whereabouts, plan_words
@@ -20,6 +19,8 @@ from calotype_worker.wire.down import LoadPlan
 from calotype_worker.wire.words import Sampler, Schedule
 from calotype_worker.wire.work import Adapter, Span
 
+TILE_EDGE = 512
+"""Pixels of an edge of a VAE's tiles at most. The engine counts with it."""
 KEPT_TEXTS = 64
 """Prompts that stay encoded."""
 
@@ -100,6 +101,9 @@ class Family(ABC):
         self.offload: Offload = "none"
         self.whereabouts = Whereabouts(self.device)
         self.slices_attention = False
+        self.keeps_to_tiles = False
+        """Whether the VAE works in tiles whatever is asked for, since memory ran out."""
+        self._limit_tiles()
         self.resident_bytes = 0
         self.phases_ms: dict[str, float] = {}
 
@@ -221,27 +225,32 @@ class Family(ABC):
         if plan.offload != "none" and device.is_apart:
             self.device, self.offload = device.torch, plan.offload
             self.whereabouts.keep_away(plan.offload, self.encoder_modules(), [self.denoiser, self.vae])
-        if plan.vae_tiling:
-            self.tile_vae()
         if plan.attention_slicing and hasattr(self.denoiser, "set_attention_slice"):
             self.denoiser.set_attention_slice("auto")
             self.slices_attention = True
 
     def plan_words(self) -> list[str]:
         """What is done for memory in every run, in words of a result's plan."""
-        done = (("vae_tiling", self.vae_is_tiled), ("attention_slicing", self.slices_attention))
-        return [*plan_words(self.offload), *(word for word, is_done in done if is_done)]
+        return [*plan_words(self.offload), *(["attention_slicing"] if self.slices_attention else [])]
 
     @property
     def vae_is_tiled(self) -> bool:
         """Whether the VAE works in tiles."""
         return bool(getattr(self.vae, "use_tiling", False))
 
-    def tile_vae(self) -> None:
-        """Decode in tiles from now on: slower, with less memory."""
-        if not hasattr(self.vae, "enable_tiling"):
-            raise NotSupported(f"the VAE {type(self.vae).__name__} cannot work in tiles")
-        self.vae.enable_tiling()
+    def use_tiles(self, wanted: bool) -> None:
+        """Have the VAE work in tiles, or not, in what comes next: slower, with less memory."""
+        self.vae.use_tiling = wanted or self.keeps_to_tiles
+
+    def keep_to_tiles(self) -> None:
+        """Work in tiles from now on."""
+        self.keeps_to_tiles = True
+        self.use_tiles(True)
+
+    def _limit_tiles(self) -> None:
+        # A VAE's own tiles are as large as the pictures that it was trained with: 1024 pixels of SDXL's.
+        edge = min(self.vae.tile_sample_min_size, TILE_EDGE)
+        self.vae.tile_sample_min_size, self.vae.tile_latent_min_size = edge, edge // self.scale
 
 
 Progress = Callable[[int, int], None]

@@ -60,10 +60,9 @@ class ModelSpec(Message, frozen=True, kw_only=True):
 
 
 class LoadPlan(Message, frozen=True, kw_only=True):
-    """How a model is to live on the device: what waits on the host meanwhile, what is done in pieces or compiled."""
+    """How a model is to live on the device: what waits on the host meanwhile, what is sliced or compiled."""
 
     offload: Literal["none", "model", "sequential"] = "none"
-    vae_tiling: bool = False
     attention_slicing: bool = False
     compile: bool = False
 
@@ -91,6 +90,10 @@ class Unload(Message, frozen=True, kw_only=True, tag="unload"):
     model: str | None = None
 
 
+VaePlan = Literal["whole", "slicing", "tiling"]
+"""How pictures go through the VAE: several at once, one by one, or each in overlapping tiles."""
+
+
 class Run(Message, frozen=True, kw_only=True, tag="run"):
     """A job for the worker; a larger priority goes first when not all can tick."""
 
@@ -99,6 +102,7 @@ class Run(Message, frozen=True, kw_only=True, tag="run"):
     step: str
     priority: int = 0
     deadline_ms: int | None = None
+    vae: VaePlan = "whole"
     work: Work
 
 

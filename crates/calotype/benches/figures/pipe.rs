@@ -9,7 +9,7 @@ use calotype_engine::worker::{
 };
 use calotype_protocol::{
     Attempt, BlobRef, Down, Dtype, Frame, Generate, MemoryOp, Mode, NoiseSource, Run, Sampler, Schedule,
-    StepId, Up, Work, WorkerDevice,
+    StepId, Up, VaePlan, Work, WorkerDevice,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::mpsc;
@@ -165,6 +165,7 @@ fn run(job: &str, edge: u32) -> Frame<Down> {
         step: StepId::from("generate"),
         priority: 0,
         deadline_ms: None,
+        vae: VaePlan::Whole,
         work,
     };
     Frame {

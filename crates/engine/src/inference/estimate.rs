@@ -1,41 +1,88 @@
 //! What a plan takes beside the weights, before it was ever measured. Pure.
 
-use calotype_protocol::ModelId;
+use std::fmt::Write as _;
+
+use calotype_protocol::{ModelId, VaePlan};
 
 use super::Plan;
-use crate::memory::holding::Precision;
+use crate::memory::holding::{Pieces, Precision};
 
 /// Bytes a pixel of the picture that is being decoded: the VAE's widest layers, several at a time.
 const DECODE_BYTES_A_PIXEL: u64 = 2048;
+/// Bytes a pixel of pictures that are decoded and wait for the others, or of tiles that are.
+const DECODED_BYTES_A_PIXEL: u64 = 32;
+/// Pixels of a tile, which the worker makes 512 wide.
+const TILE_PIXELS: u64 = 512 * 512;
 /// Bytes a pixel and picture of a UNet call, both halves of the guidance.
 const DENOISE_BYTES_A_PIXEL: u64 = 512;
 
 /// What an accelerator's worker keeps for its captured steps, whatever their size.
 const GRAPHS_BYTES: u64 = 128 << 20;
 
-/// A guess on the large side; measured peaks replace it.
-pub fn working_set_bytes(plan: &Plan, precision: Precision) -> u64 {
+/// A guess on the large side; measured peaks replace it. `family` is that of the model which is resident.
+pub fn working_set_bytes(plan: &Plan, family: &str, device_kind: &str, pieces: Pieces) -> u64 {
     let (width, height) = plan.final_size();
     let pixels = u64::from(width) * u64::from(height);
     let images = plan.seeds.len() as u64;
-    match precision {
+    let decoded_bytes = pixels.saturating_mul(DECODED_BYTES_A_PIXEL.saturating_mul(images));
+    let (at_once, steps_bytes) = match Precision::of(device_kind) {
         // A processor decodes one picture after the other.
-        Precision::Single => {
-            pixels.saturating_mul(DECODE_BYTES_A_PIXEL + DENOISE_BYTES_A_PIXEL.saturating_mul(images))
-        }
+        Precision::Single => (
+            1,
+            pixels.saturating_mul(DENOISE_BYTES_A_PIXEL.saturating_mul(images)),
+        ),
         // An accelerator decodes several together. An H100 took 1639 to 1937 bytes a pixel and picture for it, and
         // around 105 MB for the steps.
-        Precision::Half => pixels
-            .saturating_mul(DECODE_BYTES_A_PIXEL.saturating_mul(images))
-            .saturating_add(GRAPHS_BYTES),
-    }
+        Precision::Half => (images, GRAPHS_BYTES),
+    };
+    let decode_bytes = match pieces.vae {
+        VaePlan::Whole => pixels.saturating_mul(DECODE_BYTES_A_PIXEL.saturating_mul(at_once)),
+        VaePlan::Slicing => pixels
+            .saturating_mul(DECODE_BYTES_A_PIXEL)
+            .saturating_add(decoded_bytes),
+        VaePlan::Tiling => (pixels.min(TILE_PIXELS) * DECODE_BYTES_A_PIXEL).saturating_add(decoded_bytes),
+    };
+    let scores_bytes = if holds_scores(device_kind) {
+        scores_bytes(family, pixels, images, pieces.attention)
+    } else {
+        0
+    };
+    // They are not there at the same time.
+    steps_bytes.saturating_add(decode_bytes.max(scores_bytes))
 }
 
-/// Plans of one shape take the same memory in workers of one kind, for instance `python@cuda`.
-pub fn peak_key(plan: &Plan, kind: &str) -> String {
+/// Whether torch has no fused attention for a kind of device: the scores of all pairs of tokens are held.
+fn holds_scores(device_kind: &str) -> bool {
+    matches!(device_kind, "mps" | "directml")
+}
+
+/// The scores of the widest attention, once before and once after the softmax.
+fn scores_bytes(family: &str, pixels: u64, images: u64, in_slices: bool) -> u64 {
+    // Pixels of a token and heads, as the families are built.
+    let (token_pixels, heads, slices) = match family {
+        "sd" => (8 * 8, 8, true),
+        "sdxl" => (16 * 16, 10, true),
+        // FLUX and SD3; the text's tokens are few beside the picture's.
+        _ => (16 * 16, 24, false),
+    };
+    let tokens = pixels / token_pixels;
+    // Both halves of the guidance; in slices half the heads of one of them.
+    let rows = if in_slices && slices {
+        heads / 2
+    } else {
+        heads * 2 * images
+    };
+    tokens
+        .saturating_mul(tokens)
+        .saturating_mul(rows.saturating_mul(2 * 2))
+}
+
+/// Plans of one shape take the same memory in workers of one kind, for instance `python@cuda`, if the same is done in
+/// pieces.
+pub fn peak_key(plan: &Plan, kind: &str, pieces: Pieces) -> String {
     let (width, height) = plan.final_size();
     let guided = if plan.guidance > 1.0 { "guided" } else { "plain" };
-    format!(
+    let mut key = format!(
         "{kind}|{}|{width}x{height}|{}|{}|{guided}",
         plan.models()
             .iter()
@@ -44,7 +91,11 @@ pub fn peak_key(plan: &Plan, kind: &str) -> String {
             .join("&"),
         plan.seeds.len(),
         plan.mode.name()
-    )
+    );
+    for word in pieces.words() {
+        let _ = write!(key, "|{word}");
+    }
+    key
 }
 
 #[cfg(test)]
@@ -66,9 +117,18 @@ mod tests {
             .plan
     }
 
+    /// Of any size: the embedded model takes none above 1024.
+    fn resized(edge: u32, count: u32) -> Plan {
+        Plan {
+            width: edge,
+            height: edge,
+            ..planned(256, count)
+        }
+    }
+
     #[test]
     fn more_pixels_and_more_images_take_more() {
-        let bytes = |edge, count| working_set_bytes(&planned(edge, count), Precision::Single);
+        let bytes = |edge, count| working_set_bytes(&planned(edge, count), "sd", "cpu", Pieces::default());
         assert!(bytes(512, 1) > bytes(256, 1) && bytes(256, 8) > bytes(256, 1));
     }
 
@@ -76,12 +136,51 @@ mod tests {
     #[test]
     fn the_guess_for_an_accelerator_is_above_what_an_h100_took_and_below_the_double_of_it() {
         for (edge, took_bytes) in [(512, 507_698_688), (1024, 1_718_430_208)] {
-            let guess_bytes = working_set_bytes(&planned(edge, 1), Precision::Half);
+            let guess_bytes = working_set_bytes(&planned(edge, 1), "sd", "cuda", Pieces::default());
             assert!(
                 (took_bytes..2 * took_bytes).contains(&guess_bytes),
                 "{guess_bytes}"
             );
         }
+    }
+
+    #[test]
+    fn pieces_never_take_more_and_tiles_take_the_same_whatever_the_size_of_a_picture() {
+        for (edge, count) in [(256, 1), (512, 1), (1024, 4), (2048, 1)] {
+            let plan = resized(edge, count);
+            for (family, kind) in [("sd", "cpu"), ("sd", "cuda"), ("sdxl", "mps"), ("flux", "mps")] {
+                let of = |vae, attention| working_set_bytes(&plan, family, kind, Pieces { vae, attention });
+                for attention in [false, true] {
+                    let spare_bytes = u64::from(edge * edge * count) * DECODED_BYTES_A_PIXEL;
+                    assert!(of(VaePlan::Slicing, attention) <= of(VaePlan::Whole, attention) + spare_bytes);
+                    assert!(of(VaePlan::Tiling, attention) <= of(VaePlan::Slicing, attention));
+                }
+                assert!(of(VaePlan::Tiling, true) <= of(VaePlan::Tiling, false));
+            }
+        }
+        let of = |edge, vae| {
+            let pieces = Pieces {
+                vae,
+                attention: false,
+            };
+            working_set_bytes(&resized(edge, 1), "sdxl", "cuda", pieces)
+        };
+        assert!(of(2048, VaePlan::Tiling) < of(1024, VaePlan::Whole) / 2);
+    }
+
+    /// Attention of 4096 tokens: 16 rows of scores in Stable Diffusion 1.5 at 512², 1.1 GB.
+    #[test]
+    fn where_attention_is_not_fused_its_scores_are_counted_and_slices_take_a_part_of_them() {
+        let of = |attention, kind| {
+            let pieces = Pieces {
+                vae: VaePlan::Tiling,
+                attention,
+            };
+            working_set_bytes(&planned(512, 1), "sd", kind, pieces)
+        };
+        assert_eq!(of(false, "mps"), (4096 * 4096 * 16 * 4) + GRAPHS_BYTES);
+        assert!(of(true, "mps") < of(false, "mps"));
+        assert_eq!(of(true, "cuda"), of(false, "cuda"));
     }
 
     #[test]
@@ -93,9 +192,14 @@ mod tests {
             steps: 9,
             ..plan.clone()
         };
-        assert_eq!(peak_key(&plan, "a"), peak_key(&other, "a"));
-        assert_ne!(peak_key(&plan, "a"), peak_key(&planned(256, 1), "a"));
-        assert_ne!(peak_key(&plan, "a"), peak_key(&planned(512, 2), "a"));
-        assert_ne!(peak_key(&plan, "a"), peak_key(&plan, "b"));
+        let key = |plan: &Plan, kind| peak_key(plan, kind, Pieces::default());
+        assert_eq!(key(&plan, "a"), key(&other, "a"));
+        assert_ne!(key(&plan, "a"), key(&planned(256, 1), "a"));
+        assert_ne!(key(&plan, "a"), key(&planned(512, 2), "a"));
+        assert_ne!(key(&plan, "a"), key(&plan, "b"));
+        let mut keys: Vec<String> = Pieces::ALL.map(|pieces| peak_key(&plan, "a", pieces)).to_vec();
+        keys.sort();
+        keys.dedup();
+        assert_eq!(keys.len(), Pieces::ALL.len());
     }
 }

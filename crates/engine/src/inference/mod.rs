@@ -1,9 +1,10 @@
 //! From a request to a plan that can run: validation (`validate`, `control`, `parts`, `extras`), prompt syntax (`prompt`), what it will take
-//! (`estimate`), what its worker must be able to do (`needs`), and the work that goes down the pipe (`work`).
+//! (`estimate`) and where (`forecast`), what its worker must be able to do (`needs`), and the work that goes down the pipe (`work`).
 
 mod control;
 pub(crate) mod estimate;
 mod extras;
+mod forecast;
 mod images;
 mod mask;
 mod needs;
@@ -13,11 +14,12 @@ mod request;
 mod validate;
 mod work;
 
+pub(crate) use forecast::forecast;
 pub(crate) use images::check_image;
 pub use images::{InputImage, Inputs};
 pub(crate) use mask::paste_back;
 pub(crate) use needs::not_served;
-pub use needs::{Lack, Needs};
+pub use needs::{Lack, ModelNeed, Needs};
 pub use request::{
     ControlRequest, GenerateRequest, HiresRequest, LoraRequest, MaskArea, MaskTreatment, OutputFormat, Plan,
     PlannedControl, PlannedEmbedding, PlannedLora, PlannedRefiner, Preprocessor, RefinerRequest, Variation,

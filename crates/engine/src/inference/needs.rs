@@ -1,9 +1,10 @@
 //! What a job asks of a worker, and what a worker lacks for it. Pure.
 
-use calotype_protocol::{Capabilities, Mode, Sampler, Schedule};
+use calotype_protocol::{Capabilities, Mode, ModelId, Sampler, Schedule};
 
 use super::Plan;
 use crate::error::{Code, Error};
+use crate::memory::holding::Precision;
 use crate::model::Catalogue;
 
 /// What a worker must be able to do.
@@ -83,6 +84,11 @@ impl Needs {
         }
     }
 
+    /// Of the model that makes the pictures; empty where nothing will be run.
+    pub fn family(&self) -> &str {
+        self.families.first().map_or("", String::as_str)
+    }
+
     /// The first thing that a worker with these capabilities lacks.
     pub fn lack(&self, can: &Capabilities) -> Option<Lack> {
         let lack = |field, words: String| Some(Lack { field, words });
@@ -129,6 +135,46 @@ impl Needs {
             );
         }
         None
+    }
+}
+
+/// A model that a job needs, with what its weights take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelNeed {
+    /// Which.
+    pub model: ModelId,
+    /// Bytes of its weights where a device computes in single precision, estimated.
+    pub single_bytes: u64,
+    /// Likewise in half precision.
+    pub half_bytes: u64,
+}
+
+impl ModelNeed {
+    /// Of all models of a plan, the one that makes the pictures first.
+    pub(crate) fn all_of(plan: &Plan, catalogue: &Catalogue) -> Result<Vec<Self>, Error> {
+        let need = |model: ModelId| {
+            let found = catalogue.loadable(model.as_str())?;
+            Ok(Self {
+                single_bytes: found.resident_bytes_estimate(Precision::Single),
+                half_bytes: found.resident_bytes_estimate(Precision::Half),
+                model,
+            })
+        };
+        plan.models().into_iter().map(need).collect()
+    }
+
+    /// Of several together.
+    pub fn sum(needs: &[Self], precision: Precision) -> u64 {
+        let bytes = needs.iter().map(|need| need.weights_bytes(precision));
+        bytes.fold(0, u64::saturating_add)
+    }
+
+    /// On a device of this precision.
+    pub fn weights_bytes(&self, precision: Precision) -> u64 {
+        match precision {
+            Precision::Single => self.single_bytes,
+            Precision::Half => self.half_bytes,
+        }
     }
 }
 

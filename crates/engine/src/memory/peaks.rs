@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::holding::Pieces;
+
 /// Measured working sets by shape of work.
 #[derive(Debug, Clone, Default)]
 pub struct Peaks {
@@ -34,23 +36,31 @@ impl Peaks {
     }
 }
 
-/// What a job takes beside the weights, by the kind of worker that runs it: `python@cuda` takes other than `native@cpu`.
+/// What a job takes beside the weights, by what of it is done in pieces and by the kind of worker that runs it:
+/// `python@cuda` takes other than `native@cpu`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WorkingSets {
-    by_kind: Vec<(Arc<str>, u64)>,
+    by_kind: Vec<(Arc<str>, ByPieces)>,
 }
+
+/// In the order of `Pieces::ALL`.
+type ByPieces = [u64; Pieces::ALL.len()];
 
 impl WorkingSets {
     /// In a worker of this kind; of one that nobody has spoken of, the most of all others.
-    pub fn of(&self, kind: &str) -> u64 {
+    pub fn of(&self, kind: &str, pieces: Pieces) -> u64 {
+        let in_pieces = |bytes: &ByPieces| {
+            let found = Pieces::ALL.iter().zip(bytes).find(|(known, _)| **known == pieces);
+            found.map_or(0, |(_, bytes)| *bytes)
+        };
         let own = self.by_kind.iter().find(|(known, _)| **known == *kind);
-        let most = || self.by_kind.iter().map(|(_, bytes)| *bytes).max();
-        own.map(|(_, bytes)| *bytes).or_else(most).unwrap_or(0)
+        let most = || self.by_kind.iter().map(|(_, bytes)| in_pieces(bytes)).max();
+        own.map(|(_, bytes)| in_pieces(bytes)).or_else(most).unwrap_or(0)
     }
 }
 
-impl FromIterator<(Arc<str>, u64)> for WorkingSets {
-    fn from_iter<I: IntoIterator<Item = (Arc<str>, u64)>>(by_kind: I) -> Self {
+impl FromIterator<(Arc<str>, ByPieces)> for WorkingSets {
+    fn from_iter<I: IntoIterator<Item = (Arc<str>, ByPieces)>>(by_kind: I) -> Self {
         Self {
             by_kind: by_kind.into_iter().collect(),
         }
@@ -63,10 +73,18 @@ mod tests {
 
     #[test]
     fn a_worker_of_an_unknown_kind_is_taken_for_the_hungriest() {
-        let sets: WorkingSets = [("native@cpu".into(), 7), ("python@cuda".into(), 3)]
-            .into_iter()
-            .collect();
-        assert_eq!((sets.of("python@cuda"), sets.of("python@xpu")), (3, 7));
+        let sliced = Pieces::ALL.map(|pieces| if pieces.attention { 1 } else { 3 });
+        let sets = [("native@cpu".into(), [7; 6]), ("python@cuda".into(), sliced)];
+        let sets: WorkingSets = sets.into_iter().collect();
+        let of = |kind, attention| {
+            let pieces = Pieces {
+                attention,
+                ..Pieces::default()
+            };
+            sets.of(kind, pieces)
+        };
+        assert_eq!((of("python@cuda", false), of("python@cuda", true)), (3, 1));
+        assert_eq!(of("python@xpu", true), 7);
     }
 
     #[test]

@@ -8,37 +8,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use calotype_protocol::{Capabilities, JobId, ModelId, Offload};
+use calotype_protocol::{Capabilities, JobId, ModelId};
 
 use super::Class;
-use crate::inference::{Lack, Needs};
+use crate::inference::{Lack, ModelNeed, Needs};
 use crate::memory::WorkingSets;
-use crate::memory::holding::{self, Precision};
+use crate::memory::holding::{self, Pieces, Precision, Residency, Way, Ways};
 
 /// A model of fewer bytes is worth no wait for a better device: a processor has drawn its picture before an accelerator's
 /// worker has started.
 const SMALL_BYTES: u64 = 512 << 20;
-
-/// A model that a job needs, with what its weights take.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ModelNeed {
-    /// Which.
-    pub model: ModelId,
-    /// Bytes of its weights where a device computes in single precision, estimated.
-    pub single_bytes: u64,
-    /// Likewise in half precision.
-    pub half_bytes: u64,
-}
-
-impl ModelNeed {
-    /// On a device of this precision.
-    pub fn weights_bytes(&self, precision: Precision) -> u64 {
-        match precision {
-            Precision::Single => self.single_bytes,
-            Precision::Half => self.half_bytes,
-        }
-    }
-}
 
 /// A job that could run.
 #[derive(Debug, Clone, PartialEq)]
@@ -70,8 +49,8 @@ pub struct Resident {
     pub model: ModelId,
     /// What it takes.
     pub bytes: u64,
-    /// What of it waits in host memory.
-    pub offload: Offload,
+    /// How it is held.
+    pub residency: Residency,
     /// Whether a job uses it.
     pub in_use: bool,
     /// Grows with each use; the smallest is evicted first.
@@ -102,8 +81,8 @@ pub struct Slot {
     pub kind: Arc<str>,
     /// What it computes in.
     pub precision: Precision,
-    /// Whether it can keep a model in host memory between its uses.
-    pub offloads: bool,
+    /// What it can do to hold more than fits.
+    pub ways: Ways,
     /// Smaller is better where several can do a job.
     pub rank: usize,
     /// Whether it takes work.
@@ -144,6 +123,8 @@ pub enum Decision {
         job: JobId,
         /// Where.
         worker: String,
+        /// What of it is done in pieces.
+        pieces: Pieces,
     },
     /// Make a model resident for the job.
     Load {
@@ -153,8 +134,8 @@ pub enum Decision {
         model: ModelId,
         /// Where.
         worker: String,
-        /// What of it stays in host memory between its uses.
-        offload: Offload,
+        /// How it is to be held.
+        residency: Residency,
         /// What it will take of the device.
         weights_bytes: u64,
     },
@@ -366,23 +347,22 @@ impl Board {
             return vec![wait(job, format!("{} has no ledger", slot.device))];
         };
         let precision = slot.precision;
-        let working_bytes = job.working_sets.of(&slot.kind);
-        let weights = |need: &ModelNeed| need.weights_bytes(precision);
-        let weights_bytes = job
-            .models
-            .iter()
-            .fold(0u64, |sum, need| sum.saturating_add(weights(need)));
-        let way = holding::held(weights_bytes, working_bytes, room.budget_bytes, slot.offloads);
-        let Some(offload) = way else {
-            return vec![Decision::Refuse {
-                job: job.job.clone(),
-                why: Refusal::TooLarge {
-                    need_bytes: weights_bytes.saturating_add(working_bytes),
-                    budget_bytes: room.budget_bytes,
-                },
-            }];
+        let working_bytes = |pieces| job.working_sets.of(&slot.kind, pieces);
+        let weights_bytes = ModelNeed::sum(&job.models, precision);
+        let way = match slot.ways.held(weights_bytes, working_bytes, room.budget_bytes) {
+            Ok(way) => way,
+            Err(need_bytes) => {
+                return vec![Decision::Refuse {
+                    job: job.job.clone(),
+                    why: Refusal::TooLarge {
+                        need_bytes,
+                        budget_bytes: room.budget_bytes,
+                    },
+                }];
+            }
         };
-        let weights = |need: &ModelNeed| holding::on_device_bytes(weights(need), offload);
+        let working_bytes = working_bytes(way.pieces);
+        let weights = |need: &ModelNeed| holding::on_device_bytes(need.weights_bytes(precision), way.offload);
         if slot.moving {
             return vec![wait(
                 job,
@@ -414,16 +394,18 @@ impl Board {
             .fold(0u64, |sum, need| sum.saturating_add(weights(need)));
         let need_bytes = missing_bytes.saturating_add(working_bytes);
         let first_missing = missing.first().map(|need| (*need).clone());
+        let mut scores = false;
         for resident in &mut self.slots[index].resident {
             if job.models.iter().any(|need| need.model == resident.model) {
                 resident.in_use = true;
+                scores |= resident.residency.holds_scores(way);
             }
         }
-        if need_bytes > room.free_bytes {
+        if need_bytes > room.free_bytes || scores {
             let device = self.slots[index].device.clone();
-            let models = self
-                .evictable(&device, need_bytes - room.free_bytes)
-                .or_else(|| self.held_too_large(job, index, offload));
+            let short_bytes = need_bytes.saturating_sub(room.free_bytes);
+            let others = (!scores).then(|| self.evictable(&device, short_bytes));
+            let models = others.flatten().or_else(|| self.held_too_large(job, index, way));
             return match models {
                 Some(models) => self.evict(models),
                 None => vec![wait(
@@ -445,7 +427,7 @@ impl Board {
                     job: job.job.clone(),
                     model: need.model,
                     worker,
-                    offload,
+                    residency: way.into(),
                     weights_bytes,
                 };
                 (weights_bytes, decision)
@@ -456,6 +438,7 @@ impl Board {
                 let decision = Decision::Run {
                     job: job.job.clone(),
                     worker,
+                    pieces: way.pieces,
                 };
                 (working_bytes, decision)
             }
@@ -490,13 +473,13 @@ impl Board {
 
     /// The job's own models that must be loaded anew in a smaller way, now that nobody uses them: beside them as they are
     /// held, the job would wait for ever.
-    fn held_too_large(&self, job: &Waiting, index: usize, way: Offload) -> Option<Vec<(usize, ModelId)>> {
+    fn held_too_large(&self, job: &Waiting, index: usize, way: Way) -> Option<Vec<(usize, ModelId)>> {
         let slot = &self.slots[index];
         let own = slot
             .resident
             .iter()
             .filter(|resident| job.models.iter().any(|need| need.model == resident.model))
-            .filter(|resident| holding::is_smaller(way, resident.offload));
+            .filter(|resident| resident.residency.is_too_large_for(way));
         let models: Vec<_> = own.map(|resident| (index, resident.model.clone())).collect();
         (slot.busy == 0 && !models.is_empty()).then_some(models)
     }

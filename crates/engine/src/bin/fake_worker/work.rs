@@ -204,6 +204,7 @@ impl Worker {
             step: _,
             priority: _,
             deadline_ms: _,
+            vae: _,
             work,
         } = run;
         self.runs += 1;

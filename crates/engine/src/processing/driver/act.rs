@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use calotype_protocol::{
-    Attempt, Blob, Down, Dtype, Frame, JobId, Load, LoadId, LoadPlan, ModelId, Offload, Run, StepId, Work,
+    Attempt, Blob, Down, Dtype, Frame, JobId, Load, LoadId, LoadPlan, ModelId, Run, StepId, Work,
 };
 
 use super::{Action, Driver, Internal, Moving, PostState, now_ms};
 use crate::error::{Code, Error};
 use crate::inference::{self, InputFiles, Plan};
-use crate::memory::holding::Precision;
+use crate::memory::holding::{Pieces, Precision, Residency, Ways};
 use crate::memory::{Ledger, Owner};
 use crate::processing::JobState;
 use crate::processing::policy::{self, Decision, Refusal, Resident, Room, Slot, Standing, Waiting};
@@ -51,14 +51,14 @@ impl Driver {
             .map(|(device, ledger)| (device.clone(), room(ledger)));
         for decision in policy::plan(&waiting, &slots, &rooms.collect()) {
             match decision {
-                Decision::Run { job, worker } => self.claim(&job, &worker),
+                Decision::Run { job, worker, pieces } => self.claim(&job, &worker, pieces),
                 Decision::Load {
                     job,
                     model,
                     worker,
-                    offload,
+                    residency,
                     weights_bytes,
-                } => self.load(&job, &model, &worker, offload, weights_bytes),
+                } => self.load(&job, &model, &worker, residency, weights_bytes),
                 Decision::Evict { model, worker } => self.evict(&model, &worker),
                 Decision::Wake { worker, job } => self.wake(&worker, &job),
                 Decision::Wait { job, reason } => self.wait(&job, reason),
@@ -127,18 +127,13 @@ impl Driver {
             }
             (PostState::Gone, None) => (Standing::Broken, "it is gone".to_owned()),
         };
-        let offloads = post.ready.as_ref().is_some_and(|ready| {
-            let plans = &ready.capabilities.plans;
-            ["offload_model", "offload_sequential"]
-                .iter()
-                .all(|plan| plans.iter().any(|own| own == plan))
-        });
+        let plans = post.ready.as_ref().map(|ready| &ready.capabilities.plans);
         Some(Slot {
             worker: name.to_owned(),
             device: post.device.clone(),
             kind: Arc::clone(&post.kind),
             precision: Precision::of(&post.config.device.kind),
-            offloads,
+            ways: plans.map_or_else(Ways::default, |plans| Ways::of(plans)),
             rank: post.rank,
             standing,
             not_ready,
@@ -157,7 +152,7 @@ impl Driver {
                 .map(|(model, stay)| Resident {
                     model: model.clone(),
                     bytes: stay.bytes,
-                    offload: stay.offload,
+                    residency: stay.residency,
                     in_use: in_use.contains(model),
                     last_use: stay.last_use,
                 })
@@ -181,15 +176,15 @@ impl Driver {
     }
 
     /// Claims a job for a worker: lease, then journal, and only then the line down.
-    fn claim(&mut self, job: &JobId, worker: &str) {
+    fn claim(&mut self, job: &JobId, worker: &str, pieces: Pieces) {
         let (Some(live), Some(post)) = (self.jobs.get_mut(job), self.posts.get_mut(worker)) else {
             return;
         };
         let Some(ledger) = self.ledgers.get_mut(&post.device) else {
             return;
         };
-        if let Err(no_room) = ledger.reserve(Owner::WorkingSet(job.clone()), live.working_sets.of(&post.kind))
-        {
+        let working_bytes = live.working_sets.of(&post.kind, pieces);
+        if let Err(no_room) = ledger.reserve(Owner::WorkingSet(job.clone()), working_bytes) {
             live.reason = Some(no_room.to_string());
             return;
         }
@@ -202,6 +197,7 @@ impl Driver {
         post.jobs.insert(job.clone());
         let together = (post.jobs.len() > 1).then(|| post.jobs.clone());
         live.place = Some((worker.to_owned(), post.incarnation));
+        live.pieces = pieces;
         live.sent = false;
         live.accompanied = false;
         live.state = JobState::Running;
@@ -266,6 +262,7 @@ impl Driver {
                     step: StepId("generate".into()),
                     priority: live.record.priority,
                     deadline_ms: None,
+                    vae: live.pieces.vae,
                     work,
                 };
                 if let Some((worker, incarnation)) = &live.place
@@ -321,7 +318,7 @@ impl Driver {
         }
     }
 
-    fn load(&mut self, job: &JobId, model: &ModelId, worker: &str, offload: Offload, weights_bytes: u64) {
+    fn load(&mut self, job: &JobId, model: &ModelId, worker: &str, residency: Residency, weights_bytes: u64) {
         let spec = match self.catalogue.loadable(model.as_str()) {
             Ok(record) => match &record.problem {
                 None => self.catalogue.spec(&record),
@@ -355,7 +352,7 @@ impl Driver {
         post.moving = Some(Moving {
             load: load.clone(),
             model: model.clone(),
-            offload,
+            residency,
             began: Instant::now(),
             waiting: Some(job.clone()),
             segments: Vec::new(),
@@ -376,9 +373,9 @@ impl Driver {
                 dtype,
                 budget_bytes,
                 plan: LoadPlan {
-                    offload,
+                    offload: residency.offload,
+                    attention_slicing: residency.attention_slicing,
                     compile: self.compile,
-                    ..LoadPlan::default()
                 },
             },
         );
@@ -396,7 +393,7 @@ impl Driver {
         post.moving = Some(Moving {
             load: unload.clone(),
             model: model.clone(),
-            offload: Offload::None,
+            residency: Residency::default(),
             began: Instant::now(),
             waiting: None,
             segments: Vec::new(),

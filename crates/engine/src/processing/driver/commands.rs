@@ -4,9 +4,8 @@ use tokio::sync::oneshot;
 
 use super::{Action, Command, Driver, Live};
 use crate::error::{Code, Error};
-use crate::inference::{Needs, estimate};
-use crate::memory::holding::Precision;
-use crate::processing::policy::ModelNeed;
+use crate::inference::{ModelNeed, Needs, estimate};
+use crate::memory::holding::Pieces;
 use crate::processing::{JobRecord, JobState, JobView, Ticket};
 use calotype_protocol::{Attempt, Down, JobId};
 use std::sync::Arc;
@@ -41,25 +40,29 @@ impl Driver {
 
     fn accepted(&mut self, record: JobRecord, ticket: Ticket, reply: Option<oneshot::Sender<JobView>>) {
         let job = record.id.clone();
-        let working_sets = self.posts.values().map(|post| {
-            let precision = Precision::of(&post.config.device.kind);
-            let guess_bytes = estimate::working_set_bytes(&record.plan, precision);
-            let shape = estimate::peak_key(&record.plan, &post.kind);
-            let (bytes, _) = self.peaks.need_bytes(&shape, guess_bytes);
-            (Arc::clone(&post.kind), bytes)
-        });
-        let working_sets = Arc::new(working_sets.collect());
         // A model that was taken away since the job was accepted: the job is kept, and ends with that reason.
         let (needs, models, problem) = match self.required(&record) {
             Ok((needs, models)) => (needs, models, None),
             Err(error) => (Needs::nothing(), Vec::new(), Some(error)),
         };
+        let working_sets = self.posts.values().map(|post| {
+            let device_kind = &post.config.device.kind;
+            let bytes = Pieces::ALL.map(|pieces| {
+                let guess_bytes =
+                    estimate::working_set_bytes(&record.plan, needs.family(), device_kind, pieces);
+                let shape = estimate::peak_key(&record.plan, &post.kind, pieces);
+                self.peaks.need_bytes(&shape, guess_bytes).0
+            });
+            (Arc::clone(&post.kind), bytes)
+        });
+        let working_sets = Arc::new(working_sets.collect());
         let live = Live {
             state: record.state,
             alone: record.crashes > 0,
             reason: None,
             progress: None,
             place: None,
+            pieces: Pieces::default(),
             sent: false,
             accompanied: false,
             wish: None,
@@ -92,15 +95,7 @@ impl Driver {
     /// What a job asks of a worker, and the models that it needs.
     fn required(&self, record: &JobRecord) -> Result<(Needs, Vec<ModelNeed>), Error> {
         let needs = Needs::of(&record.plan, &self.catalogue)?;
-        let models = record.plan.models().into_iter().map(|model| {
-            let found = self.catalogue.loadable(model.as_str())?;
-            Ok(ModelNeed {
-                single_bytes: found.resident_bytes_estimate(Precision::Single),
-                half_bytes: found.resident_bytes_estimate(Precision::Half),
-                model,
-            })
-        });
-        Ok((needs, models.collect::<Result<_, Error>>()?))
+        Ok((needs, ModelNeed::all_of(&record.plan, &self.catalogue)?))
     }
 
     fn control(&mut self, job: &JobId, action: Action) -> Result<JobView, Error> {

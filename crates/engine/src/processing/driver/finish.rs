@@ -75,7 +75,12 @@ impl Driver {
         let (Some(live), Some(post)) = (self.jobs.get(&result.job), self.posts.get(worker)) else {
             return;
         };
-        if live.accompanied || post.resident.values().any(|stay| stay.offload != Offload::None) {
+        if live.accompanied
+            || post
+                .resident
+                .values()
+                .any(|stay| stay.residency.offload != Offload::None)
+        {
             return;
         }
         let base_bytes = if post.config.device.kind == "cpu" {
@@ -88,7 +93,7 @@ impl Driver {
             return;
         };
         let took_bytes = result.peak_bytes.saturating_sub(base_bytes);
-        let shape = estimate::peak_key(&live.record.plan, &post.kind);
+        let shape = estimate::peak_key(&live.record.plan, &post.kind, live.pieces);
         if took_bytes > 0 && self.peaks.measured(&shape, took_bytes) {
             let store = self.store.clone();
             tokio::spawn(async move {

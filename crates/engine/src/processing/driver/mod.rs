@@ -22,18 +22,16 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use calotype_protocol::{
-    Blob, Capabilities, Hello, JobId, Load, LoadId, ModelId, Offload, Ready, SegmentId, Work,
-};
+use calotype_protocol::{Blob, Capabilities, Hello, JobId, Load, LoadId, ModelId, Ready, SegmentId, Work};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::policy::ModelNeed;
 use super::{JobProgress, JobRecord, JobResult, JobState, JobView, Ticket};
 use crate::device::Device;
 use crate::error::Error;
 use crate::event::EventKind;
 use crate::event_log::EventLog;
-use crate::inference::{Abilities, Lack, Needs};
+use crate::inference::{Abilities, Lack, ModelNeed, Needs};
+use crate::memory::holding::{Pieces, Residency};
 use crate::memory::weight_cache::{Source, WeightCache};
 use crate::memory::{Ledger, Peaks, WorkingSets};
 use crate::model::Catalogue;
@@ -165,6 +163,8 @@ struct Live {
     progress: Option<JobProgress>,
     /// The worker that it is assigned to, and that process.
     place: Option<(String, u64)>,
+    /// What of it is done in pieces there.
+    pieces: Pieces,
     /// Whether `run` went down.
     sent: bool,
     /// Whether another job was in its worker with it: what the worker held is not what this one took.
@@ -232,7 +232,7 @@ enum PostState {
 struct Stay {
     /// What it takes of the device.
     bytes: u64,
-    offload: Offload,
+    residency: Residency,
     last_use: u64,
 }
 
@@ -240,7 +240,7 @@ struct Stay {
 struct Moving {
     load: LoadId,
     model: ModelId,
-    offload: Offload,
+    residency: Residency,
     began: Instant,
     /// Jobs that are shown as loading.
     waiting: Option<JobId>,

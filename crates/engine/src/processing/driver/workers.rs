@@ -236,14 +236,14 @@ impl Driver {
             return;
         };
         // Of what waits in host memory only a part lies on the device at a time.
-        let bytes = holding::on_device_bytes(loaded.resident_bytes, moving.offload);
+        let bytes = holding::on_device_bytes(loaded.resident_bytes, moving.residency.offload);
         if let Some(ledger) = self.ledgers.get_mut(&post.device) {
             ledger.correct(&weights_of(worker, &loaded.model), bytes);
         }
         self.uses += 1;
         let stay = Stay {
             bytes,
-            offload: moving.offload,
+            residency: moving.residency,
             last_use: self.uses,
         };
         let phases: Vec<String> = loaded

@@ -1,9 +1,11 @@
 use std::slice::from_ref;
 
-use calotype_protocol::{Mode, Sampler, Schedule};
+use calotype_protocol::{Mode, Offload, Sampler, Schedule, VaePlan};
 use proptest::prelude::*;
 
 use super::*;
+
+const OFFLOADS: [&str; 2] = ["offload_model", "offload_sequential"];
 
 fn needs() -> Needs {
     Needs {
@@ -45,7 +47,17 @@ fn model(name: &str, weights_bytes: u64) -> ModelNeed {
 }
 
 fn working(bytes: u64) -> Arc<WorkingSets> {
-    Arc::new([("native@cpu".into(), bytes)].into_iter().collect())
+    sets([bytes; 6])
+}
+
+/// In the order of `Pieces::ALL`.
+fn sets(by_pieces: [u64; 6]) -> Arc<WorkingSets> {
+    Arc::new([("native@cpu".into(), by_pieces)].into_iter().collect())
+}
+
+fn ways(plans: &[&str]) -> Ways {
+    let plans: Vec<String> = plans.iter().map(|plan| (*plan).to_owned()).collect();
+    Ways::of(&plans)
 }
 
 fn waiting(name: &str, sequence: u64) -> Waiting {
@@ -66,7 +78,7 @@ fn resident(model: &str, bytes: u64, in_use: bool, last_use: u64) -> Resident {
     Resident {
         model: model.into(),
         bytes,
-        offload: Offload::None,
+        residency: Residency::default(),
         in_use,
         last_use,
     }
@@ -78,7 +90,7 @@ fn slot() -> Slot {
         device: "cpu0".into(),
         kind: "native@cpu".into(),
         precision: Precision::Single,
-        offloads: false,
+        ways: Ways::default(),
         rank: 1,
         standing: Standing::Ready,
         not_ready: String::new(),
@@ -108,6 +120,7 @@ fn run_at(name: &str, worker: &str) -> Decision {
     Decision::Run {
         job: name.into(),
         worker: worker.into(),
+        pieces: Pieces::default(),
     }
 }
 
@@ -361,15 +374,15 @@ fn what_one_worker_cannot_load_or_do_goes_to_another() {
 fn a_model_too_large_for_its_device_waits_in_host_memory_where_the_worker_can_do_that() {
     let mut gpu = slot();
     (gpu.worker, gpu.device) = ("cuda0".into(), "cuda0".into());
-    (gpu.precision, gpu.offloads) = (Precision::Half, true);
+    (gpu.precision, gpu.ways) = (Precision::Half, ways(&OFFLOADS));
     gpu.resident.clear();
     let mut job = waiting("a", 1);
     let offload_of = |job: &Waiting, gpu: &Slot| match &plan(from_ref(job), from_ref(gpu), &room(100))[0] {
         Decision::Load {
-            offload,
+            residency,
             weights_bytes,
             ..
-        } => Some((*offload, *weights_bytes)),
+        } => Some((residency.offload, *weights_bytes)),
         Decision::Refuse { .. } => None,
         other => panic!("{other:?}"),
     };
@@ -379,7 +392,7 @@ fn a_model_too_large_for_its_device_waits_in_host_memory_where_the_worker_can_do
     assert_eq!(offload_of(&job, &gpu), Some((Offload::Model, 87)));
     job.models = [model("m", 600)].into();
     assert_eq!(offload_of(&job, &gpu), Some((Offload::Sequential, 60)));
-    gpu.offloads = false;
+    gpu.ways = Ways::default();
     assert_eq!(offload_of(&job, &gpu), None);
 }
 
@@ -387,7 +400,7 @@ fn a_model_too_large_for_its_device_waits_in_host_memory_where_the_worker_can_do
 fn a_model_that_leaves_a_larger_job_no_room_is_loaded_anew_in_a_smaller_way_once_it_is_idle() {
     let mut gpu = slot();
     (gpu.worker, gpu.device) = ("cuda0".into(), "cuda0".into());
-    (gpu.precision, gpu.offloads) = (Precision::Half, true);
+    (gpu.precision, gpu.ways) = (Precision::Half, ways(&OFFLOADS));
     gpu.resident = vec![resident("m", 70, false, 1)];
     let mut job = waiting("a", 1);
     // By itself it fits in blocks: 14 of its 70 bytes and 50 for the job.
@@ -410,7 +423,10 @@ fn a_model_that_leaves_a_larger_job_no_room_is_loaded_anew_in_a_smaller_way_once
         matches!(
             &load,
             Decision::Load {
-                offload: Offload::Sequential,
+                residency: Residency {
+                    offload: Offload::Sequential,
+                    ..
+                },
                 weights_bytes: 14,
                 ..
             }
@@ -418,12 +434,64 @@ fn a_model_that_leaves_a_larger_job_no_room_is_loaded_anew_in_a_smaller_way_once
         "{load:?}"
     );
     // Held so already, it is not loaded again and again.
-    let held = Resident {
-        offload: Offload::Sequential,
-        ..resident("m", 70, false, 1)
-    };
+    let mut held = resident("m", 70, false, 1);
+    held.residency.offload = Offload::Sequential;
     gpu.resident = vec![held];
     assert!(matches!(decided(&gpu, 30), Decision::Wait { .. }));
+}
+
+#[test]
+fn a_job_too_large_beside_its_model_is_done_in_tiles_and_its_model_stays_where_it_is() {
+    let mut gpu = slot();
+    gpu.ways = ways(&["vae_slicing", "vae_tiling"]);
+    let mut job = waiting("a", 1);
+    job.working_sets = sets([60, 55, 20, 60, 55, 20]);
+    let in_tiles = Pieces {
+        vae: VaePlan::Tiling,
+        attention: false,
+    };
+    let decisions = plan(from_ref(&job), from_ref(&gpu), &room(50));
+    let expected = Decision::Run {
+        job: "a".into(),
+        worker: "cpu0".into(),
+        pieces: in_tiles,
+    };
+    assert_eq!(decisions, [expected]);
+    // Whether it is done in tiles depends on the device and not on who else is there: it waits for the others.
+    job.working_sets = sets([40, 40, 20, 40, 40, 20]);
+    let decisions = plan(from_ref(&job), from_ref(&gpu), &room(30));
+    assert!(matches!(decisions[..], [Decision::Wait { .. }]), "{decisions:?}");
+    gpu.ways = Ways::default();
+    job.working_sets = sets([60, 55, 20, 60, 55, 20]);
+    let decisions = plan(from_ref(&job), from_ref(&gpu), &room(50));
+    let why = Refusal::TooLarge {
+        need_bytes: 110,
+        budget_bytes: 100,
+    };
+    assert_eq!(decisions, [Decision::Refuse { job: "a".into(), why }]);
+}
+
+#[test]
+fn a_model_is_loaded_anew_with_attention_in_slices_for_a_job_that_needs_it_even_where_room_is_left() {
+    let mut gpu = slot();
+    gpu.ways = ways(&["attention_slicing"]);
+    let mut job = waiting("a", 1);
+    job.working_sets = sets([60, 60, 60, 20, 20, 20]);
+    let evict = Decision::Evict {
+        model: "m".into(),
+        worker: "cpu0".into(),
+    };
+    let decided = |gpu: &Slot| plan(from_ref(&job), from_ref(gpu), &room(50)).remove(0);
+    assert_eq!(decided(&gpu), evict);
+    gpu.busy = 1;
+    assert!(matches!(decided(&gpu), Decision::Wait { .. }), "others use it");
+    gpu.busy = 0;
+    gpu.resident[0].residency.attention_slicing = true;
+    assert!(matches!(decided(&gpu), Decision::Run { .. }));
+    gpu.resident.clear();
+    let load = plan(from_ref(&job), from_ref(&gpu), &room(100)).remove(0);
+    let slices = matches!(&load, Decision::Load { residency, .. } if residency.attention_slicing);
+    assert!(slices, "{load:?}");
 }
 
 proptest! {
@@ -445,7 +513,7 @@ proptest! {
         for decision in &decisions {
             if let Decision::Run { job, .. } = decision {
                 started += 1;
-                spent += jobs.iter().find(|waiting| &waiting.job == job).map_or(0, |waiting| waiting.working_sets.of("native@cpu"));
+                spent += jobs.iter().find(|waiting| &waiting.job == job).map_or(0, |waiting| waiting.working_sets.of("native@cpu", Pieces::default()));
             }
         }
         prop_assert!(spent <= free_bytes);

@@ -1,4 +1,4 @@
-use calotype_protocol::{Dtype, Embed, Load, ModelFormat, ModelSpec, Run, StepId, Work};
+use calotype_protocol::{Dtype, Embed, Load, ModelFormat, ModelSpec, Run, StepId, VaePlan, Work};
 use proptest::prelude::*;
 
 use super::*;
@@ -14,6 +14,7 @@ fn run(job: &str, attempt: u32) -> Down {
         step: StepId::from("generate"),
         priority: 0,
         deadline_ms: None,
+        vae: VaePlan::Whole,
         work,
     }))
 }
