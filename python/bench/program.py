@@ -263,7 +263,7 @@ def switches(server: Server) -> dict[str, Any]:
 
 
 def offloaded(server: Server) -> dict[str, Any]:
-    """An SDXL picture on a card whose budget holds only parts of it."""
+    """An SDXL picture on a card whose budget does not hold all of it at once."""
     before = card_used_bytes()
     server.draw(model="sdxl-a", **XL)
     view = server.draw(model="sdxl-a", **XL)
@@ -362,7 +362,7 @@ def main() -> None:
         with serving(asked.calotype, asked.folder, "switches", "--memory-share", share_of_card(11.2)) as server:
             tell("switches", switches(server))
     if "offload" in asked.parts:
-        for name, gb in (("offload_model", 10.0), ("offload_sequential", 5.0)):
+        for name, gb in (("vae_tiling", 10.0), ("offload_model", 8.0), ("offload_sequential", 5.0)):
             with serving(asked.calotype, asked.folder, name, "--memory-share", share_of_card(gb)) as server:
                 tell(name, offloaded(server))
     if "killed" in asked.parts:

@@ -125,3 +125,31 @@ fn a_part_of_an_image_is_drawn_at_full_size_and_the_rest_is_kept() {
     );
     assert_ne!(at(200, 140), [90; 3]);
 }
+
+/// Of a picture that does not fit whole beside its model on the CPU's budget, which is made small.
+#[test]
+fn a_picture_too_large_for_the_budget_is_decoded_in_tiles_and_says_so_before_and_after() {
+    let dir = tempfile::tempdir().unwrap();
+    if python().is_none() {
+        return;
+    }
+    let total_bytes = Server::start(dir.path()).get("/api/memory")[0]["total_bytes"]
+        .as_f64()
+        .unwrap();
+    // By the estimate: 2.7 GB whole, 1.1 GB in tiles, and 0.3 GB of weights.
+    let share = (2.2e9 / total_bytes).to_string();
+    let server = Server::start_with(dir.path(), &["--runtime", "python", "--memory-share", &share]);
+    let small = json!({ "prompt": "a red apple", "width": 256, "height": 256, "steps": 1, "seed": 1 });
+    let picture = server.fetched(&server.submit(&small));
+    assert_eq!((picture.width, picture.height), (256, 256));
+    let large = json!({ "prompt": "a red apple", "width": 1024, "height": 1024, "steps": 1, "seed": 1 });
+    let (status, forecast) = server.post("/api/inference/validate", &[], &large.to_string());
+    assert_eq!(status, 200, "{forecast}");
+    assert_eq!(forecast["memory_plan"], json!(["vae_tiling"]), "{forecast}");
+    let ended = server.ended(&server.submit(&large));
+    assert_eq!(ended["state"], "succeeded", "{ended}");
+    assert_eq!(ended["result"]["plan"], json!(["vae_tiling"]), "{ended}");
+    // The same model, which was not loaded again, draws the small one as before.
+    let again = server.fetched(&server.submit(&small));
+    assert!(again.pixels == picture.pixels);
+}

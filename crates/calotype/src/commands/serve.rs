@@ -29,7 +29,7 @@ pub struct Args {
     /// Most jobs that share one worker; 0 for the worker's own figure.
     #[arg(long, default_value_t = 0)]
     max_concurrency: u32,
-    /// Share of the host's memory that models and jobs may take.
+    /// Share of a device's memory that models and jobs may take.
     #[arg(long, default_value_t = 0.8)]
     memory_share: f64,
     /// Share of the host's memory that keeps weights ready for GPUs, so that a switch of models runs at the rate of the
