@@ -76,6 +76,19 @@ pub struct Way {
     pub pieces: Pieces,
 }
 
+impl Way {
+    /// Grows with what is given up.
+    pub fn cost(self) -> usize {
+        let offload = match self.offload {
+            Offload::None => 0,
+            Offload::Model => 1,
+            Offload::Sequential => 2,
+        };
+        let pieces = Pieces::ALL.iter().position(|pieces| *pieces == self.pieces);
+        offload * Pieces::ALL.len() + pieces.unwrap_or(Pieces::ALL.len())
+    }
+}
+
 /// How a model was loaded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Residency {

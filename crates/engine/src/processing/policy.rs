@@ -1,6 +1,6 @@
 //! Who goes next, and where. Pure: knows no clock, lock or process; the driver carries out what `plan` returns.
 //!
-//! Order: class, then priority, then arrival. A job goes to the best worker that can do it: accelerators before
+//! Order: class, then priority, then arrival. A job goes to the best worker that can do it and has room: accelerators before
 //! processors, those that run before those that must be started. On one worker nobody overtakes a job that waits for
 //! room, so that a large job is not starved by small ones. A job that was in a worker that died runs alone until it has
 //! shown its innocence. Workers of one device share its room.
@@ -294,7 +294,10 @@ impl Board {
                     .iter()
                     .filter(|need| slot.resident.iter().any(|there| there.model == need.model))
                     .count();
+                let way = self.way(job, slot);
                 (
+                    // Where it can never run it is told why, and only if it can run nowhere else.
+                    way.is_some_and(|way| way.is_err()),
                     // Of those that are there or about to be the better device; others are a last resort.
                     if worth_a_wait {
                         slot.standing.max(Standing::Starting)
@@ -302,6 +305,8 @@ impl Board {
                         slot.standing
                     },
                     slot.rank,
+                    // Of two cards the one that has room for all of it.
+                    way.and_then(Result::ok).map_or(0, Way::cost),
                     slot.standing,
                     self.held[*index].is_some(),
                     job.models.len() - resident,
@@ -309,6 +314,15 @@ impl Board {
                 )
             })
             .map(|(index, _)| index)
+    }
+
+    /// How a worker would hold it, or the least bytes that it would need; `None` before it has said what it can.
+    fn way(&self, job: &Waiting, slot: &Slot) -> Option<Result<Way, u64>> {
+        let room = self.rooms.get(&slot.device)?;
+        slot.capabilities.as_ref()?;
+        let weights_bytes = ModelNeed::sum(&job.models, slot.precision);
+        let working_bytes = |pieces| job.working_sets.of(&slot.kind, pieces);
+        Some(slot.ways.held(weights_bytes, working_bytes, room.budget_bytes))
     }
 
     fn nobody(&self, job: &Waiting) -> Decision {
@@ -347,11 +361,9 @@ impl Board {
             return vec![wait(job, format!("{} has no ledger", slot.device))];
         };
         let precision = slot.precision;
-        let working_bytes = |pieces| job.working_sets.of(&slot.kind, pieces);
-        let weights_bytes = ModelNeed::sum(&job.models, precision);
-        let way = match slot.ways.held(weights_bytes, working_bytes, room.budget_bytes) {
-            Ok(way) => way,
-            Err(need_bytes) => {
+        let way = match self.way(job, slot) {
+            Some(Ok(way)) => way,
+            Some(Err(need_bytes)) => {
                 return vec![Decision::Refuse {
                     job: job.job.clone(),
                     why: Refusal::TooLarge {
@@ -360,8 +372,9 @@ impl Board {
                     },
                 }];
             }
+            None => return vec![wait(job, format!("{} has not said what it can do", slot.worker))],
         };
-        let working_bytes = working_bytes(way.pieces);
+        let working_bytes = job.working_sets.of(&slot.kind, way.pieces);
         let weights = |need: &ModelNeed| holding::on_device_bytes(need.weights_bytes(precision), way.offload);
         if slot.moving {
             return vec![wait(

@@ -127,7 +127,7 @@ impl Driver {
             }
             (PostState::Gone, None) => (Standing::Broken, "it is gone".to_owned()),
         };
-        let plans = post.ready.as_ref().map(|ready| &ready.capabilities.plans);
+        let plans = post.capabilities.as_ref().map(|can| &can.plans);
         Some(Slot {
             worker: name.to_owned(),
             device: post.device.clone(),

@@ -472,6 +472,50 @@ fn a_job_too_large_beside_its_model_is_done_in_tiles_and_its_model_stays_where_i
 }
 
 #[test]
+fn a_job_goes_to_the_device_that_has_room_for_all_of_it_and_to_a_worse_one_before_it_is_refused() {
+    let card = |index: usize, plans: &[&str]| {
+        let name = format!("cuda{index}");
+        Slot {
+            worker: name.clone(),
+            device: name,
+            kind: "python@cuda".into(),
+            rank: 0,
+            ways: ways(plans),
+            resident: Vec::new(),
+            ..slot()
+        }
+    };
+    let slots = [card(0, &OFFLOADS), card(1, &OFFLOADS), slot()];
+    let mut rooms = room(100);
+    for (device, budget_bytes) in [("cuda0", 40), ("cuda1", 70), ("cpu0", 90)] {
+        let free_bytes = budget_bytes;
+        rooms.insert(
+            device.into(),
+            Room {
+                free_bytes,
+                budget_bytes,
+            },
+        );
+    }
+    let goes_to = |working_bytes, slots: &[Slot]| {
+        let job = Waiting {
+            working_sets: working(working_bytes),
+            ..waiting("a", 1)
+        };
+        match plan(&[job], slots, &rooms).remove(0) {
+            Decision::Load { worker, .. } | Decision::Run { worker, .. } => worker,
+            other => format!("{other:?}"),
+        }
+    };
+    assert_eq!(goes_to(20, &slots), "cuda1", "the other card would offload it");
+    assert_eq!(goes_to(10, &slots[..1]), "cuda0");
+    let cards = [card(0, &[]), card(1, &[]), slot()];
+    assert_eq!(goes_to(40, &cards), "cpu0", "no card has room");
+    let refused = goes_to(50, &cards);
+    assert!(refused.contains("TooLarge"), "{refused}");
+}
+
+#[test]
 fn a_model_is_loaded_anew_with_attention_in_slices_for_a_job_that_needs_it_even_where_room_is_left() {
     let mut gpu = slot();
     gpu.ways = ways(&["attention_slicing"]);
