@@ -107,7 +107,9 @@ fn host() -> Finding {
 
 fn gpu(gpus: &[String]) -> Finding {
     if gpus.is_empty() {
-        let found = "none by NVML (its library or a card is absent); pictures are made on the CPU".to_owned();
+        let found =
+            "none: neither NVML (NVIDIA) nor the driver amdgpu shows one; pictures are made on the CPU"
+                .to_owned();
         return Finding {
             what: "gpu",
             verdict: Verdict::Missing,

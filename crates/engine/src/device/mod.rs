@@ -1,7 +1,11 @@
-//! What computes here: the host itself, and NVIDIA cards where NVML's library is there (opened at run time, never linked).
+//! What computes here: the host itself, and the cards that their drivers show.
 
-use nvml_wrapper::Nvml;
-use nvml_wrapper::enum_wrappers::device::TemperatureSensor;
+mod amd;
+mod nvidia;
+
+use std::path::Path;
+
+pub use nvidia::nvml_problem;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
@@ -11,7 +15,7 @@ use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 pub struct Device {
     /// Kind and index, for instance `cpu0`.
     pub id: String,
-    /// `cpu` or `cuda`.
+    /// `cpu`, `cuda` or `rocm`.
     pub kind: String,
     /// As its maker calls it.
     pub name: String,
@@ -101,42 +105,9 @@ pub fn inventory() -> Vec<Device> {
         temperature_c: None,
         power_mw: None,
     }];
-    devices.extend(nvidia());
+    devices.extend(nvidia::cards());
+    devices.extend(amd::cards(Path::new("/sys")));
     devices
-}
-
-/// Why NVML shows no cards, in the driver's words; `None` where it answers. For `doctor`.
-pub fn nvml_problem() -> Option<String> {
-    Nvml::init().err().map(|error| error.to_string())
-}
-
-/// Cards that NVML sees; none where the library or a card is absent.
-fn nvidia() -> Vec<Device> {
-    let Ok(nvml) = Nvml::init() else { return Vec::new() };
-    let driver = nvml
-        .sys_driver_version()
-        .ok()
-        .map(|version| format!("NVIDIA {version}"));
-    let count = nvml.device_count().unwrap_or(0);
-    (0..count)
-        .filter_map(|index| {
-            let card = nvml.device_by_index(index).ok()?;
-            let memory = card.memory_info().ok()?;
-            Some(Device {
-                id: format!("cuda{index}"),
-                kind: "cuda".into(),
-                name: card.name().unwrap_or_else(|_| "NVIDIA card".into()),
-                vendor: Some("NVIDIA".into()),
-                uuid: card.uuid().ok(),
-                driver: driver.clone(),
-                total_bytes: memory.total,
-                free_bytes: memory.free,
-                utilisation_percent: card.utilization_rates().ok().map(|rates| rates.gpu),
-                temperature_c: card.temperature(TemperatureSensor::Gpu).ok(),
-                power_mw: card.power_usage().ok(),
-            })
-        })
-        .collect()
 }
 
 #[cfg(test)]
@@ -151,14 +122,5 @@ mod tests {
             ("cpu0", "cpu")
         );
         assert!(devices[0].total_bytes >= devices[0].free_bytes && devices[0].free_bytes > 0);
-    }
-
-    #[test]
-    fn without_nvml_there_are_no_cards_and_a_reason() {
-        let cards = inventory()
-            .into_iter()
-            .filter(|device| device.kind == "cuda")
-            .count();
-        assert!(nvml_problem().is_none_or(|reason| cards == 0 && !reason.is_empty()));
     }
 }
