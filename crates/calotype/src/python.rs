@@ -120,12 +120,8 @@ pub fn install(
             &[],
             &mut line,
         )?;
-        let versions: String = locked
-            .iter()
-            .map(|(name, version)| format!("{name}=={version}\n"))
-            .collect();
         let project = std::fs::read_to_string(package.join("pyproject.toml")).unwrap_or_default();
-        let constraints = written(&environment.join("constraints.txt"), &versions)?;
+        let constraints = written(&environment.join("constraints.txt"), &locked.join("\n"))?;
         let requirements = written(
             &environment.join("requirements.txt"),
             &needed(&project).join("\n"),
@@ -191,25 +187,32 @@ fn interpreter(with: Option<&Path>) -> Option<PathBuf> {
     }
 }
 
-/// Names and versions of a `uv.lock`; a package that stands there in several versions is left to the installer.
-fn locked(lock: &str) -> BTreeMap<String, String> {
-    let mut versions: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for package in lock.split("[[package]]").skip(1) {
-        let field = |name: &str| {
-            let line = package
-                .lines()
-                .find_map(|line| line.strip_prefix(name)?.strip_prefix(" = \""))?;
-            Some(line.trim_end_matches('"').to_owned())
+/// What a `uv.lock` says of each package, as pip takes it for a constraint: a package that stands there in several
+/// versions has each for some versions of Python.
+fn locked(lock: &str) -> Vec<String> {
+    let field = |package: &str, name: &str| {
+        let line = package
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(" = \""))?;
+        Some(line.trim_end_matches('"').to_owned())
+    };
+    let pinned = |package: &str| {
+        let (name, version) = (field(package, "name")?, field(package, "version")?);
+        let markers: Vec<String> = package
+            .lines()
+            .skip_while(|line| *line != "resolution-markers = [")
+            .skip(1)
+            .map_while(|line| Some(line.trim().strip_suffix(',')?.trim_matches('"').to_owned()))
+            .map(|marker| format!("({marker})"))
+            .collect();
+        let only = if markers.is_empty() {
+            String::new()
+        } else {
+            format!(" ; {}", markers.join(" or "))
         };
-        if let (Some(name), Some(version)) = (field("name"), field("version")) {
-            versions.entry(name).or_default().push(version);
-        }
-    }
-    versions.remove("calotype-worker");
-    versions
-        .into_iter()
-        .filter_map(|(name, mut versions)| Some((name, versions.pop().filter(|_| versions.is_empty())?)))
-        .collect()
+        (name != "calotype-worker").then(|| format!("{name}=={version}{only}"))
+    };
+    lock.split("[[package]]").skip(1).filter_map(pinned).collect()
 }
 
 fn works(program: &str) -> bool {
@@ -267,14 +270,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lock_gives_the_versions_that_it_is_sure_of() {
+    fn a_lock_gives_the_versions_for_each_python() {
         let lock = r#"version = 1
+resolution-markers = [
+    "python_full_version >= '3.11'",
+]
 [[package]]
 name = "numpy"
 version = "2.2.6"
+resolution-markers = [
+    "python_full_version < '3.11'",
+]
+dependencies = [
+    { name = "torch" },
+]
 [[package]]
 name = "numpy"
 version = "2.4.0"
+resolution-markers = [
+    "python_full_version >= '3.12'",
+    "python_full_version == '3.11.*'",
+]
 [[package]]
 name = "calotype-worker"
 version = "0.1.0"
@@ -285,9 +301,16 @@ source = { registry = "x" }
 "#;
         assert_eq!(
             locked(lock),
-            BTreeMap::from([("torch".to_owned(), "2.15.0".to_owned())])
+            [
+                "numpy==2.2.6 ; (python_full_version < '3.11')",
+                "numpy==2.4.0 ; (python_full_version >= '3.12') or (python_full_version == '3.11.*')",
+                "torch==2.15.0",
+            ]
         );
         assert!(locked("").is_empty());
+        let own = locked(include_str!("../../../python/uv.lock"));
+        let torch = own.iter().filter(|line| line.starts_with("torch=="));
+        assert!(torch.count() > 0);
     }
 
     #[test]
