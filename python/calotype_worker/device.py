@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -68,6 +69,8 @@ class Device:
         self.fuses_attention = torch_device.type in ("cpu", "cuda", "xpu")
         """Whether torch computes attention without holding the scores of all pairs of tokens."""
         self.whereabouts = Whereabouts(torch_device)
+        self._account: Any = getattr(torch, torch_device.type) if self.is_apart else None
+        """Where torch counts what is held of memory that is the device's own."""
         self._side: torch.cuda.Stream | None = None
         self._peak_bytes = 0
         """Of the laps before this one."""
@@ -152,20 +155,21 @@ class Device:
             )
         if self.torch.type == "cpu":
             return DeviceFacts(name=_processor(), total_bytes=total, free_bytes=free, dtypes=["f32", "bf16"])
-        return DeviceFacts(name=self.kind, total_bytes=total, free_bytes=free, dtypes=["f32", "f16"])
+        name = self.kind if self._account is None else str(self._account.get_device_properties(self.torch).name)
+        return DeviceFacts(name=name, total_bytes=total, free_bytes=free, dtypes=["f32", "f16"])
 
     def total_and_free_bytes(self) -> tuple[int, int]:
         """Memory of the device in all, and free now as its driver says; the host's where they are one."""
-        if self.is_cuda:
-            free, total = torch.cuda.mem_get_info(self.torch)
-            return total, free
+        if self._account is not None:
+            free, total = self._account.mem_get_info(self.torch)
+            return int(total), int(free)
         memory = psutil.virtual_memory()
         return int(memory.total), int(memory.available)
 
     def used_bytes(self) -> int:
         """Memory of the device that this process holds."""
-        if self.is_cuda:
-            return torch.cuda.memory_reserved(self.torch)
+        if self._account is not None:
+            return int(self._account.memory_reserved(self.torch))
         return int(psutil.Process().memory_info().rss)
 
     def peak_bytes(self) -> int:
@@ -174,13 +178,13 @@ class Device:
 
     def lap_peak_bytes(self) -> int:
         """The most that was held since `reset_peak` or the end of the last lap."""
-        if self.is_cuda:
-            return torch.cuda.max_memory_allocated(self.torch)
+        if self._account is not None:
+            return int(self._account.max_memory_allocated(self.torch))
         return _status_bytes("VmHWM:") or self.used_bytes()
 
     def end_lap(self) -> int | None:
         """`lap_peak_bytes`, and a new lap begins; None where the system does not let us tell laps apart."""
-        if not self.is_cuda and self.torch.type != "cpu":
+        if self._account is None and self.torch.type != "cpu":
             return None
         peak = self.lap_peak_bytes()
         if not self._forget_peak():
@@ -195,10 +199,11 @@ class Device:
 
     def _forget_peak(self) -> bool:
         if self.is_cuda:
-            # A matter of the host's account: nothing waits for the device.
             # Before its first use the device has no figures.
             torch.cuda.init()  # type: ignore[no-untyped-call]
-            torch.cuda.reset_peak_memory_stats(self.torch)
+        if self._account is not None:
+            # A matter of the host's account: nothing waits for the device.
+            self._account.reset_peak_memory_stats(self.torch)
             return True
         try:
             Path("/proc/self/clear_refs").write_text("5")
@@ -208,11 +213,11 @@ class Device:
 
     def held_bytes(self) -> int | None:
         """Memory of the device in tensors, to the byte; None where that is not told. Nothing waits for the device."""
-        return torch.cuda.memory_allocated(self.torch) if self.is_cuda else None
+        return None if self._account is None else int(self._account.memory_allocated(self.torch))
 
     def room_bytes(self) -> int | None:
         """What could be had at once: free, or cached by this process; None where that is not told to the byte."""
-        if not self.is_cuda:
+        if self._account is None:
             return None
         report = self.report()
         return report.free_bytes + report.cached_bytes
@@ -252,7 +257,8 @@ class Device:
     def report(self) -> MemoryReport:
         """All figures at once."""
         total, free = self.total_and_free_bytes()
-        cached = torch.cuda.memory_reserved(self.torch) - torch.cuda.memory_allocated(self.torch) if self.is_cuda else 0
+        held = self.held_bytes()
+        cached = 0 if held is None else self.used_bytes() - held
         return MemoryReport(
             total_bytes=total,
             free_bytes=free,

@@ -42,3 +42,21 @@ def test_a_device_that_is_not_here_is_told_apart_from_one_that_nobody_knows(
         pytest.skip("there is an XPU here")
     with pytest.raises(problem, match=words):
         opened(kind)
+
+
+def test_an_xpu_counts_its_own_memory_and_not_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = {
+        "mem_get_info": (3 << 30, 16 << 30),
+        "memory_reserved": 5 << 30,
+        "memory_allocated": 4 << 30,
+        "max_memory_allocated": 6 << 30,
+        "get_device_properties": SimpleNamespace(name="Arc"),
+        "reset_peak_memory_stats": None,
+    }
+    for name, figure in figures.items():
+        monkeypatch.setattr(torch.xpu, name, lambda device, figure=figure: figure)
+    device = Device("xpu", torch.device("xpu", 0))
+    facts, report = device.facts(), device.report()
+    assert (facts.name, facts.total_bytes, facts.free_bytes) == ("Arc", 16 << 30, 3 << 30)
+    assert (report.used_bytes, report.cached_bytes, report.peak_bytes) == (5 << 30, 1 << 30, 6 << 30)
+    assert (device.held_bytes(), device.room_bytes(), device.end_lap()) == (4 << 30, 4 << 30, 6 << 30)
