@@ -13,6 +13,8 @@ const DECODE_BYTES_A_PIXEL: u64 = 2048;
 const DECODED_BYTES_A_PIXEL: u64 = 32;
 /// Pixels of a tile, which the worker makes 512 wide.
 const TILE_PIXELS: u64 = 512 * 512;
+/// Pixels of a token of the attention in a VAE's middle, which has one head.
+const VAE_TOKEN_PIXELS: u64 = 8 * 8;
 /// Bytes a pixel and picture of a UNet call, both halves of the guidance.
 const DENOISE_BYTES_A_PIXEL: u64 = 512;
 
@@ -35,18 +37,24 @@ pub fn working_set_bytes(plan: &Plan, family: &str, device_kind: &str, pieces: P
         // around 105 MB for the steps.
         Precision::Half => (images, GRAPHS_BYTES),
     };
-    let decode_bytes = match pieces.vae {
-        VaePlan::Whole => pixels.saturating_mul(DECODE_BYTES_A_PIXEL.saturating_mul(at_once)),
-        VaePlan::Slicing => pixels
-            .saturating_mul(DECODE_BYTES_A_PIXEL)
-            .saturating_add(decoded_bytes),
-        VaePlan::Tiling => (pixels.min(TILE_PIXELS) * DECODE_BYTES_A_PIXEL).saturating_add(decoded_bytes),
+    let (at_once, pixels_at_once, decoded_bytes) = match pieces.vae {
+        VaePlan::Whole => (at_once, pixels, 0),
+        VaePlan::Slicing => (1, pixels, decoded_bytes),
+        VaePlan::Tiling => (1, pixels.min(TILE_PIXELS), decoded_bytes),
     };
-    let scores_bytes = if holds_scores(device_kind) {
-        scores_bytes(family, pixels, images, pieces.attention)
+    let (vae_scores_bytes, scores_bytes) = if holds_scores(device_kind) {
+        (
+            square_bytes(pixels_at_once / VAE_TOKEN_PIXELS, 1),
+            scores_bytes(family, pixels, images, pieces.attention),
+        )
     } else {
-        0
+        (0, 0)
     };
+    let decode_bytes = pixels_at_once
+        .saturating_mul(DECODE_BYTES_A_PIXEL)
+        .saturating_add(vae_scores_bytes)
+        .saturating_mul(at_once)
+        .saturating_add(decoded_bytes);
     // They are not there at the same time.
     steps_bytes.saturating_add(decode_bytes.max(scores_bytes))
 }
@@ -72,6 +80,11 @@ fn scores_bytes(family: &str, pixels: u64, images: u64, in_slices: bool) -> u64 
     } else {
         heads * 2 * images
     };
+    square_bytes(tokens, rows)
+}
+
+/// Numbers of 2 bytes for all pairs of tokens, twice.
+fn square_bytes(tokens: u64, rows: u64) -> u64 {
     tokens
         .saturating_mul(tokens)
         .saturating_mul(rows.saturating_mul(2 * 2))

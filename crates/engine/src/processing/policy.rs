@@ -238,6 +238,22 @@ fn lack(job: &Waiting, slot: &Slot) -> Option<Lack> {
     }
 }
 
+/// Why a worker takes nothing more now, or not this job.
+fn occupied(job: &Waiting, slot: &Slot) -> Option<String> {
+    let worker = &slot.worker;
+    if slot.moving {
+        Some(format!("{worker} is loading or dropping a model"))
+    } else if slot.taken_alone {
+        Some(format!("{worker} runs a job that must be alone"))
+    } else if job.alone && slot.busy > 0 {
+        Some("was in a worker that died, and runs alone next".into())
+    } else if slot.busy >= slot.most {
+        Some(format!("all {} places of {worker} are taken", slot.most))
+    } else {
+        None
+    }
+}
+
 impl Board {
     fn place(&mut self, job: &Waiting) -> Vec<Decision> {
         let Some(index) = self.choose(job) else {
@@ -376,26 +392,8 @@ impl Board {
         };
         let working_bytes = job.working_sets.of(&slot.kind, way.pieces);
         let weights = |need: &ModelNeed| holding::on_device_bytes(need.weights_bytes(precision), way.offload);
-        if slot.moving {
-            return vec![wait(
-                job,
-                format!("{} is loading or dropping a model", slot.worker),
-            )];
-        }
-        if slot.taken_alone {
-            return vec![wait(
-                job,
-                format!("{} runs a job that must be alone", slot.worker),
-            )];
-        }
-        if job.alone && slot.busy > 0 {
-            return vec![wait(job, "was in a worker that died, and runs alone next".into())];
-        }
-        if slot.busy >= slot.most {
-            return vec![wait(
-                job,
-                format!("all {} places of {} are taken", slot.most, slot.worker),
-            )];
+        if let Some(reason) = occupied(job, slot) {
+            return vec![wait(job, reason)];
         }
         let missing: Vec<&ModelNeed> = job
             .models
