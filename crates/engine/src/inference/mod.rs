@@ -1,11 +1,14 @@
-//! From a request to a plan that can run: validation (`validate`, `control`, `parts`, `extras`), prompt syntax (`prompt`), what it will take
-//! (`estimate`) and where (`forecast`), what its worker must be able to do (`needs`), and the work that goes down the pipe (`work`).
+//! From a request to a plan that can run: validation (`validate`, `control`, `parts`, `extras`, `loras`) against what workers
+//! can do (`abilities`), prompt syntax (`prompt`), what it will take (`estimate`) and where (`forecast`), what its worker must
+//! be able to do (`needs`), and the work that goes down the pipe (`work`).
 
+mod abilities;
 mod control;
 pub(crate) mod estimate;
 mod extras;
 mod forecast;
 mod images;
+mod loras;
 mod mask;
 mod needs;
 mod parts;
@@ -14,6 +17,7 @@ mod request;
 mod validate;
 mod work;
 
+pub use abilities::Abilities;
 pub(crate) use forecast::forecast;
 pub(crate) use images::check_image;
 pub use images::{InputImage, Inputs};
@@ -25,5 +29,5 @@ pub use request::{
     PlannedControl, PlannedEmbedding, PlannedLora, PlannedRefiner, Preprocessor, RefinerRequest, Variation,
 };
 pub(crate) use validate::plan;
-pub use validate::{Abilities, Planned, Warning};
+pub use validate::{Planned, Warning};
 pub(crate) use work::{InputFiles, work};

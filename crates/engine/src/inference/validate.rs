@@ -1,11 +1,12 @@
 //! Bad input ends here, with a code, a field, the allowed range and advice. Pure: what it needs to know it is given.
 
-use calotype_protocol::{Capabilities, Mode, Sampler, Schedule};
+use calotype_protocol::{Mode, Sampler, Schedule};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::images::{Inputs, input};
-use super::{GenerateRequest, Lack, Needs, Plan, PlannedLora, control, extras, not_served, parts, prompt};
+use super::loras::loras;
+use super::{Abilities, GenerateRequest, Needs, Plan, control, extras, parts, prompt};
 use crate::error::{Code, Error};
 use crate::model::{Catalogue, ModelRecord, Preset, nearest, usual};
 
@@ -15,130 +16,9 @@ const MOST_GUIDANCE: f32 = 30.0;
 const MOST_IMAGES: u32 = 8;
 /// CLIP's smaller text encoder has 12 layers, and one must be left.
 const MOST_CLIP_SKIP: u32 = 11;
-const MOST_LORAS: usize = 16;
-const MOST_LORA_WEIGHT: f32 = 4.0;
 const LEAST_EDGE: u32 = 64;
-/// Largest edge while there is a worker that has not said its own.
-const MOST_EDGE: u32 = 2048;
 const DEFAULT_STRENGTH: f32 = 0.75;
 const DEFAULT_QUALITY: u8 = 90;
-
-/// What the workers here can do, together and each.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Abilities {
-    /// Samplers.
-    pub samplers: Vec<Sampler>,
-    /// Schedules.
-    pub schedules: Vec<Schedule>,
-    /// Modes.
-    pub modes: Vec<Mode>,
-    /// Largest edge of an image.
-    pub max_edge: u32,
-    /// Each worker that has said what it can do.
-    pub workers: Vec<(String, Capabilities)>,
-    /// Whether there is one that has not: what the others lack may be in it.
-    pub unknown: bool,
-}
-
-impl Abilities {
-    /// Of workers by name. With one that has not said what it can do, everything is possible.
-    pub fn of(workers: Vec<(String, Capabilities)>, unknown: bool) -> Self {
-        fn union<T: Copy + PartialEq>(
-            all: &[T],
-            unknown: bool,
-            workers: &[(String, Capabilities)],
-            list: impl Fn(&Capabilities) -> &Vec<T>,
-        ) -> Vec<T> {
-            let has = |one: &&T| unknown || workers.iter().any(|(_, can)| list(can).contains(one));
-            all.iter().filter(has).copied().collect()
-        }
-        let own_edge = workers.iter().map(|(_, can)| can.max_edge).max().unwrap_or(0);
-        Self {
-            samplers: union(Sampler::ALL, unknown, &workers, |can| &can.samplers),
-            schedules: union(Schedule::ALL, unknown, &workers, |can| &can.schedules),
-            modes: union(Mode::ALL, unknown, &workers, |can| &can.modes),
-            max_edge: if unknown {
-                own_edge.max(MOST_EDGE)
-            } else {
-                own_edge
-            },
-            workers,
-            unknown,
-        }
-    }
-
-    /// Of the native worker.
-    #[cfg(test)]
-    pub(crate) fn native() -> Self {
-        let can = Capabilities {
-            engine: "rten".into(),
-            families: vec!["sd".into()],
-            formats: vec!["graphs".into(), "onnx".into()],
-            work: vec!["generate".into()],
-            modes: Mode::ALL.to_vec(),
-            samplers: vec![
-                Sampler::Ddim,
-                Sampler::Euler,
-                Sampler::EulerAncestral,
-                Sampler::Heun,
-                Sampler::DpmPp2m,
-                Sampler::DpmPp2mSde,
-                Sampler::UniPc,
-                Sampler::Lcm,
-            ],
-            schedules: vec![Schedule::Default, Schedule::Karras],
-            adapters: vec!["lora".into()],
-            plans: Vec::new(),
-            segments: false,
-            max_batch: 4,
-            pauses: true,
-            previews: true,
-            max_edge: 1024,
-        };
-        Self::of(vec![("cpu0-native".into(), can)], false)
-    }
-
-    /// Refuses what no worker has at all, before it is looked at any closer.
-    fn have(&self, request: &GenerateRequest) -> Result<(), Error> {
-        let asked = [
-            (
-                "control",
-                "controlnet",
-                request.control.as_ref().is_some_and(|units| !units.is_empty()),
-            ),
-            ("refiner", "refiner", request.refiner.is_some()),
-            ("hires", "hires", request.hires.is_some()),
-        ];
-        let has = |name: &str| {
-            let own = |can: &Capabilities| can.adapters.iter().any(|adapter| adapter == name);
-            self.unknown || self.workers.iter().any(|(_, can)| own(can))
-        };
-        match asked.into_iter().find(|(_, name, asked)| *asked && !has(name)) {
-            None => Ok(()),
-            Some((field, name, _)) => {
-                let words = format!("has no {name}");
-                let lacks = self.workers.iter().map(|(worker, _)| {
-                    let words = words.clone();
-                    (worker.clone(), Lack { field, words })
-                });
-                Err(not_served(&lacks.collect::<Vec<_>>()).field(field))
-            }
-        }
-    }
-
-    /// Whether a worker can do all of it, or what each of them lacks.
-    fn serve(&self, needs: &Needs) -> Result<(), Error> {
-        let lacks: Vec<_> = self
-            .workers
-            .iter()
-            .filter_map(|(name, can)| Some((name.clone(), needs.lack(can)?)))
-            .collect();
-        if self.unknown || lacks.len() < self.workers.len() {
-            return Ok(());
-        }
-        Err(not_served(&lacks))
-    }
-}
 
 /// Something that is accepted although it may not be meant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -324,7 +204,7 @@ pub(super) fn usable(record: &ModelRecord, field: &str) -> Result<(), Error> {
     }
 }
 
-fn warning(field: &str, message: impl Into<String>) -> Warning {
+pub(super) fn warning(field: &str, message: impl Into<String>) -> Warning {
     Warning {
         field: field.into(),
         message: message.into(),
@@ -373,7 +253,7 @@ fn preset<'a>(
     }
 }
 
-fn short(text: &str) -> String {
+pub(super) fn short(text: &str) -> String {
     text.chars().take(100).collect()
 }
 
@@ -475,111 +355,6 @@ fn mode(request: &GenerateRequest, abilities: &Abilities) -> Result<(Mode, Input
             control: Vec::new(),
         },
     ))
-}
-
-/// The preset's LoRAs, the request's, and those that its prompt names, in this order. The preset's go where they would
-/// do harm: an LCM LoRA draws nothing good with another sampler than the preset's.
-fn loras(
-    request: &GenerateRequest,
-    preset: &Preset,
-    sampler: Sampler,
-    model: &ModelRecord,
-    catalogue: &Catalogue,
-    warnings: &mut Vec<Warning>,
-) -> Result<Vec<PlannedLora>, Error> {
-    let emptied = request.loras.as_ref().is_some_and(Vec::is_empty);
-    let same_sampler = preset
-        .sampler
-        .as_deref()
-        .is_none_or(|name| name == sampler.name());
-    let mut asked: Vec<(String, String, f32)> = Vec::new();
-    if !emptied && same_sampler {
-        asked.extend(
-            preset
-                .loras
-                .iter()
-                .map(|lora| ("preset".to_owned(), lora.name.clone(), lora.weight)),
-        );
-    } else if !emptied && !preset.loras.is_empty() {
-        warnings.push(warning(
-            "sampler",
-            "the LoRAs of the preset were left out: they belong to its own sampler",
-        ));
-    }
-    let own = request.loras.as_deref().unwrap_or_default();
-    if own.len() > MOST_LORAS {
-        return Err(Error::invalid(
-            "loras",
-            format!("{} LoRAs, at most {MOST_LORAS} are taken", own.len()),
-        ));
-    }
-    for (index, lora) in own.iter().enumerate() {
-        let weight = lora.weight.unwrap_or(1.0);
-        fraction(
-            &format!("loras[{index}].weight"),
-            weight,
-            -MOST_LORA_WEIGHT,
-            MOST_LORA_WEIGHT,
-        )?;
-        asked.push((format!("loras[{index}].name"), lora.name.clone(), weight));
-    }
-    let prompt = prompt::parse(&request.prompt);
-    if own.len() + prompt.loras.len() > MOST_LORAS {
-        let message = format!("with those in it there are more than {MOST_LORAS} LoRAs, which is the most");
-        return Err(Error::invalid("prompt", message));
-    }
-    for tag in &prompt.loras {
-        if tag.weight.abs() > MOST_LORA_WEIGHT {
-            let message = format!(
-                "the weight {} of <lora:{}> is out of range, -{MOST_LORA_WEIGHT} to {MOST_LORA_WEIGHT} are allowed",
-                tag.weight,
-                short(&tag.name)
-            );
-            return Err(Error::invalid("prompt", message));
-        }
-        asked.push(("prompt".to_owned(), tag.name.clone(), tag.weight));
-    }
-    let mut planned: Vec<PlannedLora> = Vec::new();
-    for (field, name, weight) in asked {
-        let record = catalogue
-            .lora(&name)
-            .map_err(|error| error.field(field.clone()))?;
-        usable(record, &field)?;
-        extras::fits(record, model, &field)?;
-        if let Some(base) = record
-            .base
-            .as_ref()
-            .filter(|base| base.as_str() != model.id.as_str())
-        {
-            return Err(Error::invalid(
-                field,
-                format!("{name} is made for {base}, not for {}", model.id),
-            ));
-        }
-        match planned.iter_mut().find(|lora| lora.id == record.id) {
-            Some(known) => known.weight = weight,
-            None => planned.push(PlannedLora {
-                id: record.id.clone(),
-                weight,
-            }),
-        }
-    }
-    planned.retain(|lora| lora.weight != 0.0);
-    let prompt = prompt.text().to_lowercase();
-    for lora in &planned {
-        let record = catalogue.lora(lora.id.as_str())?;
-        if let Some(trigger) = record
-            .trigger
-            .as_ref()
-            .filter(|trigger| !prompt.contains(&trigger.to_lowercase()))
-        {
-            warnings.push(warning(
-                "prompt",
-                format!("{} works best with `{trigger}` in the prompt", record.name),
-            ));
-        }
-    }
-    Ok(planned)
 }
 
 #[cfg(test)]

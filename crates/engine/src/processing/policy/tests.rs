@@ -1,9 +1,14 @@
 use std::slice::from_ref;
+use std::sync::Arc;
 
-use calotype_protocol::{Mode, Offload, Sampler, Schedule, VaePlan};
+use calotype_protocol::{Capabilities, Mode, Offload, Sampler, Schedule, VaePlan};
 use proptest::prelude::*;
 
 use super::*;
+use crate::inference::Needs;
+use crate::memory::WorkingSets;
+use crate::memory::holding::{Pieces, Precision, Residency, Ways};
+use crate::processing::Class;
 
 const OFFLOADS: [&str; 2] = ["offload_model", "offload_sequential"];
 
