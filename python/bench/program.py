@@ -2,7 +2,7 @@
 
     python bench/program.py --calotype ../target/release/calotype --json program.json
 
-What it tells: that every family is drawn; how long a picture takes through the door; what a job took against what was
+What it tells: that every family is drawn; how long a picture takes through the door, and one with a LoRA; what a job took against what was
 leased for it, once it was measured; a switch of models that do not both fit, from files and from memory; models that
 only fit in parts; a worker and a server that are killed. Needs 25 GB on the disk of --folder and 16 GB in /dev/shm.
 """
@@ -30,13 +30,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from diffusers import ControlNetModel
 from PIL import Image, ImageDraw
+from safetensors.torch import save_file
 
 from bench.sizes import DTYPE, plain_pipeline
 from tests import folders
 
 PYTHON = Path(__file__).resolve().parents[1]
 PROMPT = "a red apple on the beach"
-PARTS = ("families", "pictures", "switches", "offload", "killed")
+PARTS = ("families", "pictures", "loras", "switches", "offload", "killed")
+LORA_RANK = 16
 LOADED = re.compile(
     r"Loaded `(\S+)` into (\S+): (\d+) bytes in (\d+) ms, "
     r"(\d+) components from memory and (\d+) from files \((.*)\)"
@@ -44,19 +46,34 @@ LOADED = re.compile(
 
 
 def write_models(folder: Path) -> None:
-    """SD 1.5 with a ControlNet, and SDXL twice, as two models that take each other's place."""
+    """SD 1.5 with a ControlNet, SDXL twice, as two models that take each other's place, and a LoRA for each."""
     if folder.exists():
         return
     for name, targets in (("sd15", ["sd15"]), ("sdxl", ["sdxl-a", "sdxl-b"])):
         pipeline = plain_pipeline(name)
         for target in targets:
             pipeline.save_pretrained(folder / target)
+        _write_lora(pipeline.unet, folder / "loras" / f"{name}-style.safetensors")
         if name == "sd15":
             net = ControlNetModel.from_unet(pipeline.unet).to(DTYPE)
             net.save_pretrained(folder / "controlnets" / "lines")
             del net
         del pipeline
         torch.cuda.empty_cache()
+
+
+def _write_lora(unet: Any, path: Path) -> None:
+    """Of all attention, under PEFT's names; small numbers, as a trained one has."""
+    tensors = {}
+    for name, module in unet.named_modules():
+        if name.endswith(("to_q", "to_k", "to_v", "to_out.0")):
+            for leaf, shape in (
+                ("lora_A", (LORA_RANK, module.in_features)),
+                ("lora_B", (module.out_features, LORA_RANK)),
+            ):
+                tensors[f"unet.{name}.{leaf}.weight"] = (torch.randn(shape) * 0.02).to(DTYPE)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path)
 
 
 class Server:
@@ -249,6 +266,31 @@ def lease(server: Server, fields: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def loras(server: Server) -> dict[str, Any]:
+    """Seconds a picture with a LoRA: the first time, again, with other weights, and without it, bit for bit as before."""
+    found = {}
+    for model, fields in (("sd15", SD), ("sdxl", XL | {"model": "sdxl-a"})):
+        same = fields | {"seed": 1}
+        for _ in range(2):
+            before = server.draw(**same)
+
+        def styled(weight: float, same: dict[str, Any] = same, model: str = model) -> Any:
+            return server.draw(**same, loras=[{"name": f"{model}-style", "weight": weight}])
+
+        views = {"first": styled(0.8), "second": styled(0.8), "third": styled(0.8), "other_weight": styled(0.5)}
+        after = server.draw(**same)
+        pictures = [view["result"]["images"][0]["artifact"] for view in (before, after, views["third"])]
+        found[model] = {
+            "without_s": before["s"],
+            **{f"{name}_s": view["s"] for name, view in views.items()},
+            "bind_ms": {name: view["result"]["timings_ms"].get("bind") for name, view in views.items()},
+            "off_again_s": after["s"],
+            "is_the_same_without_again": pictures[0] == pictures[1],
+            "differs_with": pictures[0] != pictures[2],
+        }
+    return found
+
+
 def switches(server: Server) -> dict[str, Any]:
     """Two SDXL in turn, of which one fits: loads from files first, then from memory."""
     quick = XL | {"steps": 2}
@@ -358,6 +400,9 @@ def main() -> None:
     if "pictures" in asked.parts:
         with serving(asked.calotype, asked.folder, "pictures") as server:
             tell("pictures", pictures(server))
+    if "loras" in asked.parts:
+        with serving(asked.calotype, asked.folder, "loras") as server:
+            tell("loras", loras(server))
     if "switches" in asked.parts:
         with serving(asked.calotype, asked.folder, "switches", "--memory-share", share_of_card(11.2)) as server:
             tell("switches", switches(server))
