@@ -2,8 +2,8 @@
 
     python bench/program.py --calotype ../target/release/calotype --json program.json
 
-What it tells: that every family is drawn; how long a picture takes through the door, and one with a LoRA; what a job took against what was
-leased for it, once it was measured; a switch of models that do not both fit, from files and from memory; models that
+What it tells: that every family is drawn; how long a picture takes through the door, and one with a LoRA; what a job
+took against what was leased for it, once it was measured; a switch of models that do not both fit, from files and from memory; models that
 only fit in parts; a worker and a server that are killed. Needs 25 GB on the disk of --folder and 16 GB in /dev/shm.
 """
 
@@ -267,7 +267,7 @@ def lease(server: Server, fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def loras(server: Server) -> dict[str, Any]:
-    """Seconds a picture with a LoRA: the first time, again, with other weights, and without it, bit for bit as before."""
+    """Seconds a picture with a LoRA: the first time, again, with another weight, and without it, as before."""
     found = {}
     for model, fields in (("sd15", SD), ("sdxl", XL | {"model": "sdxl-a"})):
         same = fields | {"seed": 1}
