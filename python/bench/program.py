@@ -4,7 +4,8 @@
 
 What it tells: that every family is drawn; how long a picture takes through the door, and one with a LoRA; what a job
 took against what was leased for it, once it was measured; a switch of models that do not both fit, from files and from
-memory; models that only fit in parts; a worker and a server that are killed. Needs 25 GB on the disk of --folder and 16 GB in /dev/shm.
+memory; models that only fit in parts; a worker and a server that are killed. Needs 25 GB on the disk of --folder and
+16 GB in /dev/shm.
 """
 
 import argparse

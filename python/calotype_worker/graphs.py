@@ -10,6 +10,7 @@ a denoiser was compiled meanwhile, its shapes are captured anew from the compile
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,6 +160,14 @@ class StepGraphs:
         if not self._graphs:
             self._pool, self._pool_bytes = None, 0
             self._device.drop_workspaces()
+
+    def forget_sets(self, sets: Sequence[AdapterSet]) -> None:
+        """Drop the graphs that read these weights, and so keep them, once none of them runs."""
+        reading = [key for key, captured in self._graphs.items() if any(captured.bound is one for one in sets)]
+        if reading:
+            self._device.synchronize()
+        for key in reading:
+            del self._graphs[key]
 
     def clear(self) -> None:
         """Drop all graphs and their memory, once none of them runs."""

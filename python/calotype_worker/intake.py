@@ -126,8 +126,9 @@ def _released(loop: Loop, gone: Sequence[str]) -> None:
 
 def _load(loop: Loop, load: down.Load) -> None:
     loop.report(loop.stepper.land(0))
-    # What a load takes is no job's phase.
+    # What a load takes is no job's phase, and it may need what nobody uses.
     loop.settle_peaks()
+    loop.forget_idle_sets(0)
     loop.drop(load.model.id)
     held_bytes = loop.device.held_bytes()
     loop.pulse.begin()
@@ -179,6 +180,7 @@ def _memory(loop: Loop, ask: down.AskMemory) -> None:
         for model in loop.models.values():
             model.trim()
         loop.report(loop.stepper.land(0))
+        loop.forget_idle_sets(0)
         loop.stepper.graphs.clear()
     elif ask.op == "reset_peak":
         loop.device.reset_peak()

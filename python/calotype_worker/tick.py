@@ -23,6 +23,7 @@ from calotype_worker.held import Delivering, Held, Waiting
 from calotype_worker.job import Sampling
 from calotype_worker.peaks import Peaks
 from calotype_worker.pipelines import registry
+from calotype_worker.pipelines.adapted import PLAIN, adapter_key
 from calotype_worker.pipelines.annotators.preprocessor import Preprocessor
 from calotype_worker.pipelines.control import ControlNet
 from calotype_worker.pipelines.family import Family
@@ -31,7 +32,10 @@ from calotype_worker.pulse import Pulse
 from calotype_worker.step import Ended, Landed, Stepper
 from calotype_worker.wire import down, up
 from calotype_worker.wire.words import LogLevel, Message, Phase
+from calotype_worker.wire.work import Generate
 
+IDLE_SETS_SHARE = 1 / 8
+"""The most of the device's memory for merged LoRAs that no job uses: a part of what the engine does not lease."""
 MOST_KEPT_BYTES = 256 << 20
 """What may be held more after memory ran out than before: libraries' workspaces, which come with the first use."""
 Say = Callable[[Message, Sequence[Buffer]], None]
@@ -49,7 +53,8 @@ class Loop:
         self._say = say
         self.arrivals = 0
         self.draining = False
-        self._peaks = Peaks(device.end_lap, lambda: self.stepper.graphs.pool_bytes)
+        self._peaks = Peaks(device.end_lap, self._untold_bytes)
+        self._jobs_before = 0
         self._held_bytes: int | None = None
         """What tensors held when the last phase began."""
 
@@ -57,7 +62,7 @@ class Loop:
         """Take one message. Gives whether the process goes on."""
         with torch.no_grad():
             leaves = intake.take(self, frame)
-        self._show()
+        self._settle()
         return not leaves and self._goes_on()
 
     def has_work(self) -> bool:
@@ -70,7 +75,7 @@ class Loop:
         with torch.no_grad():
             self._work(sorted((h for h in self.jobs if not h.paused), key=lambda h: (-h.priority, h.arrival)))
         self.pulse.end()
-        self._show()
+        self._settle()
         return self._goes_on()
 
     def _work(self, order: list[Held]) -> None:
@@ -160,6 +165,7 @@ class Loop:
         """Give back what can be made again: graphs, merged LoRAs that no job uses, texts, copies of weights, blocks."""
         self.report(self.stepper.land(0))
         self.stepper.graphs.clear()
+        self.forget_idle_sets(0)
         for model in self.models.values():
             model.trim()
         # What waits on the host otherwise has copies here.
@@ -224,7 +230,36 @@ class Loop:
             self.stepper.graphs.forget(model)
         self.stepper.forget(id)
 
-    def _show(self) -> None:
+    def forget_idle_sets(self, most_bytes: int) -> None:
+        """Forget merged LoRAs that no job uses, until those of each model take no more than so many bytes."""
+        used = self._used_sets()
+        for model in self._families():
+            self.stepper.graphs.forget_sets(model.forget_idle_sets(used, most_bytes))
+
+    def _used_sets(self) -> set[str]:
+        used = {PLAIN.key}
+        for held in self.jobs:
+            if isinstance(held.stage, Sampling):
+                used.update(leg.bound.key for leg in held.stage.legs)
+            elif isinstance(held.stage, Waiting) and isinstance(held.stage.work, Generate):
+                used.add(adapter_key(held.stage.work.adapters))
+        return used
+
+    def _families(self) -> list[Family]:
+        return [model for model in self.models.values() if isinstance(model, Family)]
+
+    def _untold_bytes(self) -> int:
+        """What jobs take and a peak does not tell of, the graphs' pool; less what is no job's, idle merged LoRAs."""
+        if self.device.held_bytes() is None:
+            return self.stepper.graphs.pool_bytes
+        used = self._used_sets()
+        return self.stepper.graphs.pool_bytes - sum(model.adapted.idle_bytes(used) for model in self._families())
+
+    def _settle(self) -> None:
+        """What a job that has left leaves behind, and what the beat tells."""
+        if len(self.jobs) < self._jobs_before:
+            self.forget_idle_sets(int(self.device.total_and_free_bytes()[0] * IDLE_SETS_SHARE))
+        self._jobs_before = len(self.jobs)
         self.pulse.show(list(self.models), [held.job for held in self.jobs])
 
     def _goes_on(self) -> bool:

@@ -164,6 +164,23 @@ def test_a_lora_is_off_again_bit_for_bit_and_no_plan_gives_up_the_kernels(plan: 
     assert serve.problem() is None
 
 
+def test_a_merged_lora_that_is_forgotten_takes_its_graphs_and_its_memory_with_it() -> None:
+    desk = GpuDesk().tiny()
+    lora = Adapter(id="pixel", path=str(MODELS / "loras" / "calotype-tiny-pixel.safetensors"), weight=1.0)
+    for _ in range(3):
+        pictures(desk, [1])
+    for _ in range(3):
+        on = pictures(desk, [1], adapters=[lora])[0]
+    model, graphs = desk.loop.family("calotype-tiny"), desk.loop.stepper.graphs
+    merged = sum(made.merged_bytes for made in model.adapted._sets.values())
+    assert any(captured.bound.key for captured in graphs._graphs.values())
+    before = torch.cuda.memory_allocated()
+    desk.loop.forget_idle_sets(0)
+    assert graphs._graphs and not any(captured.bound.key for captured in graphs._graphs.values())
+    assert before - torch.cuda.memory_allocated() >= merged > 0
+    assert psnr(pictures(desk, [1], adapters=[lora])[0], on) >= 50
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("offload", ["none", "model", "sequential"])
 def test_a_preprocessor_makes_the_pictures_of_the_cpu(tmp_path: Path, offload: Any) -> None:

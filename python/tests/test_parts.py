@@ -14,10 +14,11 @@ from calotype_worker.pipelines.adapted import PLAIN
 from calotype_worker.pipelines.family import DenoiseInput, Family
 from calotype_worker.pipelines.sd import StableDiffusion
 from calotype_worker.prompt import chunked, weighed
+from calotype_worker.wire import down
 from calotype_worker.wire.work import Adapter, Span
 
 from .conftest import FIXTURES, MODELS
-from .desk import Desk, generate, spans
+from .desk import TINY, Desk, folder_spec, generate, spans
 
 INDEX = json.loads((FIXTURES / "model.json").read_text())
 ARRAYS = load_file(FIXTURES / "model.safetensors")
@@ -135,6 +136,45 @@ def test_sets_switch_between_jobs_and_the_plain_picture_comes_back_bit_for_bit(d
     again = desk.run(plain, *blobs)
     desk.finish()
     assert (desk.picture(again) == first).all()
+
+
+def test_merged_loras_that_no_job_uses_stay_while_they_are_few_and_leave_before_a_load(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = desk.loop.family("calotype-tiny")
+    desk.loop.forget_idle_sets(0)
+    plain = {key: tensor.data_ptr() for key, tensor in model.denoiser.state_dict().items()}
+
+    def kept() -> list[int]:
+        return [made.merged_bytes for made in model.adapted._sets.values()]
+
+    def drawn(*weights: float) -> None:
+        for weight in weights:
+            work, blobs = generate([1], steps=1, adapters=[Adapter(id="pixel", path=PIXEL, weight=weight)])
+            desk.run(work, *blobs)
+        desk.finish()
+
+    drawn(1.0, 0.5, 0.25)
+    assert len(kept()) == 3 and kept()[0] > 1 << 20
+    assert model.adapted.idle_bytes(set()) == sum(kept())
+    # On a device of which an eighth holds one of them, and not two.
+    total_bytes = kept()[0] * 12
+    with monkeypatch.context() as patch:
+        patch.setattr(desk.loop.device, "total_and_free_bytes", lambda: (total_bytes, total_bytes))
+        drawn(0.75)
+        assert len(kept()) == 1
+        # All that run at once are there, however many; one that runs is not forgotten when another ends.
+        for steps, weight in ((1, 0.1), (3, 0.2), (3, 0.3)):
+            work, blobs = generate([1], steps=steps, adapters=[Adapter(id="pixel", path=PIXEL, weight=weight)])
+            desk.run(work, *blobs)
+        desk.until(lambda: len(desk.loop.jobs) == 2)
+        assert len(kept()) == 2 + 1
+        desk.finish()
+        assert len(kept()) == 1
+    desk.load(folder_spec("another", TINY))
+    assert kept() == []
+    assert {key: tensor.data_ptr() for key, tensor in model.denoiser.state_dict().items()} == plain
+    desk.tell(down.Unload(unload="u", model="another"))
 
 
 def test_a_lora_that_does_not_fit_is_named_with_its_key(desk: Desk, tmp_path: Path) -> None:

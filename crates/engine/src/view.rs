@@ -41,7 +41,7 @@ pub struct Validation {
     pub plan: Plan,
     /// What may not be meant.
     pub warnings: Vec<Warning>,
-    /// What the weights of its models would take of the device.
+    /// What the weights of its models would take of the device, with what LoRAs change of them.
     pub weights_bytes: u64,
     /// Memory that the work would take beside the weights.
     pub working_set_bytes: u64,
@@ -131,7 +131,7 @@ pub struct DeviceView {
 pub struct LeaseView {
     /// Its name.
     pub id: String,
-    /// `weights` or `working_set`.
+    /// `weights`, `adapters` (weights that LoRAs have changed) or `working_set`.
     pub kind: String,
     /// The model or the job.
     pub owner: String,

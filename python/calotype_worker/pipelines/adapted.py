@@ -5,7 +5,7 @@ bit for bit because it was never written to.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,9 +18,6 @@ from calotype_worker.prompt import Embeddings, embedding_vectors
 from calotype_worker.weights import WeightFile
 from calotype_worker.wire.work import Adapter
 
-KEPT_SETS = 2
-"""LoRA sets that stay merged beside the plain model."""
-
 
 @dataclass(frozen=True)
 class AdapterSet:
@@ -29,6 +26,11 @@ class AdapterSet:
     key: str = ""
     merged: Mapping[tuple[str, str], torch.Tensor] = field(default_factory=dict)
     embeddings: tuple[Embeddings, ...] = ()
+
+    @property
+    def merged_bytes(self) -> int:
+        """What it takes beside the plain weights."""
+        return sum(tensor.nbytes for tensor in self.merged.values())
 
 
 PLAIN = AdapterSet()
@@ -80,8 +82,6 @@ class Adapted:
         )
         made = AdapterSet(key, merged, embeddings if words else ())
         self._sets[key] = made
-        while len(self._sets) > KEPT_SETS:
-            self._sets.popitem(last=False)
         return made
 
     def activate(self, wanted: AdapterSet) -> None:
@@ -100,9 +100,23 @@ class Adapted:
         """The embeddings that are active for a text encoder."""
         return self.active.embeddings[encoder] if self.active.embeddings else {}
 
-    def trim(self) -> None:
-        """Forget all sets but the active one."""
-        self._sets.clear()
+    def idle_bytes(self, used: Container[str]) -> int:
+        """What sets take whose keys are not among those that are `used`."""
+        return sum(made.merged_bytes for key, made in self._sets.items() if key not in used)
+
+    def forget_idle(self, used: Container[str], most_bytes: int) -> list[AdapterSet]:
+        """Forget the sets that were bound longest ago and are not `used`, until the others take no more than so many.
+
+        Gives those that are forgotten; nothing else here holds them then.
+        """
+        gone = []
+        for key in [key for key in self._sets if key not in used]:
+            if self.idle_bytes(used) <= most_bytes:
+                break
+            gone.append(self._sets.pop(key))
+        if self.active in gone:
+            self.activate(PLAIN)
+        return gone
 
     def _parameter(self, part: str, name: str) -> nn.Parameter:
         return self.parts[part].get_parameter(name)

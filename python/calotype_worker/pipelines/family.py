@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -150,6 +150,12 @@ class Family(ABC):
             self._stay_at_home()
             self.adapted.activate(bound)
 
+    def forget_idle_sets(self, used: Container[str], most_bytes: int) -> list[AdapterSet]:
+        """Forget merged LoRAs that are not used, until they take no more than so many bytes. Gives those."""
+        if self.adapted.active.key not in used:
+            self._stay_at_home()
+        return self.adapted.forget_idle(used, most_bytes)
+
     def _stay_at_home(self) -> None:
         """Adapters change the host's weights; what a plan brought to the device are copies of those before."""
         self.whereabouts.send_home(*self.modules())
@@ -211,7 +217,6 @@ class Family(ABC):
 
     def trim(self) -> None:
         """Drop what can be made again."""
-        self.adapted.trim()
         self._texts.clear()
 
     @property

@@ -2,10 +2,10 @@
 
 use calotype_protocol::Offload;
 
-use super::{ModelNeed, Needs, Plan, Warning, estimate};
+use super::{AdapterNeed, ModelNeed, Needs, Plan, Warning, estimate};
 use crate::error::Error;
 use crate::memory::Peaks;
-use crate::memory::holding::{Pieces, Precision, Ways, on_device_bytes};
+use crate::memory::holding::{Pieces, Precision, Ways, changed_on_device_bytes, on_device_bytes};
 use crate::model::Catalogue;
 use crate::view::{DeviceView, MemoryView, WorkerView};
 
@@ -13,7 +13,7 @@ use crate::view::{DeviceView, MemoryView, WorkerView};
 pub(crate) struct Forecast {
     /// The worker; absent where none that could run it is ready.
     pub worker: Option<String>,
-    /// Of its models on the device.
+    /// Of its models on the device, with what LoRAs change of them.
     pub weights_bytes: u64,
     /// Beside them.
     pub working_set_bytes: u64,
@@ -35,6 +35,7 @@ pub(crate) fn forecast(
 ) -> Result<Forecast, Error> {
     let needs = Needs::of(plan, catalogue)?;
     let models = ModelNeed::all_of(plan, catalogue)?;
+    let adapters = AdapterNeed::of(plan, catalogue)?;
     let found = found(&needs, devices);
     // Where no worker is ready: as on a processor, which is the last resort of every job.
     let (device_kind, runtime) = found.map_or(("cpu", "native"), |(device, worker)| {
@@ -47,9 +48,10 @@ pub(crate) fn forecast(
     };
     let precision = Precision::of(device_kind);
     let weights_bytes = ModelNeed::sum(&models, precision);
+    let changed_bytes = adapters.map_or(0, |need| need.bytes(precision));
     let mut forecast = Forecast {
         worker: found.map(|(_, worker)| worker.name.clone()),
-        weights_bytes,
+        weights_bytes: weights_bytes.saturating_add(changed_bytes),
         working_set_bytes: working(Pieces::default()).0,
         measured: working(Pieces::default()).1,
         memory_plan: Vec::new(),
@@ -61,9 +63,17 @@ pub(crate) fn forecast(
     let plans = worker.capabilities.as_ref().map(|can| can.plans.as_slice());
     let budget = memory.iter().find(|view| view.device == device.device.id);
     let budget_bytes = budget.map_or(u64::MAX, |view| view.budget_bytes);
-    match Ways::of(plans.unwrap_or_default()).held(weights_bytes, |pieces| working(pieces).0, budget_bytes) {
+    let ways = Ways::of(plans.unwrap_or_default());
+    match ways.held(
+        weights_bytes,
+        changed_bytes,
+        |pieces| working(pieces).0,
+        budget_bytes,
+    ) {
         Ok(way) => {
-            forecast.weights_bytes = on_device_bytes(weights_bytes, way.offload);
+            let changed_bytes = changed_on_device_bytes(changed_bytes, way.offload);
+            forecast.weights_bytes =
+                on_device_bytes(weights_bytes, way.offload).saturating_add(changed_bytes);
             (forecast.working_set_bytes, forecast.measured) = working(way.pieces);
             let offload = match way.offload {
                 Offload::None => None,

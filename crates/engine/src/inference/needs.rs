@@ -1,5 +1,8 @@
 //! What a job asks of a worker, and what a worker lacks for it. Pure.
 
+use std::fmt::Write as _;
+use std::sync::Arc;
+
 use calotype_protocol::{Capabilities, Mode, ModelId, Sampler, Schedule};
 
 use super::Plan;
@@ -174,6 +177,53 @@ impl ModelNeed {
         match precision {
             Precision::Single => self.single_bytes,
             Precision::Half => self.half_bytes,
+        }
+    }
+}
+
+/// The LoRAs that a job lays on its model. What they change lies beside the plain weights as long as a job uses it, once
+/// for all jobs with the same set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdapterNeed {
+    /// The model with the set, each LoRA with its weight.
+    pub set: Arc<str>,
+    /// Elements of the weights that are changed, at most.
+    elements: u64,
+}
+
+impl AdapterNeed {
+    /// Of a plan; `None` where it has no LoRAs.
+    pub(crate) fn of(plan: &Plan, catalogue: &Catalogue) -> Result<Option<Self>, Error> {
+        if plan.loras.is_empty() {
+            return Ok(None);
+        }
+        let (mut set, mut elements) = (plan.resident().to_string(), 0u64);
+        for lora in &plan.loras {
+            let _ = write!(set, " {}:{}", lora.id, lora.weight);
+            elements = elements.saturating_add(catalogue.lora(lora.id.as_str())?.changed_elements);
+        }
+        // Two that change the same weights need one copy.
+        let whole = catalogue.loadable(plan.resident().as_str())?.parameters;
+        Ok(Some(Self {
+            set: set.into(),
+            elements: elements.min(whole),
+        }))
+    }
+
+    /// On a device of this precision.
+    pub fn bytes(&self, precision: Precision) -> u64 {
+        self.elements.saturating_mul(match precision {
+            Precision::Single => 4,
+            Precision::Half => 2,
+        })
+    }
+
+    /// For tests.
+    #[cfg(test)]
+    pub(crate) fn new(set: &str, elements: u64) -> Self {
+        Self {
+            set: set.into(),
+            elements,
         }
     }
 }

@@ -162,18 +162,20 @@ impl Ways {
         vae && (self.attention_slicing || !pieces.attention)
     }
 
-    /// The fastest way to hold `weights_bytes` beside what `working_bytes` says of a job run in pieces. Where none fits
-    /// the budget: the bytes of the way that takes least.
+    /// The fastest way to hold `weights_bytes`, and the `changed_bytes` of them that LoRAs change, beside what
+    /// `working_bytes` says of a job run in pieces. Where none fits the budget: the bytes of the way that takes least.
     pub fn held(
         self,
         weights_bytes: u64,
+        changed_bytes: u64,
         working_bytes: impl Fn(Pieces) -> u64,
         budget_bytes: u64,
     ) -> Result<Way, u64> {
         let mut least_bytes = u64::MAX;
         for way in self.all() {
-            let taken_bytes =
-                on_device_bytes(weights_bytes, way.offload).saturating_add(working_bytes(way.pieces));
+            let taken_bytes = on_device_bytes(weights_bytes, way.offload)
+                .saturating_add(changed_on_device_bytes(changed_bytes, way.offload))
+                .saturating_add(working_bytes(way.pieces));
             if taken_bytes <= budget_bytes {
                 return Ok(way);
             }
@@ -191,6 +193,15 @@ pub fn on_device_bytes(weights_bytes: u64, way: Offload) -> u64 {
         Offload::Sequential => BLOCKS_PERCENT,
     };
     weights_bytes / 100 * percent + weights_bytes % 100 * percent / 100
+}
+
+/// What of the weights that LoRAs have changed lies there beside the plain ones: where those wait in host memory, so do
+/// these, and come in their place.
+pub fn changed_on_device_bytes(changed_bytes: u64, way: Offload) -> u64 {
+    match way {
+        Offload::None => changed_bytes,
+        Offload::Model | Offload::Sequential => 0,
+    }
 }
 
 #[cfg(test)]
@@ -215,9 +226,23 @@ mod tests {
             (29, &OFFLOADS, Err(30)),
             (109, &[], Err(110)),
         ] {
-            let way = ways(plans).held(100, |_| 10, budget_bytes);
+            let way = ways(plans).held(100, 0, |_| 10, budget_bytes);
             assert_eq!(way.map(|way| way.offload), expected, "{budget_bytes}");
         }
+    }
+
+    #[test]
+    fn what_loras_change_counts_where_the_model_is_whole_and_waits_with_it_elsewhere() {
+        let way = |budget_bytes| {
+            ways(&OFFLOADS)
+                .held(100, 40, |_| 10, budget_bytes)
+                .unwrap()
+                .offload
+        };
+        assert_eq!(
+            [way(150), way(149), way(97), way(96)],
+            [Offload::None, Offload::Model, Offload::Model, Offload::Sequential]
+        );
     }
 
     #[test]
@@ -247,7 +272,7 @@ mod tests {
             (117, &plans[..4], "Model Tiling false"),
             (129, &plans[..2], "Sequential Whole false"),
         ] {
-            let way = ways(plans).held(100, working, budget_bytes).unwrap();
+            let way = ways(plans).held(100, 0, working, budget_bytes).unwrap();
             let told = format!("{:?} {:?} {}", way.offload, way.pieces.vae, way.pieces.attention);
             assert_eq!(told, expected, "{budget_bytes}");
         }
@@ -261,7 +286,7 @@ mod tests {
         ) {
             let ways = Ways { offload: offloads, vae_tiling: tiles, ..Ways::default() };
             let working = |pieces: Pieces| if pieces.vae == VaePlan::Tiling { need / 2 } else { need };
-            match ways.held(weights, working, budget) {
+            match ways.held(weights, 0, working, budget) {
                 Ok(way) => {
                     let taken = on_device_bytes(weights, way.offload);
                     prop_assert!(taken <= weights);

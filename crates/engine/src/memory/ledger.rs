@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use calotype_protocol::{JobId, ModelId};
 
@@ -17,6 +18,13 @@ pub enum Owner {
         /// The model.
         model: ModelId,
     },
+    /// Weights that LoRAs have changed, as long as a job in the worker uses the set.
+    Adapters {
+        /// The worker.
+        worker: String,
+        /// The model with the set.
+        set: Arc<str>,
+    },
     /// What a job needs beside the weights.
     WorkingSet(JobId),
 }
@@ -25,6 +33,7 @@ impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Owner::Weights { worker, model } => write!(f, "weights:{worker}:{model}"),
+            Owner::Adapters { worker, set } => write!(f, "adapters:{worker}:{set}"),
             Owner::WorkingSet(job) => write!(f, "working_set:{job}"),
         }
     }
@@ -104,7 +113,7 @@ impl Ledger {
                 budget_bytes: self.budget_bytes,
             });
         }
-        let held_bytes = self.leases.get(&owner).copied().unwrap_or(0);
+        let held_bytes = self.of(&owner);
         let free_bytes = self.free_bytes().saturating_add(held_bytes);
         if need_bytes > free_bytes {
             return Err(NoRoom::NotNow {
@@ -121,6 +130,11 @@ impl Ledger {
         if self.leases.contains_key(owner) {
             self.set(owner.clone(), measured_bytes);
         }
+    }
+
+    /// What an owner has; 0 where it has no lease.
+    pub fn of(&self, owner: &Owner) -> u64 {
+        self.leases.get(owner).copied().unwrap_or(0)
     }
 
     /// Takes a lease back and says how much it was.

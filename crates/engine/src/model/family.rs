@@ -322,7 +322,7 @@ pub(super) fn vae_channels(header: &Header) -> Option<u32> {
 /// Fills in what a LoRA fits. A LoRA that tells nothing is taken to be for the family that is here most often.
 pub(super) fn of_lora(header: &Header, record: &mut ModelRecord) {
     let reads_text = |name: &str| {
-        let below = name.contains("lora_A") || name.contains("lora_down") || name.contains("lora.down");
+        let below = LORA_MATRICES.iter().any(|(lower, _)| name.contains(lower));
         below && (name.contains("attn2.to_k") || name.contains("attn2_to_k"))
     };
     let holds = |words: &[&str]| {
@@ -330,6 +330,7 @@ pub(super) fn of_lora(header: &Header, record: &mut ModelRecord) {
         header.shapes.keys().any(one_of)
     };
     record.text_width = header.extent_of(reads_text, 1);
+    record.changed_elements = changed_elements(header);
     let family = if holds(&["double_blocks", "single_blocks", "single_transformer_blocks"]) {
         "flux"
     } else if holds(&["joint_blocks", "add_k_proj"]) {
@@ -343,6 +344,26 @@ pub(super) fn of_lora(header: &Header, record: &mut ModelRecord) {
     };
     record.family = family.into();
 }
+
+/// Elements of the weights that a LoRA changes: each has as many rows as its upper matrix and as many columns as its
+/// lower one.
+fn changed_elements(header: &Header) -> u64 {
+    let changed = header.shapes.iter().filter_map(|(name, below)| {
+        let (lower, upper) = LORA_MATRICES.iter().find(|(lower, _)| name.contains(lower))?;
+        let above = header.shapes.get(&name.replace(lower, upper))?;
+        let columns = below.get(1..)?.iter().map(|extent| *extent as u64);
+        let columns = columns.fold(1, u64::saturating_mul);
+        Some(columns.saturating_mul(*above.first()? as u64))
+    });
+    changed.fold(0, u64::saturating_add)
+}
+
+/// How a LoRA's two matrices are named, by PEFT, kohya and diffusers.
+const LORA_MATRICES: [(&str, &str); 3] = [
+    ("lora_A", "lora_B"),
+    ("lora_down", "lora_up"),
+    ("lora.down", "lora.up"),
+];
 
 /// Fills in what a textual inversion fits.
 pub(super) fn of_embedding(header: &Header, record: &mut ModelRecord) -> Result<(), String> {

@@ -83,6 +83,11 @@ pub enum Variant {
     Refiner,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
 /// One model of the catalogue.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ModelRecord {
@@ -142,6 +147,9 @@ pub struct ModelRecord {
     /// Whether it was made to draw in few steps without guidance, as its weights tell: FLUX schnell.
     #[serde(default)]
     pub few_steps: bool,
+    /// Elements of the weights that a LoRA changes: a set that is laid on needs a copy of so many.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub changed_elements: u64,
     /// The model that a LoRA is for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<String>,
@@ -194,6 +202,7 @@ impl ModelRecord {
             prediction: None,
             usual_vae: false,
             few_steps: false,
+            changed_elements: 0,
             base: None,
             trigger: None,
             architecture: None,

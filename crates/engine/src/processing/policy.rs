@@ -8,6 +8,7 @@
 mod world;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use calotype_protocol::{JobId, ModelId};
 
@@ -164,8 +165,10 @@ impl Board {
         let room = self.rooms.get(&slot.device)?;
         slot.capabilities.as_ref()?;
         let weights_bytes = ModelNeed::sum(&job.models, slot.precision);
+        let changed_bytes = job.adapters.as_ref().map_or(0, |need| need.bytes(slot.precision));
         let working_bytes = |pieces| job.working_sets.of(&slot.kind, pieces);
-        Some(slot.ways.held(weights_bytes, working_bytes, room.budget_bytes))
+        let ways = slot.ways;
+        Some(ways.held(weights_bytes, changed_bytes, working_bytes, room.budget_bytes))
     }
 
     fn nobody(&self, job: &Waiting) -> Decision {
@@ -217,7 +220,17 @@ impl Board {
             }
             None => return vec![wait(job, format!("{} has not said what it can do", slot.worker))],
         };
-        let working_bytes = job.working_sets.of(&slot.kind, way.pieces);
+        // Once for all jobs with the same set.
+        let adapters = job
+            .adapters
+            .as_ref()
+            .filter(|need| !slot.adapter_sets.contains(&need.set));
+        let changed_bytes = adapters.map_or(0, |need| need.bytes(precision));
+        let changed_bytes = holding::changed_on_device_bytes(changed_bytes, way.offload);
+        let working_bytes = job
+            .working_sets
+            .of(&slot.kind, way.pieces)
+            .saturating_add(changed_bytes);
         let weights = |need: &ModelNeed| holding::on_device_bytes(need.weights_bytes(precision), way.offload);
         if let Some(reason) = occupied(job, slot) {
             return vec![wait(job, reason)];
@@ -273,10 +286,13 @@ impl Board {
             None => {
                 slot.busy += 1;
                 slot.taken_alone = job.alone;
+                slot.adapter_sets
+                    .extend(job.adapters.iter().map(|need| Arc::clone(&need.set)));
                 let decision = Decision::Run {
                     job: job.job.clone(),
                     worker,
                     pieces: way.pieces,
+                    changed_bytes,
                 };
                 (working_bytes, decision)
             }

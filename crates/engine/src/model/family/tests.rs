@@ -207,3 +207,23 @@ fn an_embedding_fits_the_family_of_its_width() {
     );
     assert!(told(&[("x", &[1, 2, 3])]).is_err() && told(&[]).is_err());
 }
+
+#[test]
+fn a_lora_changes_as_many_numbers_as_the_products_of_its_matrices_have() {
+    let changed = |tensors: &[(&str, &[usize])]| {
+        let mut record = blank();
+        of_lora(&header(tensors, &[]), &mut record);
+        record.changed_elements
+    };
+    let layers: [(&str, &[usize]); 6] = [
+        ("unet.a.to_q.lora_A.weight", &[4, 320]),
+        ("unet.a.to_q.lora_B.weight", &[640, 4]),
+        ("lora_unet_conv.lora_down.weight", &[4, 32, 3, 3]),
+        ("lora_unet_conv.lora_up.weight", &[64, 4, 1, 1]),
+        ("lora_unet_conv.alpha", &[]),
+        // One without its other half: it is refused when it is laid on.
+        ("unet.b.lora.down.weight", &[4, 10]),
+    ];
+    assert_eq!(changed(&layers), 640 * 320 + 64 * 32 * 9);
+    assert_eq!(changed(&[("x.lora_A.weight", &[]), ("x.lora_B.weight", &[])]), 0);
+}

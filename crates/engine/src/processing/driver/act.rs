@@ -7,7 +7,7 @@ use calotype_protocol::{
     Attempt, Blob, Down, Dtype, Frame, JobId, Load, LoadId, LoadPlan, ModelId, Run, StepId, Work,
 };
 
-use super::{Action, Driver, Internal, Moving, PostState, now_ms};
+use super::{Action, Driver, Internal, Moving, Post, PostState, now_ms};
 use crate::error::{Code, Error};
 use crate::inference::{self, InputFiles, Plan};
 use crate::memory::holding::{Pieces, Precision, Residency, Ways};
@@ -32,6 +32,7 @@ impl Driver {
                 priority: live.record.priority,
                 sequence: live.record.sequence,
                 models: Arc::clone(&live.models),
+                adapters: live.adapters.clone(),
                 needs: Arc::clone(&live.needs),
                 working_sets: Arc::clone(&live.working_sets),
                 alone: live.alone,
@@ -51,7 +52,12 @@ impl Driver {
             .map(|(device, ledger)| (device.clone(), room(ledger)));
         for decision in policy::plan(&waiting, &slots, &rooms.collect()) {
             match decision {
-                Decision::Run { job, worker, pieces } => self.claim(&job, &worker, pieces),
+                Decision::Run {
+                    job,
+                    worker,
+                    pieces,
+                    changed_bytes,
+                } => self.claim(&job, &worker, pieces, changed_bytes),
                 Decision::Load {
                     job,
                     model,
@@ -157,6 +163,7 @@ impl Driver {
                     last_use: stay.last_use,
                 })
                 .collect(),
+            adapter_sets: self.adapter_sets(post),
             unusable: self
                 .unusable
                 .keys()
@@ -164,6 +171,15 @@ impl Driver {
                 .map(|(_, model)| model.clone())
                 .collect(),
         })
+    }
+
+    /// The sets of LoRAs that jobs in a worker use.
+    fn adapter_sets(&self, post: &Post) -> Vec<Arc<str>> {
+        let inside = post
+            .jobs
+            .iter()
+            .filter_map(|job| self.jobs.get(job)?.adapters.as_ref());
+        inside.map(|need| Arc::clone(&need.set)).collect()
     }
 
     fn wait(&mut self, job: &JobId, reason: String) {
@@ -176,7 +192,7 @@ impl Driver {
     }
 
     /// Claims a job for a worker: lease, then journal, and only then the line down.
-    fn claim(&mut self, job: &JobId, worker: &str, pieces: Pieces) {
+    fn claim(&mut self, job: &JobId, worker: &str, pieces: Pieces, changed_bytes: u64) {
         let (Some(live), Some(post)) = (self.jobs.get_mut(job), self.posts.get_mut(worker)) else {
             return;
         };
@@ -185,6 +201,13 @@ impl Driver {
         };
         let working_bytes = live.working_sets.of(&post.kind, pieces);
         if let Err(no_room) = ledger.reserve(Owner::WorkingSet(job.clone()), working_bytes) {
+            live.reason = Some(no_room.to_string());
+            return;
+        }
+        if let Some(owner) = live.adapters_in(worker).filter(|_| changed_bytes > 0)
+            && let Err(no_room) = ledger.reserve(owner, changed_bytes)
+        {
+            ledger.release(&Owner::WorkingSet(job.clone()));
             live.reason = Some(no_room.to_string());
             return;
         }
@@ -312,8 +335,18 @@ impl Driver {
         };
         if let Some(post) = self.posts.get_mut(&worker) {
             post.jobs.remove(job);
-            if let Some(ledger) = self.ledgers.get_mut(&post.device) {
-                ledger.release(&Owner::WorkingSet(job.clone()));
+        }
+        let Some(post) = self.posts.get(&worker) else {
+            return;
+        };
+        let still = self.adapter_sets(post);
+        let adapters = self.jobs.get(job).and_then(|live| live.adapters_in(&worker));
+        if let Some(ledger) = self.ledgers.get_mut(&post.device) {
+            ledger.release(&Owner::WorkingSet(job.clone()));
+            if let Some(owner) = adapters
+                && !matches!(&owner, Owner::Adapters { set, .. } if still.contains(set))
+            {
+                ledger.release(&owner);
             }
         }
     }

@@ -4,7 +4,7 @@ use tokio::sync::oneshot;
 
 use super::{Action, Command, Driver, Live};
 use crate::error::{Code, Error};
-use crate::inference::{ModelNeed, Needs, estimate};
+use crate::inference::{AdapterNeed, ModelNeed, Needs, estimate};
 use crate::memory::holding::Pieces;
 use crate::processing::{JobRecord, JobState, JobView, Ticket};
 use calotype_protocol::{Attempt, Down, JobId};
@@ -41,9 +41,9 @@ impl Driver {
     fn accepted(&mut self, record: JobRecord, ticket: Ticket, reply: Option<oneshot::Sender<JobView>>) {
         let job = record.id.clone();
         // A model that was taken away since the job was accepted: the job is kept, and ends with that reason.
-        let (needs, models, problem) = match self.required(&record) {
-            Ok((needs, models)) => (needs, models, None),
-            Err(error) => (Needs::nothing(), Vec::new(), Some(error)),
+        let (needs, models, adapters, problem) = match self.required(&record) {
+            Ok((needs, models, adapters)) => (needs, models, adapters, None),
+            Err(error) => (Needs::nothing(), Vec::new(), None, Some(error)),
         };
         let working_sets = self.posts.values().map(|post| {
             let device_kind = &post.config.device.kind;
@@ -71,6 +71,7 @@ impl Driver {
             failures: 0,
             lacks: 0,
             models: models.into(),
+            adapters: adapters.map(Arc::new),
             needs: Arc::new(needs),
             working_sets,
             _ticket: ticket,
@@ -93,9 +94,14 @@ impl Driver {
     }
 
     /// What a job asks of a worker, and the models that it needs.
-    fn required(&self, record: &JobRecord) -> Result<(Needs, Vec<ModelNeed>), Error> {
-        let needs = Needs::of(&record.plan, &self.catalogue)?;
-        Ok((needs, ModelNeed::all_of(&record.plan, &self.catalogue)?))
+    fn required(&self, record: &JobRecord) -> Result<(Needs, Vec<ModelNeed>, Option<AdapterNeed>), Error> {
+        let (plan, catalogue) = (&record.plan, &self.catalogue);
+        let needs = Needs::of(plan, catalogue)?;
+        Ok((
+            needs,
+            ModelNeed::all_of(plan, catalogue)?,
+            AdapterNeed::of(plan, catalogue)?,
+        ))
     }
 
     fn control(&mut self, job: &JobId, action: Action) -> Result<JobView, Error> {

@@ -92,7 +92,12 @@ impl Driver {
         let Some(base_bytes) = base_bytes else {
             return;
         };
-        let took_bytes = result.peak_bytes.saturating_sub(base_bytes);
+        let adapters = live.adapters_in(worker);
+        let ledger = self.ledgers.get(&post.device);
+        let changed_bytes = adapters.and_then(|owner| Some(ledger?.of(&owner))).unwrap_or(0);
+        let took_bytes = result
+            .peak_bytes
+            .saturating_sub(base_bytes.saturating_add(changed_bytes));
         let shape = estimate::peak_key(&live.record.plan, &post.kind, live.pieces);
         if took_bytes > 0 && self.peaks.measured(&shape, took_bytes) {
             let store = self.store.clone();

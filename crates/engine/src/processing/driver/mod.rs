@@ -30,10 +30,10 @@ use crate::device::Device;
 use crate::error::Error;
 use crate::event::EventKind;
 use crate::event_log::EventLog;
-use crate::inference::{Abilities, Lack, ModelNeed, Needs};
+use crate::inference::{Abilities, AdapterNeed, Lack, ModelNeed, Needs};
 use crate::memory::holding::{Pieces, Residency};
 use crate::memory::weight_cache::{Source, WeightCache};
-use crate::memory::{Ledger, Peaks, WorkingSets};
+use crate::memory::{Ledger, Owner, Peaks, WorkingSets};
 use crate::model::Catalogue;
 use crate::store::{Artifacts, Store};
 use crate::view::{DeviceView, DomainHealth, MemoryView};
@@ -183,11 +183,23 @@ struct Live {
     /// The models that it needs, the one that makes the pictures first.
     models: Arc<[ModelNeed]>,
     needs: Arc<Needs>,
+    adapters: Option<Arc<AdapterNeed>>,
     working_sets: Arc<WorkingSets>,
     _ticket: Ticket,
     waiters: Vec<oneshot::Sender<JobView>>,
     accepted: Instant,
     started: Option<Instant>,
+}
+
+impl Live {
+    /// Who holds what its LoRAs change, in a worker; `None` where it has none.
+    fn adapters_in(&self, worker: &str) -> Option<Owner> {
+        let need = self.adapters.as_ref()?;
+        Some(Owner::Adapters {
+            worker: worker.to_owned(),
+            set: Arc::clone(&need.set),
+        })
+    }
 }
 
 /// A worker and what is in it.

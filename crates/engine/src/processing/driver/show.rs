@@ -85,6 +85,7 @@ impl Driver {
         let leases = ledger.into_iter().flat_map(Ledger::leases).map(|(owner, bytes)| {
             let (kind, of) = match owner {
                 Owner::Weights { model, .. } => ("weights", model.to_string()),
+                Owner::Adapters { set, .. } => ("adapters", set.to_string()),
                 Owner::WorkingSet(job) => ("working_set", job.to_string()),
             };
             LeaseView {

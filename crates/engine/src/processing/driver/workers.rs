@@ -395,7 +395,7 @@ impl Driver {
         let moving = post.moving.take();
         if let Some(ledger) = self.ledgers.get_mut(&post.device) {
             let held = |owner: &Owner| match owner {
-                Owner::Weights { worker: of, .. } => of == worker,
+                Owner::Weights { worker: of, .. } | Owner::Adapters { worker: of, .. } => of == worker,
                 Owner::WorkingSet(job) => post.jobs.contains(job),
             };
             let owners: Vec<Owner> = ledger

@@ -5,7 +5,7 @@ use calotype_protocol::{Capabilities, Mode, Offload, Sampler, Schedule, VaePlan}
 use proptest::prelude::*;
 
 use super::*;
-use crate::inference::Needs;
+use crate::inference::{AdapterNeed, Needs};
 use crate::memory::WorkingSets;
 use crate::memory::holding::{Pieces, Precision, Residency, Ways};
 use crate::processing::Class;
@@ -72,6 +72,7 @@ fn waiting(name: &str, sequence: u64) -> Waiting {
         priority: 0,
         sequence,
         models: [model("m", 50)].into(),
+        adapters: None,
         needs: Arc::new(needs()),
         working_sets: working(10),
         alone: false,
@@ -105,6 +106,7 @@ fn slot() -> Slot {
         taken_alone: false,
         moving: false,
         resident: vec![resident("m", 50, false, 1)],
+        adapter_sets: Vec::new(),
         unusable: Vec::new(),
     }
 }
@@ -126,6 +128,7 @@ fn run_at(name: &str, worker: &str) -> Decision {
         job: name.into(),
         worker: worker.into(),
         pieces: Pieces::default(),
+        changed_bytes: 0,
     }
 }
 
@@ -460,6 +463,7 @@ fn a_job_too_large_beside_its_model_is_done_in_tiles_and_its_model_stays_where_i
         job: "a".into(),
         worker: "cpu0".into(),
         pieces: in_tiles,
+        changed_bytes: 0,
     };
     assert_eq!(decisions, [expected]);
     // Whether it is done in tiles depends on the device and not on who else is there: it waits for the others.
@@ -518,6 +522,29 @@ fn a_job_goes_to_the_device_that_has_room_for_all_of_it_and_to_a_worse_one_befor
     assert_eq!(goes_to(40, &cards), "cpu0", "no card has room");
     let refused = goes_to(50, &cards);
     assert!(refused.contains("TooLarge"), "{refused}");
+}
+
+#[test]
+fn what_loras_change_is_leased_once_for_all_jobs_with_the_same_set() {
+    let styled = |name: &str, set: &str| Waiting {
+        adapters: Some(Arc::new(AdapterNeed::new(set, 5))),
+        ..waiting(name, 1)
+    };
+    let jobs = [styled("a", "m x:1"), styled("b", "m x:1"), styled("c", "m x:0.5")];
+    let changed = |slot: &Slot, free_bytes| -> Vec<Option<u64>> {
+        let decisions = plan(&jobs, from_ref(slot), &room(free_bytes));
+        let bytes = decisions.into_iter().map(|decision| match decision {
+            Decision::Run { changed_bytes, .. } => Some(changed_bytes),
+            _ => None,
+        });
+        bytes.collect()
+    };
+    let mut worker = Slot { most: 9, ..slot() };
+    assert_eq!(changed(&worker, 90), [Some(20), Some(0), Some(20)]);
+    // 10 for each job and 20 for each set.
+    assert_eq!(changed(&worker, 69), [Some(20), Some(0), None]);
+    worker.adapter_sets.push("m x:0.5".into());
+    assert_eq!(changed(&worker, 69), [Some(20), Some(0), Some(0)]);
 }
 
 #[test]

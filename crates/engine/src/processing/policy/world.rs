@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use calotype_protocol::{Capabilities, JobId, ModelId};
 
-use crate::inference::{Lack, ModelNeed, Needs};
+use crate::inference::{AdapterNeed, Lack, ModelNeed, Needs};
 use crate::memory::WorkingSets;
 use crate::memory::holding::{Pieces, Precision, Residency, Ways};
 use crate::processing::Class;
@@ -22,6 +22,8 @@ pub struct Waiting {
     pub sequence: u64,
     /// The models that must be resident together.
     pub models: Arc<[ModelNeed]>,
+    /// The LoRAs that are laid on the first of them.
+    pub adapters: Option<Arc<AdapterNeed>>,
     /// What its worker must be able to do.
     pub needs: Arc<Needs>,
     /// What the job takes beside the weights.
@@ -91,6 +93,8 @@ pub struct Slot {
     pub moving: bool,
     /// Models inside.
     pub resident: Vec<Resident>,
+    /// Sets of LoRAs that jobs inside use.
+    pub adapter_sets: Vec<Arc<str>>,
     /// Models that it could not load.
     pub unusable: Vec<ModelId>,
 }
@@ -115,6 +119,8 @@ pub enum Decision {
         worker: String,
         /// What of it is done in pieces.
         pieces: Pieces,
+        /// What its LoRAs will take, where no other job uses the same set.
+        changed_bytes: u64,
     },
     /// Make a model resident for the job.
     Load {
