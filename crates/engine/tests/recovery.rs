@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use calotype_engine::inference::GenerateRequest;
+use calotype_engine::inference::{GenerateRequest, LoraRequest};
 use calotype_engine::processing::{JobState, JobView};
 use calotype_engine::worker::Timing;
 use calotype_engine::{
@@ -272,6 +272,50 @@ async fn memory_is_leased_while_it_is_held_and_not_longer() {
     );
     assert!(memory.high_water_bytes > 0);
     bench.engine.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_a_lora_changes_is_leased_once_as_long_as_a_job_uses_it() {
+    let bench = Bench::start("good").await;
+    let mut events = bench.engine.events(None, None);
+    let styled = GenerateRequest {
+        loras: Some(vec![LoraRequest {
+            name: "pixel".into(),
+            weight: Some(0.5),
+        }]),
+        ..bench.request(150)
+    };
+    let adapters = async || -> Vec<u64> {
+        let memory = bench.engine.memory().await.remove(0);
+        let leases = memory.leases.into_iter().filter(|lease| lease.kind == "adapters");
+        leases.map(|lease| lease.bytes).collect()
+    };
+    let mut jobs = Vec::new();
+    for _ in 0..2 {
+        let submitted = bench
+            .engine
+            .submit(styled.clone(), SubmitOptions::default())
+            .await;
+        let job = submitted.unwrap().job.id;
+        let is_in = |event: &Event| match &event.kind {
+            EventKind::Progress { job: of, .. } if *of == job => Some(()),
+            _ => None,
+        };
+        event(&mut events, is_in).await;
+        jobs.push(job);
+    }
+    let [bytes] = adapters().await[..] else {
+        panic!("there is not one lease for both");
+    };
+    let models = bench.engine.models().await;
+    let pixel = models.iter().find(|model| model.name == "pixel").unwrap();
+    assert!(pixel.changed_elements > 0);
+    assert_eq!(bytes, pixel.changed_elements * 4);
+    for (job, left) in jobs.iter().zip([vec![bytes], Vec::new()]) {
+        bench.engine.cancel(job).await.unwrap();
+        assert_eq!(bench.ended(job).await.state, JobState::Cancelled);
+        assert_eq!(adapters().await, left);
+    }
 }
 
 #[tokio::test]
