@@ -408,7 +408,7 @@ def main() -> None:
         with serving(asked.calotype, asked.folder, "switches", "--memory-share", share_of_card(11.2)) as server:
             tell("switches", switches(server))
     if "offload" in asked.parts:
-        for name, gb in (("vae_tiling", 10.0), ("offload_model", 8.0), ("offload_sequential", 5.0)):
+        for name, gb in (("vae_tiling", 9.0), ("offload_model", 7.5), ("offload_sequential", 5.0)):
             with serving(asked.calotype, asked.folder, name, "--memory-share", share_of_card(gb)) as server:
                 tell(name, offloaded(server))
     if "killed" in asked.parts:
