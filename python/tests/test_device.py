@@ -2,6 +2,7 @@
 
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -45,11 +46,12 @@ def test_a_device_that_is_not_here_is_told_apart_from_one_that_nobody_knows(
 
 
 def test_an_xpu_counts_its_own_memory_and_not_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
-    figures = {
+    figures: dict[str, Any] = {
         "mem_get_info": (3 << 30, 16 << 30),
-        "memory_reserved": 5 << 30,
-        "memory_allocated": 4 << 30,
-        "max_memory_allocated": 6 << 30,
+        "memory_stats_as_nested_dict": {
+            "reserved_bytes": {"all": {"current": 5 << 30}},
+            "allocated_bytes": {"all": {"current": 4 << 30, "peak": 6 << 30}},
+        },
         "get_device_properties": SimpleNamespace(name="Arc"),
         "reset_peak_memory_stats": None,
     }
