@@ -126,6 +126,9 @@ class StepGraphs:
             torch.cuda.current_stream().wait_stream(stream)
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
+            # As the capture does itself, or what it frees would hide what it takes.
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
             before = torch.cuda.memory_reserved()
             graph = torch.cuda.CUDAGraph()
             # The beat's thread may ask for the free memory meanwhile.
