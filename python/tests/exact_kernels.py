@@ -66,11 +66,41 @@ def layer_norms(dtype: torch.dtype, device: str, rows: int) -> None:
         near(normed, functional.layer_norm(x.double(), shape[-1:], weight, bias, norm.eps), times=2)
 
 
+def sums(dtype: torch.dtype, device: str, rows: int) -> None:
+    """Biases before a norm, which the sum keeps only together with what comes after them."""
+    for shape in ((3, rows, 40), (1, 5, 320), (7, 33)):
+        norm = layer_norm.LayerNorm(shape[-1]).to(device, dtype)
+        norm.weight.data.normal_()
+        norm.bias.data.normal_()
+        x = random(*shape, dtype=dtype, device=device)
+        one, two, then = (random(shape[-1], dtype=dtype, device=device) for _ in range(3))
+        weight, bias = norm.weight.double(), norm.bias.double()
+        kept = x.clone()
+        exact = functional.layer_norm(x.double() + one.double(), shape[-1:], weight, bias, norm.eps)
+        near(layer_norm.fused_with(kept, [one], norm, None), exact, times=2)
+        assert torch.equal(kept, x)
+        exact = x.double() + one.double() + two.double()
+        normed = layer_norm.fused_with(kept, [one, two], norm, then)
+        near(normed, functional.layer_norm(exact, shape[-1:], weight, bias, norm.eps), times=2)
+        near(kept, exact + then.double(), times=2)
+        near(layer_norm._plain_with(x, [one, two], norm, then), normed.double(), times=4)
+        near(x, kept.double(), times=2)
+
+
 def gates(dtype: torch.dtype, device: str, rows: int) -> None:
     for shape in ((2, rows, 2 * 40), (13, 2 * 256), (1, 3, 2 * 333)):
         x = 2 * random(*shape, dtype=dtype, device=device)
         values, gate = x.double().chunk(2, dim=-1)
         near(geglu.fused(x), values * functional.gelu(gate), times=2)
+
+
+def gated_products(dtype: torch.dtype, device: str, rows: int) -> None:
+    for inputs, width in ((40, 64), (320, 128)):
+        layer = torch.nn.Linear(inputs, 2 * width).to(device, dtype)
+        x = random(2, rows, inputs, dtype=dtype, device=device)
+        weight, bias = layer.weight.double(), layer.bias.double()
+        values, gate = functional.linear(x.double(), weight, bias).chunk(2, dim=-1)
+        near(geglu.fused_product(x, layer), values * functional.gelu(gate), times=2)
 
 
 def totals(dtype: torch.dtype, device: str, edge: int) -> None:
@@ -116,7 +146,10 @@ def main() -> None:
     for dtype in (torch.float32, torch.float16):
         group_norms(dtype, "cpu", (13, 8, 67))
         layer_norms(dtype, "cpu", 19)
+        sums(dtype, "cpu", 19)
         gates(dtype, "cpu", 11)
+        if dtype == torch.float16:
+            gated_products(dtype, "cpu", 67)
         totals(dtype, "cpu", 9)
         remembered(dtype, "cpu", 67)
         doublings(dtype, "cpu", 7)

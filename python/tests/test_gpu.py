@@ -11,7 +11,7 @@ import torch
 
 from calotype_worker.device import Device
 from calotype_worker.graphs import StepGraphs
-from calotype_worker.kernels import serve
+from calotype_worker.kernels import geglu, serve
 from calotype_worker.pipelines.annotators.preprocessor import Preprocessor
 from calotype_worker.pulse import Pulse
 from calotype_worker.tick import Loop
@@ -59,6 +59,7 @@ def test_graphs_give_the_pictures_of_the_cpu() -> None:
         assert all(psnr(ours, theirs) >= 45 for ours, theirs in zip(pictures(desk, [1, 2, 3]), expected))
     assert desk.loop.stepper.graphs.problem is None
     assert desk.loop.stepper.graphs._graphs
+    assert desk.loop.stepper.graphs.pool_bytes > 0
 
 
 def test_a_padded_batch_and_a_lora_get_graphs_of_their_own() -> None:
@@ -140,7 +141,10 @@ def test_each_kernel_agrees_with_exact_numbers(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     exact_kernels.group_norms(dtype, "cuda", (13, 8, 256))
     exact_kernels.layer_norms(dtype, "cuda", 1024)
+    exact_kernels.sums(dtype, "cuda", 1024)
     exact_kernels.gates(dtype, "cuda", 1024)
+    if dtype != torch.float32 and torch.cuda.get_device_capability() >= geglu.TENSOR_MEMORY:
+        exact_kernels.gated_products(dtype, "cuda", 1023)
     exact_kernels.totals(dtype, "cuda", 128)
     exact_kernels.remembered(dtype, "cuda", 128)
     exact_kernels.doublings(dtype, "cuda", 64)

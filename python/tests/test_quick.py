@@ -30,6 +30,7 @@ def test_a_quickened_unet_gives_diffusers_numbers_and_keeps_its_names(times: int
     assert {Resnet, Transformer2D, TransformerBlock, Gated, Upsample, GroupNorm, LayerNorm, SumNorm} <= kinds
     assert {Convolution, ConvolutionApart, Pointwise} <= kinds
     assert not {torch.nn.Conv2d, torch.nn.GroupNorm, torch.nn.LayerNorm} & kinds
+    assert all(part.adds_in_place for part in quick.modules() if isinstance(part, TransformerBlock))
     assert all(isinstance(part.processor, Attend) for part in quick.modules() if hasattr(part, "processor"))
     assert list(dict(quick.named_parameters())) == list(dict(plain.named_parameters()))
     added: Any = None

@@ -56,6 +56,7 @@ def _exchange(part: Any) -> None:
         _norm(part.norm, silu=False)
     elif kind is BasicTransformerBlock and _is_usual_block(part):
         part.__class__ = TransformerBlock
+        part.adds_in_place = _adds_in_place(part)
         part.norm1.__class__ = LayerNorm
         part.norm2.__class__ = part.norm3.__class__ = SumNorm
     elif kind is GEGLU:
@@ -95,6 +96,24 @@ def _is_usual_block(block: Any) -> bool:
         and not hasattr(block, "fuser")
         and all(layer_norm.is_usual(norm) for norm in (block.norm1, block.norm2, block.norm3))
     )
+
+
+def _adds_in_place(block: Any) -> bool:
+    """Whether a block's residuals are sums of products and biases, and nothing else."""
+    net = block.ff.net
+    return (
+        len(net) == 3
+        and type(net[0]) in (GEGLU, Gated)
+        and type(net[2]) is nn.Linear
+        and net[2].bias is not None
+        and all(_ends_in_product(attention) for attention in (block.attn1, block.attn2))
+    )
+
+
+def _ends_in_product(attention: Any) -> bool:
+    last = attention.to_out[0]
+    plain = attention.group_norm is None and not attention.residual_connection
+    return _is_usual_attention(attention) and plain and type(last) is nn.Linear and last.bias is not None
 
 
 def _is_usual_attention(attention: Any) -> bool:
