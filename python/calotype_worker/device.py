@@ -199,6 +199,7 @@ class Device:
 
     def _forget_peak(self) -> bool:
         if self.is_cuda:
+            # Before its first use the device has no figures to forget.
             torch.cuda.init()  # type: ignore[no-untyped-call]
         if self._account is not None:
             # A matter of the host's account: nothing waits for the device.
@@ -215,11 +216,10 @@ class Device:
         return None if self._account is None else self._counted_bytes("allocated_bytes")
 
     def _counted_bytes(self, what: str, figure: str = "current") -> int:
-        if self.is_cuda:
-            # Before its first use the device has no figures.
-            torch.cuda.init()  # type: ignore[no-untyped-call]
         # `memory_allocated` and its like sort all figures by name first, for a quarter of a millisecond.
-        return int(self._account.memory_stats_as_nested_dict(self.torch)[what]["all"][figure])
+        figures = self._account.memory_stats_as_nested_dict(self.torch)
+        # Before its first use the device has none.
+        return int(figures[what]["all"][figure]) if figures else 0
 
     def room_bytes(self) -> int | None:
         """What could be had at once: free, or cached by this process; None where that is not told to the byte."""
