@@ -26,8 +26,9 @@ from calotype_worker.pipelines.family import ControlInput, DenoiseInput, Family
 BUCKETS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 28, 32)
 """Samples of a graph; a run is padded to the next of them."""
 MOST_GRAPHS = 48
-MOST_SHARE = 0.2
-"""The most of the device's memory that the pool may take before all graphs are dropped."""
+MOST_SHARE = 1 / 8
+"""The most of the device's memory that the pool may take before all graphs are dropped. It is no job's, and a part of
+what the engine does not lease."""
 WARM_UPS = 2
 
 Key = tuple[tuple[int, ...], bool, str, int, tuple[int, ...], tuple[int, ...], tuple[str, ...]]

@@ -14,14 +14,14 @@ from calotype_worker.wire.words import Phase
 class Peaks:
     """Whose phase it is, and what goes to whom at the end of a lap."""
 
-    def __init__(self, lap: Callable[[], int | None], kept_aside: Callable[[], int]) -> None:
+    def __init__(self, lap: Callable[[], int | None], idle: Callable[[], int]) -> None:
         """`lap` ends a lap and gives its peak in bytes, None where that is not known.
 
-        `kept_aside` are bytes that are taken and that the peak does not tell of: the pool of captured graphs.
+        `idle` are bytes that the peak tells of and that are no job's: merged LoRAs which are kept for the next one.
         """
         self._lap = lap
-        self._kept_aside = kept_aside
-        self._aside = 0
+        self._idle = idle
+        self._idle_bytes = 0
         self._phase: Phase | None = None
         self._own: list[Tally] = []
 
@@ -38,12 +38,12 @@ class Peaks:
         """End a lap; what comes next is of no phase."""
         peak = self._lap()
         if peak is not None:
-            # As it was at the lap's begin: what is captured meanwhile counts as held while it is.
-            peak += self._aside
+            # As it was at the lap's begin: what is kept from then on was used until then.
+            peak -= self._idle_bytes
             for tally in self._own:
                 if self._phase is not None:
                     tally.phase_peaks[self._phase] = max(tally.phase_peaks.get(self._phase, 0), peak)
             for tally in (*self._own, *everyone):
                 tally.peak_bytes = max(tally.peak_bytes, peak)
-        self._aside = self._kept_aside()
+        self._idle_bytes = self._idle()
         self._phase, self._own = None, []

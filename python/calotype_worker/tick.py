@@ -34,7 +34,7 @@ from calotype_worker.wire import down, up
 from calotype_worker.wire.words import LogLevel, Message, Phase
 from calotype_worker.wire.work import Generate
 
-IDLE_SETS_SHARE = 1 / 8
+IDLE_SETS_SHARE = 1 / 16
 """The most of the device's memory for merged LoRAs that no job uses: a part of what the engine does not lease."""
 MOST_KEPT_BYTES = 256 << 20
 """What may be held more after memory ran out than before: libraries' workspaces, which come with the first use."""
@@ -53,7 +53,7 @@ class Loop:
         self._say = say
         self.arrivals = 0
         self.draining = False
-        self._peaks = Peaks(device.end_lap, self._untold_bytes)
+        self._peaks = Peaks(device.end_lap, self._idle_sets_bytes)
         self._jobs_before = 0
         self._held_bytes: int | None = None
         """What tensors held when the last phase began."""
@@ -248,12 +248,12 @@ class Loop:
     def _families(self) -> list[Family]:
         return [model for model in self.models.values() if isinstance(model, Family)]
 
-    def _untold_bytes(self) -> int:
-        """What jobs take and a peak does not tell of, the graphs' pool; less what is no job's, idle merged LoRAs."""
+    def _idle_sets_bytes(self) -> int:
+        # A processor's peak is told with all that the process holds, and compared with what it held before.
         if self.device.held_bytes() is None:
-            return self.stepper.graphs.pool_bytes
+            return 0
         used = self._used_sets()
-        return self.stepper.graphs.pool_bytes - sum(model.adapted.idle_bytes(used) for model in self._families())
+        return sum(model.adapted.idle_bytes(used) for model in self._families())
 
     def _settle(self) -> None:
         """What a job that has left leaves behind, and what the beat tells."""

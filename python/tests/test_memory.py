@@ -282,20 +282,20 @@ def test_the_peak_of_a_phase_is_what_was_held_in_it(desk: Desk, monkeypatch: pyt
 
 def test_peaks_go_to_the_jobs_of_a_phase_and_to_all_that_are_there() -> None:
     laps = iter([5, 100, 70, 300, 20])
-    aside = [0]
-    peaks = Peaks(lambda: next(laps), lambda: aside[0])
+    idle = [0]
+    peaks = Peaks(lambda: next(laps), lambda: idle[0])
     one, two = Tally(), Tally()
     peaks.begin("encode", [one], [one])  # 5: before anything.
     assert not peaks.begin("encode", [one], [one])
     peaks.begin("denoise", [one], [one, two])  # 100
-    aside[0] = 7
+    idle[0] = 7
     assert peaks.begin("denoise", [one, two], [one, two])  # 70
     assert not peaks.begin("denoise", [one, two], [one, two])
-    assert peaks.begin("denoise", [one, two], [one, two], anew=True)  # 300, and what was aside
+    assert peaks.begin("denoise", [one, two], [one, two], anew=True)  # 300, without what is no job's
     peaks.end([one, two])  # 20
-    assert one.phase_peaks == {"encode": 100, "denoise": 307}
-    assert two.phase_peaks == {"denoise": 307}
-    assert (one.peak_bytes, two.peak_bytes) == (307, 307)
+    assert one.phase_peaks == {"encode": 100, "denoise": 293}
+    assert two.phase_peaks == {"denoise": 293}
+    assert (one.peak_bytes, two.peak_bytes) == (293, 293)
 
 
 def test_where_laps_are_not_told_there_are_no_peaks_of_phases(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

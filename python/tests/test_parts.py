@@ -157,8 +157,8 @@ def test_merged_loras_that_no_job_uses_stay_while_they_are_few_and_leave_before_
     drawn(1.0, 0.5, 0.25)
     assert len(kept()) == 3 and kept()[0] > 1 << 20
     assert model.adapted.idle_bytes(set()) == sum(kept())
-    # On a device of which an eighth holds one of them, and not two.
-    total_bytes = kept()[0] * 12
+    # On a device of which a sixteenth holds one of them, and not two.
+    total_bytes = kept()[0] * 24
     with monkeypatch.context() as patch:
         patch.setattr(desk.loop.device, "total_and_free_bytes", lambda: (total_bytes, total_bytes))
         drawn(0.75)
