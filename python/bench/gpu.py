@@ -4,6 +4,7 @@
     python bench/gpu.py --models sd15:512 --compile-ours    # the worker's own plan `compile`, its warm-up told apart
     python bench/gpu.py --models sd15:512 --profile         # the kernels that a step of 16 samples spends its time in
     python bench/gpu.py --models sdxl --uploads             # only how fast its UNet reaches the device, by which way
+    python bench/gpu.py --models sdxl --switches            # only how long one takes in another's place from memory
 
 For each model: seconds an image alone, images a second at 1 to 16 concurrent jobs, the device's busy share, the
 latency of a cancel, the peak of memory, and what is held after an unload. Random weights, f16, Euler, guidance 5.
@@ -26,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from bench import steps as kernels
-from bench import uploads
+from bench import switches, uploads
 from bench.sizes import DEVICE, DTYPE, family, plain_pipeline
 from calotype_worker import noise
 from calotype_worker.channel import Buffer, Frame
@@ -318,6 +319,7 @@ def main() -> int:
     parser.add_argument("--compile-ours", action="store_true", help="the worker compiles too, before it is timed")
     parser.add_argument("--profile", action="store_true", help="only print where a step of 16 samples spends its time")
     parser.add_argument("--uploads", action="store_true", help="only measure how fast weights reach the device")
+    parser.add_argument("--switches", action="store_true", help="only measure how long a model in memory takes to load")
     parser.add_argument("--attention", choices=["default", *kernels.ATTENTION], default="default", help="for all")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
@@ -334,6 +336,9 @@ def main() -> int:
             continue
         if arguments.uploads:
             print(json.dumps(uploads.measure(name), indent=1), flush=True)
+            continue
+        if arguments.switches:
+            print(json.dumps(switches.measure(name), indent=1), flush=True)
             continue
         settings = arguments.steps, arguments.runs, not arguments.no_compile, arguments.compile_ours
         with kernels.attention(arguments.attention):
