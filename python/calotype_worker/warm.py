@@ -79,7 +79,6 @@ def _decode(device: Device) -> None:
 def _shallow(role: str, device: Device) -> Any:
     """A part of Stable Diffusion 1.5 with one layer a block; as wide as it is, since kernels are built for widths."""
     from calotype_worker.pipelines.parts import diffusers_module
-    from calotype_worker.pipelines.quick import quicken
 
     config = _config(role) | {"layers_per_block": 1}
     module = diffusers_module(config, (config["_class_name"],), role)
@@ -87,8 +86,7 @@ def _shallow(role: str, device: Device) -> Any:
         for name, parameter in part.named_parameters(recurse=False):
             zeros = torch.zeros(parameter.shape, dtype=DTYPE, device=device.torch)
             setattr(part, name, nn.Parameter(zeros, requires_grad=False))
-    quicken(module)
-    return module.to(memory_format=torch.channels_last).eval()
+    return module.to(memory_format=torch.channels_last)
 
 
 def _config(role: str, *without: str) -> dict[str, Any]:

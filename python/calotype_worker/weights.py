@@ -296,7 +296,7 @@ class Binding:
                 pending = 0
         progress(pending)
         self.found.clear()
-        return self.module.eval()
+        return self.module
 
 
 def _stored(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -2,18 +2,20 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from calotype_worker.blanks import blank
 from calotype_worker.device import TORCH_DTYPES, Device
 from calotype_worker.errors import InvalidInput, ModelLoad, NotSupported, OutOfMemory
 from calotype_worker.pipelines.family import Family, Progress
 from calotype_worker.upload import Uploader
-from calotype_worker.weights import Binding, Put, Store, Weights, without_weights
+from calotype_worker.weights import Binding, Put, Store, Weights
 from calotype_worker.wire.down import Load, LoadPlan, ModelSpec
 
 Config = Mapping[str, Any]
@@ -58,10 +60,17 @@ def diffusers_module(config: Config, allowed: tuple[str, ...], where: str) -> nn
     if name not in allowed:
         raise NotSupported(f"a model with a {name} is not supported", f"{where}: `_class_name`")
     kind = getattr(diffusers, name)
-    if name in TABLES_ARE_STORED:
-        with torch.device("meta"):
-            return _built(lambda: kind.from_config(dict(config)), where)
-    return _built(lambda: kind.from_config(dict(config)), where)
+
+    def build() -> nn.Module:
+        # It imports diffusers, which takes seconds: `ready` does not wait for that.
+        from calotype_worker.pipelines.quick import quicken
+
+        with torch.device("meta") if name in TABLES_ARE_STORED else nullcontext():
+            module: nn.Module = kind.from_config(dict(config))
+        quicken(module)
+        return module
+
+    return _blank(kind, config, build, where)
 
 
 def transformers_module(config: Config, allowed: tuple[str, ...], where: str) -> nn.Module:
@@ -74,7 +83,7 @@ def transformers_module(config: Config, allowed: tuple[str, ...], where: str) ->
     kind = getattr(transformers, name)
     # The class says of itself what its config is called.
     known = {key: value for key, value in config.items() if key not in NOT_OF_A_MODULE}
-    return _built(lambda: kind(kind.config_class(**known)), where)
+    return _blank(kind, known, lambda: kind(kind.config_class(**known)), where)
 
 
 def named_class(config: Config, otherwise: str) -> str:
@@ -83,15 +92,13 @@ def named_class(config: Config, otherwise: str) -> str:
     return str(names[0]) if isinstance(names, list) and names else otherwise
 
 
-def _built(build: Any, where: str) -> nn.Module:
+def _blank(kind: type, config: Config, build: Callable[[], nn.Module], where: str) -> nn.Module:
     try:
-        with without_weights():
-            module: nn.Module = build()
+        return blank(kind, json.dumps(config, sort_keys=True), build)
     except Exception as error:  # A config that a library cannot build from is a wrong config.
         raise ModelLoad(
             "a model cannot be built from its config", f"{where}: {type(error).__name__}: {error}"
         ) from None
-    return module
 
 
 class Loader:
@@ -153,9 +160,6 @@ class Loader:
     def fill(self) -> dict[str, nn.Module]:
         """Read all weights; gives the modules by role."""
         self._bind_sketcher()
-        # It imports diffusers, which takes seconds: `ready` does not wait for that.
-        from calotype_worker.pipelines.quick import quicken
-
         read_ms = (time.perf_counter() - self.started) * 1e3
         widths = {role: torch.finfo(dtype).bits // 8 for role, dtype in self.dtypes.items()}
         total = sum(binding.elements() * widths[role] for role, binding in self.bindings.items())
@@ -184,7 +188,6 @@ class Loader:
             for name, buffer in module.named_buffers():
                 owner, _, leaf = name.rpartition(".")
                 module.get_submodule(owner)._buffers[leaf] = buffer.to(self.device.torch)
-            quicken(module)
             if self.device.is_cuda:
                 module.to(memory_format=torch.channels_last)
         self.sketcher = modules.get(SKETCHER)

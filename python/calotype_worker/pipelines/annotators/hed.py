@@ -77,4 +77,4 @@ class SoftEdges:
 def module() -> nn.Module:
     """The network without weights."""
     with without_weights():
-        return Hed()
+        return Hed().eval()
