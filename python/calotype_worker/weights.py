@@ -3,12 +3,12 @@
 Everything that is wrong with a file is a `ModelLoad` that names the file and the tensor. Pickle files are never opened.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,6 +26,15 @@ PIECE_BYTES = 64 << 20
 
 Put = Callable[[torch.Tensor], torch.Tensor]
 """Takes a tensor of the host to the device, in the type to compute with."""
+
+
+class Place(NamedTuple):
+    """A tensor of a module that is to be filled: the part that has it, its name there, and what stands there now."""
+
+    part: nn.Module
+    leaf: str
+    tensor: torch.Tensor
+
 
 _instead: ContextVar[tuple[Mapping[Path, Any], set[Path]] | None] = ContextVar("_instead", default=None)
 
@@ -253,9 +262,10 @@ class Binding:
 
     def __init__(self, module: nn.Module, weights: Store) -> None:
         self.module = module
-        self.found: list[tuple[str, torch.Tensor, Source]] = []
-        for name, tensor in _stored(module):
-            source = weights.find(name)
+        self.parts = [(f"{name}." if name else "", part) for name, part in module.named_modules()]
+        self.found: list[tuple[Place, Source]] = []
+        for name, place in _places(self.parts):
+            tensor, source = place.tensor, weights.find(name)
             if source is None:
                 if not isinstance(tensor, nn.Parameter) and not tensor.is_meta:
                     continue  # A table that the module has computed.
@@ -263,33 +273,32 @@ class Binding:
                     "the weights do not fit the model's config", f"{weights.path}: tensor `{name}` is missing"
                 )
             file, spelling, shape = source.file, source.name, source.shape()
-            if _squeezed(shape) != _squeezed(list(tensor.shape)):
+            if shape != list(tensor.shape) and _squeezed(shape) != _squeezed(list(tensor.shape)):
                 raise ModelLoad(
                     "the weights do not fit the model's config",
                     f"{file.path}: tensor `{spelling}` has the shape {shape}, not {list(tensor.shape)}",
                 )
             if file.dtype(spelling) not in _FLOATS:
                 raise file.wrong(spelling, f"has the type {file.dtype(spelling)}; {_KNOWN}")
-            self.found.append((name, tensor, source))
+            self.found.append((place, source))
 
     def elements(self) -> int:
         """Numbers in all."""
-        return sum(tensor.numel() for _, tensor, _ in self.found)
+        return sum(place.tensor.numel() for place, _ in self.found)
 
     def fill(self, put: Put, progress: Callable[[int], None]) -> nn.Module:
         """Read the weights; `progress` hears of the bytes of each piece. Gives the module, ready to compute."""
         pending = 0
-        for name, place, source in self.found:
-            tensor = put(source.read().reshape(place.shape))
+        for (part, leaf, blank), source in self.found:
+            tensor = put(source.read().reshape(blank.shape))
             scale = source.file.scale(source.name)
             if scale != 1.0:
                 # On the device, and exact: f8 has no bit that the type to compute with has not.
                 tensor = tensor.mul_(scale)
-            owner, _, leaf = name.rpartition(".")
-            if isinstance(place, nn.Parameter):
-                setattr(self.module.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
+            if isinstance(blank, nn.Parameter):
+                part._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
             else:
-                self.module.get_submodule(owner)._buffers[leaf] = tensor
+                part._buffers[leaf] = tensor
             pending += tensor.nbytes
             if pending >= PIECE_BYTES:
                 progress(pending)
@@ -299,10 +308,17 @@ class Binding:
         return self.module
 
 
-def _stored(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """What a file may hold of a module: its parameters, and tables like SD3's positions."""
-    yield from module.named_parameters()
-    parameters = dict(module.named_parameters(remove_duplicate=False))
-    for name, buffer in module.state_dict().items():
-        if name not in parameters and buffer.is_floating_point():
-            yield name, buffer
+def _places(parts: Sequence[tuple[str, nn.Module]]) -> Iterator[tuple[str, Place]]:
+    """What a file may hold of a module: its parameters, each once, and tables like SD3's positions."""
+    seen: set[nn.Parameter] = set()
+    for prefix, part in parts:
+        for leaf, parameter in part._parameters.items():
+            if parameter is not None and parameter not in seen:
+                seen.add(parameter)
+                yield prefix + leaf, Place(part, leaf, parameter)
+    for prefix, part in parts:
+        for leaf, buffer in part._buffers.items():
+            if buffer is None or leaf in part._non_persistent_buffers_set:
+                continue
+            if buffer.is_floating_point():
+                yield prefix + leaf, Place(part, leaf, buffer)

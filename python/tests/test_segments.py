@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -198,6 +199,24 @@ def test_a_segment_that_is_wrong_is_named_and_not_kept(
     assert held.path in (answer.failure.detail or "")
     assert held.path not in mapped_files()
     assert isinstance(desk.load(folder_spec("calotype-tiny", TINY)), up.Loaded)
+
+
+def test_a_tensor_that_lies_elsewhere_than_its_segment_is_named_and_leaves_nothing(memory: Path) -> None:
+    desk = Desk()
+    held = full_precision(memory)
+    assert isinstance(desk.load(spec({"unet": held})), up.Loaded)
+    mapped = desk.loop.device.segments._mapped["s"]
+    name = "mid_block.resnets.1.conv2.weight"
+    right = mapped._table[name]
+    mapped._table[name] = msgspec.structs.replace(right, data_offsets=(held.bytes, held.bytes + 4))
+    answer = desk.load(spec({"unet": held}))
+    assert isinstance(answer, up.LoadFailed)
+    assert all(word in (answer.failure.detail or "") for word in (held.path, name))
+    assert not desk.loop.models
+    assert not mapped.in_use()
+    mapped._table[name] = right
+    assert isinstance(desk.load(spec({"unet": held})), up.Loaded)
+    assert (picture(desk) == picture(Desk().tiny())).all()
 
 
 def test_a_segment_for_a_part_that_is_not_read_and_an_id_that_is_another_are_refused(memory: Path) -> None:

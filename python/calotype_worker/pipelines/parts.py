@@ -181,15 +181,14 @@ class Loader:
             if not self.uploader.runs_ahead:
                 self.progress(done, total)
 
-        modules = {
-            role: binding.fill(self._put_as(self.dtypes[role]), progress) for role, binding in self.bindings.items()
-        }
-        for module in modules.values():
-            for name, buffer in module.named_buffers():
-                owner, _, leaf = name.rpartition(".")
-                module.get_submodule(owner)._buffers[leaf] = buffer.to(self.device.torch)
+        modules = {}
+        for role, binding in self.bindings.items():
+            modules[role] = binding.fill(self._put_as(self.dtypes[role]), progress)
+            for _, part in binding.parts:
+                for leaf, buffer in part._buffers.items():
+                    part._buffers[leaf] = None if buffer is None else buffer.to(self.device.torch)
             if self.device.is_cuda:
-                module.to(memory_format=torch.channels_last)
+                modules[role].to(memory_format=torch.channels_last)
         self.sketcher = modules.get(SKETCHER)
         self.device.synchronize()
         if self.uploader.runs_ahead:
