@@ -286,6 +286,10 @@ class Binding:
         """Numbers in all."""
         return sum(place.tensor.numel() for place, _ in self.found)
 
+    def shapes(self) -> list[torch.Size]:
+        """Of what `fill` puts, in its order."""
+        return [place.tensor.shape for place, _ in self.found]
+
     def fill(self, put: Put, progress: Callable[[int], None]) -> nn.Module:
         """Read the weights; `progress` hears of the bytes of each piece. Gives the module, ready to compute."""
         pending = 0

@@ -118,6 +118,35 @@ def test_a_segment_is_page_locked_once_and_gives_the_picture_of_its_file(tmp_pat
     assert psnr(pictures(desk, [1])[0], expected) >= 50
 
 
+def test_weights_lie_as_they_would_by_themselves_and_all_go_with_their_model(tmp_path: Path) -> None:
+    source = TINY / "unet/diffusion_pytorch_model.safetensors"
+    path = Path(shutil.copyfile(source, tmp_path / "segment"))
+    held = down.Segment(id="s", path=str(path), bytes=path.stat().st_size)
+    plain = folder_spec("calotype-tiny", TINY)
+    spec = down.ModelSpec(
+        id=plain.id, family=plain.family, format=plain.format, components=plain.components, segments={"unet": held}
+    )
+    desk = GpuDesk()
+    before = torch.cuda.memory_allocated()
+    for dtype in ("f16", "f32"):
+        loaded = desk.load(spec, dtype=dtype)
+        assert isinstance(loaded, up.Loaded), loaded
+        parameters = [p for module in desk.loop.family(plain.id).modules() for p in module.parameters()]
+        for parameter in parameters:
+            alone = parameter.clone(memory_format=torch.contiguous_format)
+            alone = alone.to(memory_format=torch.channels_last) if alone.ndim == 4 else alone
+            assert parameter.stride() == alone.stride()
+            assert parameter.data_ptr() % 512 == 0
+        rooms = {
+            parameter.untyped_storage().data_ptr(): parameter.untyped_storage().nbytes() for parameter in parameters
+        }
+        assert len(rooms) < 10 < len(parameters)
+        assert loaded.resident_bytes <= sum(rooms.values()) <= loaded.resident_bytes + 512 * len(parameters)
+        del parameters, parameter, alone
+        desk.tell(down.Unload(unload="u"))
+        assert torch.cuda.memory_allocated() == before
+
+
 def test_groups_grow_as_memory_is_learned_and_peaks_tell_the_phases() -> None:
     desk = desk_of("f16")
     jobs = []

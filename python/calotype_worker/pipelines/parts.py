@@ -14,7 +14,7 @@ from calotype_worker.blanks import blank
 from calotype_worker.device import TORCH_DTYPES, Device
 from calotype_worker.errors import InvalidInput, ModelLoad, NotSupported, OutOfMemory
 from calotype_worker.pipelines.family import Family, Progress
-from calotype_worker.upload import Uploader
+from calotype_worker.upload import Slots, Uploader
 from calotype_worker.weights import Binding, Put, Store, Weights
 from calotype_worker.wire.down import Load, LoadPlan, ModelSpec
 
@@ -183,11 +183,11 @@ class Loader:
 
         modules = {}
         for role, binding in self.bindings.items():
-            modules[role] = binding.fill(self._put_as(self.dtypes[role]), progress)
+            modules[role] = binding.fill(self._put_of(role), progress)
             for _, part in binding.parts:
                 for leaf, buffer in part._buffers.items():
                     part._buffers[leaf] = None if buffer is None else buffer.to(self.device.torch)
-            if self.device.is_cuda:
+            if self.device.is_cuda and self.stays_on_host:
                 modules[role].to(memory_format=torch.channels_last)
         self.sketcher = modules.get(SKETCHER)
         self.device.synchronize()
@@ -198,5 +198,9 @@ class Loader:
         self.phases_ms = {"read": read_ms, **self.device.segments.spent_ms, phase: upload_ms}
         return modules
 
-    def _put_as(self, dtype: torch.dtype) -> Put:
-        return lambda tensor: self.uploader.put(tensor, dtype)
+    def _put_of(self, role: str) -> Put:
+        dtype = self.dtypes[role]
+        if self.stays_on_host or not self.device.is_cuda:
+            return lambda tensor: self.uploader.put(tensor, dtype)
+        slots = Slots(self.device, dtype, self.bindings[role].shapes())
+        return lambda tensor: self.uploader.put_into(slots.take(tensor.shape), tensor)
