@@ -226,7 +226,11 @@ impl Board {
             .as_ref()
             .filter(|need| !slot.adapter_sets.contains(&need.set));
         let changed_bytes = adapters.map_or(0, |need| need.bytes(precision));
-        let changed_bytes = holding::changed_on_device_bytes(changed_bytes, way.offload);
+        // They lie where the model does, which may have been loaded for a smaller job.
+        let model = job.models.first().map(|need| &need.model);
+        let loaded = slot.resident.iter().find(|there| Some(&there.model) == model);
+        let lies = loaded.map_or(way.offload, |there| there.residency.offload);
+        let changed_bytes = holding::changed_on_device_bytes(changed_bytes, lies);
         let working_bytes = job
             .working_sets
             .of(&slot.kind, way.pieces)

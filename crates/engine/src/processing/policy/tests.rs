@@ -548,6 +548,44 @@ fn what_loras_change_is_leased_once_for_all_jobs_with_the_same_set() {
 }
 
 #[test]
+fn a_whole_model_that_leaves_no_room_for_its_loras_is_loaded_anew_so_that_they_wait_with_it() {
+    let mut gpu = slot();
+    (gpu.precision, gpu.ways) = (Precision::Half, ways(&OFFLOADS));
+    gpu.resident = vec![resident("m", 50, false, 1)];
+    let job = Waiting {
+        models: [model("m", 100)].into(),
+        adapters: Some(Arc::new(AdapterNeed::new("m x:1", 25))),
+        ..waiting("a", 1)
+    };
+    let decided = |gpu: &Slot, free_bytes, budget_bytes| {
+        let room = Room {
+            free_bytes,
+            budget_bytes,
+        };
+        let rooms = BTreeMap::from([("cpu0".into(), room)]);
+        plan(from_ref(&job), from_ref(gpu), &rooms).remove(0)
+    };
+    let evict = Decision::Evict {
+        model: "m".into(),
+        worker: "cpu0".into(),
+    };
+    // 50 of the model, 50 of what is changed and 10 of the job; the model as it is leaves 49 of 99.
+    assert!(matches!(
+        decided(&gpu, 60, 110),
+        Decision::Run {
+            changed_bytes: 50,
+            ..
+        }
+    ));
+    assert_eq!(decided(&gpu, 49, 99), evict);
+    gpu.resident[0].residency.offload = Offload::Model;
+    assert!(matches!(
+        decided(&gpu, 49, 99),
+        Decision::Run { changed_bytes: 0, .. }
+    ));
+}
+
+#[test]
 fn a_model_is_loaded_anew_with_attention_in_slices_for_a_job_that_needs_it_even_where_room_is_left() {
     let mut gpu = slot();
     gpu.ways = ways(&["attention_slicing"]);
