@@ -107,15 +107,13 @@ class Adapted:
     def forget_idle(self, used: Container[str], most_bytes: int) -> list[AdapterSet]:
         """Forget the sets that were bound longest ago and are not `used`, until the others take no more than so many.
 
-        Gives those that are forgotten; nothing else here holds them then.
+        Gives those that are forgotten; the active one may be among them.
         """
         gone = []
         for key in [key for key in self._sets if key not in used]:
             if self.idle_bytes(used) <= most_bytes:
                 break
             gone.append(self._sets.pop(key))
-        if self.active in gone:
-            self.activate(PLAIN)
         return gone
 
     def _parameter(self, part: str, name: str) -> nn.Parameter:

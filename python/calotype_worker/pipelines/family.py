@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from calotype_worker.device import Device
-from calotype_worker.pipelines.adapted import Adapted, AdapterSet
+from calotype_worker.pipelines.adapted import PLAIN, Adapted, AdapterSet
 from calotype_worker.pipelines.control import ControlNet
 from calotype_worker.pipelines.offloaded import Offload, Whereabouts, plan_words
 from calotype_worker.samplers.run import SamplerRun
@@ -152,9 +152,10 @@ class Family(ABC):
 
     def forget_idle_sets(self, used: Container[str], most_bytes: int) -> list[AdapterSet]:
         """Forget merged LoRAs that are not used, until they take no more than so many bytes. Gives those."""
-        if self.adapted.active.key not in used:
-            self._stay_at_home()
-        return self.adapted.forget_idle(used, most_bytes)
+        gone = self.adapted.forget_idle(used, most_bytes)
+        if any(one is self.adapted.active for one in gone):
+            self.activate(PLAIN)
+        return gone
 
     def _stay_at_home(self) -> None:
         """Adapters change the host's weights; what a plan brought to the device are copies of those before."""
