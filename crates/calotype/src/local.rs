@@ -4,6 +4,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use calotype_engine::device::Declared;
 use calotype_engine::{Config, Engine};
 use calotype_server::ServerConfig;
 
@@ -30,6 +31,10 @@ pub struct EngineArgs {
     /// Compile what GPUs run, in the background: faster after a minute or two a model and size.
     #[arg(long)]
     pub compile: bool,
+    /// A device that is not found by itself, with the memory that it has: xpu0=16GiB for an Intel card, mps=12GiB for an
+    /// Apple GPU, directml=8GiB; may be given several times. NVIDIA's cards, and AMD's on Linux, need none of it.
+    #[arg(long = "device", value_name = "KIND[N]=SIZE")]
+    pub devices: Vec<Declared>,
     /// CPU threads of a worker; 0 for all cores.
     #[arg(long, default_value_t = 0)]
     pub threads: u32,
@@ -48,6 +53,7 @@ impl EngineArgs {
         config.model_dirs = places::model_dirs(&self.models, data_dir);
         config.threads = self.threads;
         config.compile = self.compile;
+        config.declared.clone_from(&self.devices);
         Ok(config)
     }
 }

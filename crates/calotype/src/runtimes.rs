@@ -10,7 +10,7 @@ use crate::local::EngineArgs;
 use crate::places;
 
 /// Kinds of devices that the Python worker computes on.
-const PYTHON_DEVICES: &[&str] = &["cuda", "rocm", "xpu", "mps", "cpu"];
+const PYTHON_DEVICES: &[&str] = &["cuda", "rocm", "xpu", "mps", "directml", "cpu"];
 
 /// What computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::device::Declared;
 use crate::worker::Timing;
 
 /// Settings of one engine.
@@ -13,6 +14,8 @@ pub struct Config {
     pub model_dirs: Vec<PathBuf>,
     /// Worker programs, the preferred one first.
     pub runtimes: Vec<Runtime>,
+    /// Devices beside those that are found.
+    pub declared: Vec<Declared>,
     /// Most jobs that wait; more are refused.
     pub queue_max_jobs: usize,
     /// Most bytes that the waiting requests hold.
@@ -67,6 +70,7 @@ impl Config {
             data_dir,
             model_dirs: Vec::new(),
             runtimes,
+            declared: Vec::new(),
             queue_max_jobs: 10_000,
             queue_max_bytes: 1 << 30,
             max_concurrency: 0,

@@ -72,7 +72,7 @@ impl Engine {
         let gate = Arc::new(Gate::new(config.queue_max_jobs, config.queue_max_bytes));
         let (events_in, events) = mpsc::channel(1024);
         let (commands, commands_out) = mpsc::channel(1024);
-        let inventory = device::inventory();
+        let inventory = device::inventory(&config.declared);
         let posts = setting::posts(&config, &inventory);
         let (abilities_in, abilities) =
             watch::channel(Arc::new(Abilities::of(Vec::new(), !posts.is_empty())));

@@ -60,11 +60,15 @@ fn worker_config(config: &Config, device: &Device, runtime: &Runtime) -> WorkerC
     }
 }
 
-/// A ledger for each device. What the cache may hold is not the processor's to give: both are memory of the host.
+/// A ledger for each device. What the cache may hold is not the processor's to give, nor what an Apple GPU may: all of it
+/// is memory of the host.
 pub(crate) fn ledgers(config: &Config, devices: Vec<Device>, cache_bytes: u64) -> Vec<(Device, Ledger)> {
+    let share_of = |device: &Device| share_of(device.total_bytes, config.memory_share);
+    let of_the_host = devices.iter().filter(|device| device.kind == "mps").map(share_of);
+    let elsewhere_bytes = of_the_host.fold(cache_bytes, u64::saturating_add);
     let ledger = |device: Device| {
-        let share_bytes = share_of(device.total_bytes, config.memory_share);
-        let taken_bytes = if device.kind == "cpu" { cache_bytes } else { 0 };
+        let share_bytes = share_of(&device);
+        let taken_bytes = if device.kind == "cpu" { elsewhere_bytes } else { 0 };
         (device, Ledger::new(share_bytes.saturating_sub(taken_bytes)))
     };
     devices.into_iter().map(ledger).collect()

@@ -319,6 +319,51 @@ async fn what_a_lora_changes_is_leased_once_as_long_as_a_job_uses_it() {
 }
 
 #[tokio::test]
+async fn a_device_that_is_declared_is_served_and_a_job_too_large_for_it_is_done_in_pieces() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(dir.path(), "good");
+    config.runtimes[0].device_kinds.push("mps".into());
+    config.declared = vec!["mps0=1GB".parse().unwrap()];
+    let engine = Engine::start(config).await.unwrap();
+    let bench = Bench { engine, dir };
+    let memory = bench.engine.memory().await;
+    let budget = |device: &str| memory.iter().find(|view| view.device == device).unwrap();
+    assert_eq!(budget("mps0").budget_bytes, 800_000_000);
+    // Both are the host's memory: what the one may take the other may not.
+    let host = budget("cpu0");
+    let whole = (host.total_bytes as f64 * 0.8) as u64;
+    assert!(host.budget_bytes <= whole - 800_000_000, "{host:?}");
+    let mut events = bench.engine.events(None, None);
+    let all_ready = async || {
+        let devices = bench.engine.devices().await;
+        let mut workers = devices.iter().flat_map(|device| &device.workers);
+        workers.all(|worker| worker.state == "ready")
+    };
+    while !all_ready().await {
+        in_time(events.next()).await.unwrap();
+    }
+    let small = bench.submit(4).await;
+    let view = bench.ended(&small).await;
+    assert_eq!(view.result.unwrap().worker, "mps0-fake");
+    // Attention is not fused there: its scores for 4096 tokens take a gigabyte.
+    let large = GenerateRequest {
+        width: Some(512),
+        height: Some(512),
+        ..bench.request(4)
+    };
+    let forecast = bench.engine.validate(large.clone()).await.unwrap();
+    assert_eq!(forecast.memory_plan, ["attention_slicing"], "{forecast:?}");
+    assert_eq!(forecast.worker.as_deref(), Some("mps0-fake"));
+    let submitted = bench
+        .engine
+        .submit(large, SubmitOptions::default())
+        .await
+        .unwrap();
+    let view = bench.ended(&submitted.job.id).await;
+    assert_eq!(view.result.unwrap().worker, "mps0-fake");
+}
+
+#[tokio::test]
 async fn jobs_beside_each_other_do_not_tell_what_one_of_them_takes() {
     let bench = Bench::start("good").await;
     let is_measured = async || {

@@ -47,7 +47,7 @@ struct Finding {
 /// Looks, and fails only where nothing could be served.
 pub fn run(args: &Args) -> Result<Exit, Failure> {
     let data_dir = args.data_dir.clone().unwrap_or_else(places::data_dir);
-    let gpus: Vec<String> = device::inventory()
+    let gpus: Vec<String> = device::inventory(&[])
         .into_iter()
         .filter(|device| device.kind != "cpu")
         .map(|device| format!("{} ({})", device.id, device.name))

@@ -1,10 +1,12 @@
 //! What computes here: the host itself, and the cards that their drivers show.
 
 mod amd;
+mod declared;
 mod nvidia;
 
 use std::path::Path;
 
+pub use declared::Declared;
 pub use nvidia::nvml_problem;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -15,7 +17,7 @@ use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 pub struct Device {
     /// Kind and index, for instance `cpu0`.
     pub id: String,
-    /// `cpu`, `cuda` or `rocm`.
+    /// `cpu`, `cuda` or `rocm`; as it is declared also `xpu`, `mps` or `directml`.
     pub kind: String,
     /// As its maker calls it.
     pub name: String,
@@ -30,7 +32,7 @@ pub struct Device {
     pub driver: Option<String>,
     /// Memory in all.
     pub total_bytes: u64,
-    /// Memory free when it was looked at.
+    /// Memory free when it was looked at; of a device that is only declared, all of it.
     pub free_bytes: u64,
     /// Per cent of the time that it was busy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -89,8 +91,8 @@ pub fn shared_memory_free_bytes() -> Option<u64> {
     Some(facts.f_bavail.saturating_mul(facts.f_frsize))
 }
 
-/// Every device, the processor first.
-pub fn inventory() -> Vec<Device> {
+/// Every device, the processor first. What is declared goes before what is found under the same name.
+pub fn inventory(declared: &[Declared]) -> Vec<Device> {
     let host = HostFacts::read();
     let mut devices = vec![Device {
         id: "cpu0".into(),
@@ -107,6 +109,9 @@ pub fn inventory() -> Vec<Device> {
     }];
     devices.extend(nvidia::cards());
     devices.extend(amd::cards(Path::new("/sys")));
+    let declared: Vec<Device> = declared.iter().map(Device::from).collect();
+    devices.retain(|found| !declared.iter().any(|device| device.id == found.id));
+    devices.extend(declared);
     devices
 }
 
@@ -116,7 +121,7 @@ mod tests {
 
     #[test]
     fn the_host_is_always_a_device_with_memory() {
-        let devices = inventory();
+        let devices = inventory(&[]);
         assert_eq!(
             (devices[0].id.as_str(), devices[0].kind.as_str()),
             ("cpu0", "cpu")

@@ -110,7 +110,9 @@ pub(crate) fn ready() -> Ready {
             samplers: Sampler::ALL.to_vec(),
             schedules: Schedule::ALL.to_vec(),
             adapters: vec!["lora".to_owned()],
-            plans: Vec::new(),
+            plans: ["vae_slicing", "vae_tiling", "attention_slicing"]
+                .map(str::to_owned)
+                .to_vec(),
             segments: false,
             max_batch: 8,
             pauses: true,
