@@ -20,9 +20,9 @@ import psutil
 import torch
 
 from calotype_worker.errors import DeviceLost, NotSupported, first_line
-from calotype_worker.pipelines.offloaded import Whereabouts
+from calotype_worker.pipelines.offloaded import Offload, Whereabouts
 from calotype_worker.segments import CudaPageLock, Segments
-from calotype_worker.wire.down import WorkerDevice
+from calotype_worker.wire.down import LoadPlan, WorkerDevice
 from calotype_worker.wire.up import DeviceFacts, MemoryReport
 from calotype_worker.wire.words import Dtype
 
@@ -137,6 +137,10 @@ class Device:
         report = self.report()
         fitting = (report.free_bytes + report.cached_bytes) * VAE_SHARE / (pixels * VAE_BYTES_A_PIXEL)
         return next((count for count in (8, 4, 2) if count <= fitting), 1)
+
+    def offload_of(self, plan: LoadPlan) -> Offload:
+        """What of a plan can be kept to: where its memory is the host's there is nowhere to put anything."""
+        return plan.offload if self.is_apart else "none"
 
     def synchronize(self) -> None:
         """Wait for everything that was launched."""

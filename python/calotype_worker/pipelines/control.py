@@ -46,9 +46,9 @@ class ControlNet:
 
     def follow(self, plan: LoadPlan, device: Device) -> None:
         """Keep to a plan from now on: `offload` is what concerns a network of one module."""
-        if plan.offload != "none" and device.is_apart:
-            self.offload = plan.offload
-            device.whereabouts.keep_away(plan.offload, (), [self.module])
+        self.offload = device.offload_of(plan)
+        if self.offload != "none":
+            device.whereabouts.keep_away(self.offload, (), [self.module])
 
     def trim(self) -> None:
         """There is nothing that could be made again."""

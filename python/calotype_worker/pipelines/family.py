@@ -228,9 +228,10 @@ class Family(ABC):
     def follow(self, plan: LoadPlan, device: Device) -> None:
         """Keep to a plan from now on, as far as the model and the device can."""
         self.plan, self.whereabouts = plan, device.whereabouts
-        if plan.offload != "none" and device.is_apart:
-            self.device, self.offload = device.torch, plan.offload
-            self.whereabouts.keep_away(plan.offload, self.encoder_modules(), [self.denoiser, self.vae])
+        self.offload = device.offload_of(plan)
+        if self.offload != "none":
+            self.device = device.torch
+            self.whereabouts.keep_away(self.offload, self.encoder_modules(), [self.denoiser, self.vae])
         if plan.attention_slicing and hasattr(self.denoiser, "set_attention_slice"):
             self.denoiser.set_attention_slice("auto")
             self.slices_attention = True

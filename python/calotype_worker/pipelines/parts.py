@@ -111,9 +111,8 @@ class Loader:
         self.started = time.perf_counter()
         self.bindings: dict[str, Binding] = {}
         self.dtypes: dict[str, torch.dtype] = {}
-        plan = load.plan or LoadPlan()
         # What waits on the host is taken to the device by whoever uses it.
-        self.stays_on_host = plan.offload != "none" and device.is_apart
+        self.stays_on_host = device.offload_of(load.plan or LoadPlan()) != "none"
         target = Device("cpu", torch.device("cpu")) if self.stays_on_host else device
         self.uploader = Uploader(target, device.segments.is_locked)
         if load.dtype == "u8":

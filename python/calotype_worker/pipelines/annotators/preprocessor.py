@@ -57,8 +57,9 @@ class Preprocessor:
 
     def follow(self, plan: LoadPlan, device: Device) -> None:
         """Keep to a plan from now on: of it only `offload` concerns a preprocessor."""
-        if plan.offload != "none" and device.is_apart:
-            device.whereabouts.keep_away(plan.offload, (), self.annotator.modules())
+        offload = device.offload_of(plan)
+        if offload != "none":
+            device.whereabouts.keep_away(offload, (), self.annotator.modules())
 
     def trim(self) -> None:
         """There is nothing that could be made again."""
