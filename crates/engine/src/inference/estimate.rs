@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use calotype_protocol::{ModelId, VaePlan};
 
 use super::Plan;
+use crate::memory::Peaks;
 use crate::memory::holding::{Pieces, Precision};
 
 /// Bytes a pixel of the picture that is being decoded: the VAE's widest layers, several at a time.
@@ -21,8 +22,26 @@ const DENOISE_BYTES_A_PIXEL: u64 = 512;
 /// What an accelerator's worker keeps for its captured steps, whatever their size.
 const GRAPHS_BYTES: u64 = 128 << 20;
 
+/// What is of one kind takes the same memory for the same work, for instance `python@cuda`.
+pub fn worker_kind(runtime: &str, device_kind: &str) -> String {
+    format!("{runtime}@{device_kind}")
+}
+
+/// What a plan takes in workers of a kind: measured, or else the guess. The flag says which.
+pub fn need_bytes(
+    plan: &Plan,
+    family: &str,
+    device_kind: &str,
+    worker_kind: &str,
+    pieces: Pieces,
+    peaks: &Peaks,
+) -> (u64, bool) {
+    let guess_bytes = working_set_bytes(plan, family, device_kind, pieces);
+    peaks.need_bytes(&peak_key(plan, worker_kind, pieces), guess_bytes)
+}
+
 /// A guess on the large side; measured peaks replace it. `family` is that of the model which is resident.
-pub fn working_set_bytes(plan: &Plan, family: &str, device_kind: &str, pieces: Pieces) -> u64 {
+fn working_set_bytes(plan: &Plan, family: &str, device_kind: &str, pieces: Pieces) -> u64 {
     let (width, height) = plan.final_size();
     let pixels = u64::from(width) * u64::from(height);
     let images = plan.seeds.len() as u64;

@@ -1,7 +1,5 @@
 //! Where a plan would run now and what it would take there, for clients who ask before they submit. Pure.
 
-use calotype_protocol::Offload;
-
 use super::{AdapterNeed, ModelNeed, Needs, Plan, Warning, estimate};
 use crate::error::Error;
 use crate::memory::Peaks;
@@ -41,11 +39,8 @@ pub(crate) fn forecast(
     let (device_kind, runtime) = found.map_or(("cpu", "native"), |(device, worker)| {
         (device.device.kind.as_str(), worker.runtime.as_str())
     });
-    let kind = format!("{runtime}@{device_kind}");
-    let working = |pieces| {
-        let guess_bytes = estimate::working_set_bytes(plan, needs.family(), device_kind, pieces);
-        peaks.need_bytes(&estimate::peak_key(plan, &kind, pieces), guess_bytes)
-    };
+    let kind = estimate::worker_kind(runtime, device_kind);
+    let working = |pieces| estimate::need_bytes(plan, needs.family(), device_kind, &kind, pieces, peaks);
     let precision = Precision::of(device_kind);
     let weights_bytes = ModelNeed::sum(&models, precision);
     let changed_bytes = adapters.map_or(0, |need| need.bytes(precision));
@@ -75,13 +70,7 @@ pub(crate) fn forecast(
             forecast.weights_bytes =
                 on_device_bytes(weights_bytes, way.offload).saturating_add(changed_bytes);
             (forecast.working_set_bytes, forecast.measured) = working(way.pieces);
-            let offload = match way.offload {
-                Offload::None => None,
-                Offload::Model => Some("offload_model"),
-                Offload::Sequential => Some("offload_sequential"),
-            };
-            let words = offload.into_iter().chain(way.pieces.words());
-            forecast.memory_plan = words.map(str::to_owned).collect();
+            forecast.memory_plan = way.words().map(str::to_owned).collect();
         }
         Err(need_bytes) => {
             forecast.warning = Some(Warning {

@@ -212,10 +212,7 @@ impl AdapterNeed {
 
     /// On a device of this precision.
     pub fn bytes(&self, precision: Precision) -> u64 {
-        self.elements.saturating_mul(match precision {
-            Precision::Single => 4,
-            Precision::Half => 2,
-        })
+        self.elements.saturating_mul(precision.bytes())
     }
 
     /// For tests.

@@ -29,6 +29,34 @@ impl Precision {
             _ => Self::Half,
         }
     }
+
+    /// Of one element.
+    pub fn bytes(self) -> u64 {
+        match self {
+            Self::Single => 4,
+            Self::Half => 2,
+        }
+    }
+}
+
+const ATTENTION_SLICING: &str = "attention_slicing";
+
+/// How the plans of a worker and of a result call it.
+fn offload_word(offload: Offload) -> Option<&'static str> {
+    match offload {
+        Offload::None => None,
+        Offload::Model => Some("offload_model"),
+        Offload::Sequential => Some("offload_sequential"),
+    }
+}
+
+/// Likewise.
+fn vae_word(vae: VaePlan) -> Option<&'static str> {
+    match vae {
+        VaePlan::Whole => None,
+        VaePlan::Slicing => Some("vae_slicing"),
+        VaePlan::Tiling => Some("vae_tiling"),
+    }
 }
 
 /// What of a job is done in pieces; its working set depends on it.
@@ -57,13 +85,19 @@ impl Pieces {
 
     /// Its words of a result's plan.
     pub fn words(self) -> impl Iterator<Item = &'static str> {
+        vae_word(self.vae)
+            .into_iter()
+            .chain(self.attention.then_some(ATTENTION_SLICING))
+    }
+
+    /// Its place in `ALL`.
+    pub fn index(self) -> usize {
         let vae = match self.vae {
-            VaePlan::Whole => None,
-            VaePlan::Slicing => Some("vae_slicing"),
-            VaePlan::Tiling => Some("vae_tiling"),
+            VaePlan::Whole => 0,
+            VaePlan::Slicing => 1,
+            VaePlan::Tiling => 2,
         };
-        vae.into_iter()
-            .chain(self.attention.then_some("attention_slicing"))
+        if self.attention { vae + 3 } else { vae }
     }
 }
 
@@ -84,8 +118,12 @@ impl Way {
             Offload::Model => 1,
             Offload::Sequential => 2,
         };
-        let pieces = Pieces::ALL.iter().position(|pieces| *pieces == self.pieces);
-        offload * Pieces::ALL.len() + pieces.unwrap_or(Pieces::ALL.len())
+        offload * Pieces::ALL.len() + self.pieces.index()
+    }
+
+    /// Its words of a result's plan.
+    pub fn words(self) -> impl Iterator<Item = &'static str> {
+        offload_word(self.offload).into_iter().chain(self.pieces.words())
     }
 }
 
@@ -132,12 +170,13 @@ pub struct Ways {
 impl Ways {
     /// By the plans that it said it can follow.
     pub fn of(plans: &[String]) -> Self {
-        let can = |plan: &str| plans.iter().any(|own| own == plan);
+        let can = |word: Option<&str>| word.is_some_and(|word| plans.iter().any(|own| own == word));
+        let offloads = [Offload::Model, Offload::Sequential];
         Self {
-            offload: can("offload_model") && can("offload_sequential"),
-            vae_slicing: can("vae_slicing"),
-            vae_tiling: can("vae_tiling"),
-            attention_slicing: can("attention_slicing"),
+            offload: offloads.into_iter().all(|way| can(offload_word(way))),
+            vae_slicing: can(vae_word(VaePlan::Slicing)),
+            vae_tiling: can(vae_word(VaePlan::Tiling)),
+            attention_slicing: can(Some(ATTENTION_SLICING)),
         }
     }
 
@@ -215,6 +254,13 @@ mod tests {
     fn ways(plans: &[&str]) -> Ways {
         let plans: Vec<String> = plans.iter().map(|plan| (*plan).to_owned()).collect();
         Ways::of(&plans)
+    }
+
+    #[test]
+    fn each_of_the_pieces_knows_its_place() {
+        for (index, pieces) in Pieces::ALL.into_iter().enumerate() {
+            assert_eq!(pieces.index(), index);
+        }
     }
 
     #[test]

@@ -49,10 +49,7 @@ type ByPieces = [u64; Pieces::ALL.len()];
 impl WorkingSets {
     /// In a worker of this kind; of one that nobody has spoken of, the most of all others.
     pub fn of(&self, kind: &str, pieces: Pieces) -> u64 {
-        let in_pieces = |bytes: &ByPieces| {
-            let found = Pieces::ALL.iter().zip(bytes).find(|(known, _)| **known == pieces);
-            found.map_or(0, |(_, bytes)| *bytes)
-        };
+        let in_pieces = |bytes: &ByPieces| bytes.get(pieces.index()).copied().unwrap_or(0);
         let own = self.by_kind.iter().find(|(known, _)| **known == *kind);
         let most = || self.by_kind.iter().map(|(_, bytes)| in_pieces(bytes)).max();
         own.map(|(_, bytes)| in_pieces(bytes)).or_else(most).unwrap_or(0)

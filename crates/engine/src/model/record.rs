@@ -270,16 +270,13 @@ impl ModelRecord {
             ModelKind::Preprocessor => Precision::Single,
             _ => precision,
         };
-        let (plain, more) = match precision {
+        let plain = self.parameters.saturating_mul(precision.bytes());
+        match precision {
             Precision::Single => {
-                let plain = self.parameters.saturating_mul(4).max(self.weights_bytes);
-                (plain, plain / 4)
+                let plain = plain.max(self.weights_bytes);
+                plain.saturating_add(plain / 4)
             }
-            Precision::Half => {
-                let plain = self.parameters.saturating_mul(2);
-                (plain, plain / 16)
-            }
-        };
-        plain.saturating_add(more)
+            Precision::Half => plain.saturating_add(plain / 16),
+        }
     }
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use calotype_protocol::{JobId, ModelId};
 
 use crate::inference::{Lack, ModelNeed};
-use crate::memory::holding::{self, Way};
+use crate::memory::holding::{self, Precision, Way};
 
 pub use world::{Decision, Refusal, Resident, Room, Slot, Standing, Waiting};
 
@@ -123,11 +123,7 @@ impl Board {
         let can = |slot: &Slot| {
             lack(job, slot).is_none() && !job.models.iter().any(|need| slot.unusable.contains(&need.model))
         };
-        let single_bytes = job
-            .models
-            .iter()
-            .fold(0u64, |sum, need| sum.saturating_add(need.single_bytes));
-        let worth_a_wait = single_bytes >= SMALL_BYTES;
+        let worth_a_wait = ModelNeed::sum(&job.models, Precision::Single) >= SMALL_BYTES;
         self.slots
             .iter()
             .enumerate()

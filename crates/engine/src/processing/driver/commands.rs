@@ -46,12 +46,10 @@ impl Driver {
             Err(error) => (Needs::nothing(), Vec::new(), None, Some(error)),
         };
         let working_sets = self.posts.values().map(|post| {
-            let device_kind = &post.config.device.kind;
+            let (plan, device_kind) = (&record.plan, &post.config.device.kind);
             let bytes = Pieces::ALL.map(|pieces| {
-                let guess_bytes =
-                    estimate::working_set_bytes(&record.plan, needs.family(), device_kind, pieces);
-                let shape = estimate::peak_key(&record.plan, &post.kind, pieces);
-                self.peaks.need_bytes(&shape, guess_bytes).0
+                let family = needs.family();
+                estimate::need_bytes(plan, family, device_kind, &post.kind, pieces, &self.peaks).0
             });
             (Arc::clone(&post.kind), bytes)
         });

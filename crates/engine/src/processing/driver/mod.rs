@@ -30,7 +30,7 @@ use crate::device::Device;
 use crate::error::Error;
 use crate::event::EventKind;
 use crate::event_log::EventLog;
-use crate::inference::{Abilities, AdapterNeed, Lack, ModelNeed, Needs};
+use crate::inference::{Abilities, AdapterNeed, Lack, ModelNeed, Needs, estimate};
 use crate::memory::holding::{Pieces, Residency};
 use crate::memory::weight_cache::{Source, WeightCache};
 use crate::memory::{Ledger, Owner, Peaks, WorkingSets};
@@ -464,7 +464,7 @@ impl Post {
             cached,
         } = new;
         let handle = (!asleep).then(|| crate::worker::start(config.clone(), events.clone()));
-        let kind = format!("{runtime}@{}", config.device.kind).into();
+        let kind = estimate::worker_kind(&runtime, &config.device.kind).into();
         Self {
             device,
             runtime,

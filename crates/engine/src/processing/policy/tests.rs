@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::inference::{AdapterNeed, Needs};
 use crate::memory::WorkingSets;
-use crate::memory::holding::{Pieces, Precision, Residency, Ways};
+use crate::memory::holding::{Pieces, Residency, Ways};
 use crate::processing::Class;
 
 const OFFLOADS: [&str; 2] = ["offload_model", "offload_sequential"];
