@@ -200,6 +200,7 @@ def make_sampler_fixtures(model: Path, out: Path) -> None:
                 for steps in STEP_COUNTS:
                     text_case(recorder, "model", config, (sampler, schedule, prediction), steps)
             except (NotImplementedError, ValueError) as error:
+                # Raised by diffusers, where one of its schedulers lacks a prediction: there is no reference then.
                 recorder.skipped.append({"sampler": sampler, "schedule": schedule, "prediction_type": prediction})
                 print(f"skipped {sampler} {schedule} {prediction}: {str(error)[:100]}")
         for steps in STEP_COUNTS:

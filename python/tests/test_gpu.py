@@ -96,14 +96,19 @@ def test_offload_moves_the_state_to_the_host_and_back() -> None:
     assert psnr(desk.picture(job), expected) >= 50
 
 
-def test_a_segment_is_page_locked_once_and_gives_the_picture_of_its_file(tmp_path: Path) -> None:
+def with_segment(folder: Path) -> down.ModelSpec:
+    """The embedded model, its UNet in shared memory."""
     source = TINY / "unet/diffusion_pytorch_model.safetensors"
-    path = Path(shutil.copyfile(source, tmp_path / "segment"))
+    path = Path(shutil.copyfile(source, folder / "segment"))
     held = down.Segment(id="s", path=str(path), bytes=path.stat().st_size)
     plain = folder_spec("calotype-tiny", TINY)
-    spec = down.ModelSpec(
+    return down.ModelSpec(
         id=plain.id, family=plain.family, format=plain.format, components=plain.components, segments={"unet": held}
     )
+
+
+def test_a_segment_is_page_locked_once_and_gives_the_picture_of_its_file(tmp_path: Path) -> None:
+    spec = with_segment(tmp_path)
     expected = pictures(desk_of("f16"), [1])[0]
     desk = GpuDesk()
     for _ in range(2):
@@ -119,13 +124,7 @@ def test_a_segment_is_page_locked_once_and_gives_the_picture_of_its_file(tmp_pat
 
 
 def test_weights_lie_as_they_would_by_themselves_and_all_go_with_their_model(tmp_path: Path) -> None:
-    source = TINY / "unet/diffusion_pytorch_model.safetensors"
-    path = Path(shutil.copyfile(source, tmp_path / "segment"))
-    held = down.Segment(id="s", path=str(path), bytes=path.stat().st_size)
-    plain = folder_spec("calotype-tiny", TINY)
-    spec = down.ModelSpec(
-        id=plain.id, family=plain.family, format=plain.format, components=plain.components, segments={"unet": held}
-    )
+    spec = with_segment(tmp_path)
     desk = GpuDesk()
     # What earlier tests left to be collected would be missed afterwards.
     desk.loop.device.trim()
@@ -133,7 +132,7 @@ def test_weights_lie_as_they_would_by_themselves_and_all_go_with_their_model(tmp
     for dtype in ("f16", "f32"):
         loaded = desk.load(spec, dtype=dtype)
         assert isinstance(loaded, up.Loaded), loaded
-        parameters = [p for module in desk.loop.family(plain.id).modules() for p in module.parameters()]
+        parameters = [p for module in desk.loop.family(spec.id).modules() for p in module.parameters()]
         for parameter in parameters:
             alone = parameter.clone(memory_format=torch.contiguous_format)
             alone = alone.to(memory_format=torch.channels_last) if alone.ndim == 4 else alone
