@@ -231,10 +231,11 @@ class Loop:
         self.stepper.forget(id)
 
     def forget_idle_sets(self, most_bytes: int) -> None:
-        """Forget merged LoRAs that no job uses, until those of each model take no more than so many bytes."""
+        """Forget merged LoRAs that no job uses, until those of all models take no more than so many bytes."""
         used = self._used_sets()
         for model in self._families():
             self.stepper.graphs.forget_sets(model.forget_idle_sets(used, most_bytes))
+            most_bytes = max(most_bytes - model.adapted.idle_bytes(used), 0)
 
     def _used_sets(self) -> set[str]:
         used = {PLAIN.key}

@@ -174,6 +174,15 @@ def test_merged_loras_that_no_job_uses_stay_while_they_are_few_and_leave_before_
     desk.load(folder_spec("another", TINY))
     assert kept() == []
     assert {key: tensor.data_ptr() for key, tensor in model.denoiser.state_dict().items()} == plain
+    # The share is of the device, whatever models there are.
+    other = desk.loop.family("another")
+    with monkeypatch.context() as patch:
+        patch.setattr(desk.loop.device, "total_and_free_bytes", lambda: (total_bytes, total_bytes))
+        drawn(0.15)
+        work, blobs = generate([1], steps=1, model="another", adapters=[Adapter(id="pixel", path=PIXEL, weight=0.35)])
+        desk.run(work, *blobs)
+        desk.finish()
+    assert len(kept()) + len(other.adapted._sets) == 1
     desk.tell(down.Unload(unload="u", model="another"))
 
 

@@ -7,6 +7,7 @@ bit for bit because it was never written to.
 from collections import OrderedDict
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ class AdapterSet:
     merged: Mapping[tuple[str, str], torch.Tensor] = field(default_factory=dict)
     embeddings: tuple[Embeddings, ...] = ()
 
-    @property
+    @cached_property
     def merged_bytes(self) -> int:
         """What it takes beside the plain weights."""
         return sum(tensor.nbytes for tensor in self.merged.values())
