@@ -143,6 +143,9 @@ def decoded(loop: Loop, group: Sequence[Held], model: Family, latents: torch.Ten
     at_once = loop.device.pictures_at_once(pixels) if group[0].vae == "whole" else 1
     while True:
         follow_vae_plan(model, *group)
+        if model.decodes_anew((model.vae_is_tiled, at_once, *latents.shape)):
+            # Kernels may have to be made before it is launched, for many seconds: the last step is told of before.
+            loop.report(loop.stepper.land(0))
         try:
             parts = [from_numbers(model.decode(part)) for part in torch.split(latents, at_once)]
             return [picture for part in parts for picture in part]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from calotype_worker.pipelines.family import Family
-from calotype_worker.wire import down
+from calotype_worker.wire import down, up
 from calotype_worker.wire.work import Adapter
 
 from .conftest import FIXTURES
@@ -72,6 +72,7 @@ def test_where_host_and_device_are_one_nothing_is_offloaded() -> None:
 def test_a_vae_plan_holds_for_its_job_alone_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     desk = desk_of(None)
     model = desk.loop.family("calotype-tiny")
+    model.vae.tile_sample_min_size, model.vae.tile_latent_min_size = 256, 32
     calls = list[tuple[int, int]]()
     forward = model.vae.decoder.forward
 
@@ -89,7 +90,7 @@ def test_a_vae_plan_holds_for_its_job_alone_and_is_told(monkeypatch: pytest.Monk
     desk.finish()
     words = [desk.result(job)[0].plan for job in jobs]
     assert words == [["vae_tiling"], ["vae_slicing"], None]
-    # This VAE's tiles have 256 pixels. None of the three goes together with another.
+    # None of the three goes together with another.
     assert all(call <= (1, 32) for call in calls[:-3]) and len(calls) > 3
     assert calls[-3:] == [(1, 40), (1, 40), (2, 40)]
     tiled, sliced, whole = (desk.result(job)[1] for job in jobs)
@@ -97,9 +98,30 @@ def test_a_vae_plan_holds_for_its_job_alone_and_is_told(monkeypatch: pytest.Monk
     assert all(psnr(ours, theirs) >= 30 for ours, theirs in zip(tiled, whole))
 
 
-def test_a_vae_for_large_pictures_has_no_larger_tiles_than_others() -> None:
+def test_a_last_step_is_told_of_before_pictures_are_decoded_in_a_new_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = desk_of(None)
+    # As where steps land while the next is launched.
+    monkeypatch.setattr(desk.loop.device, "run_ahead", 1)
+    model = desk.loop.family("calotype-tiny")
+    decode, told = model.decode, list[int]()
+
+    def seen(latents: torch.Tensor) -> torch.Tensor:
+        told.append(max(message.done for message in desk.all(up.Progress) if message.job == job))
+        return decode(latents)
+
+    monkeypatch.setattr(model, "decode", seen)
+    plans: tuple[down.VaePlan, ...] = ("whole", "whole", "tiling")
+    for plan in plans:
+        work, blobs = generate([1], steps=3, edge=64)
+        job = desk.run(work, *blobs, vae=plan)
+        desk.finish()
+    assert told == [3, 2, 3]
+
+
+@pytest.mark.parametrize("own_edge", [32, 1024])
+def test_a_vae_has_tiles_of_the_size_that_is_counted_with_whatever_its_config_says(own_edge: int) -> None:
     model = desk_of(None).loop.family("calotype-tiny")
-    model.vae.tile_sample_min_size, model.vae.tile_latent_min_size = 1024, 128
+    model.vae.tile_sample_min_size, model.vae.tile_latent_min_size = own_edge, own_edge // 8
     again = type(model).__new__(type(model))
     Family.__init__(again, "again", model.denoiser, model.vae, model.adapted, model.dtype)
     assert (again.vae.tile_sample_min_size, again.vae.tile_latent_min_size) == (512, 64)

@@ -20,7 +20,7 @@ from calotype_worker.wire.words import Sampler, Schedule
 from calotype_worker.wire.work import Adapter, Span
 
 TILE_EDGE = 512
-"""Pixels of an edge of a VAE's tiles at most. The engine counts with it."""
+"""Pixels of an edge of a VAE's tiles. The engine counts with it."""
 KEPT_TEXTS = 64
 """Prompts that stay encoded."""
 
@@ -103,7 +103,8 @@ class Family(ABC):
         self.slices_attention = False
         self.keeps_to_tiles = False
         """Whether the VAE works in tiles whatever is asked for, since memory ran out."""
-        self._limit_tiles()
+        self._tile()
+        self._decoded = set[tuple[int, ...]]()
         self.resident_bytes = 0
         self.phases_ms: dict[str, float] = {}
 
@@ -245,6 +246,12 @@ class Family(ABC):
         """Whether the VAE works in tiles."""
         return bool(getattr(self.vae, "use_tiling", False))
 
+    def decodes_anew(self, shape: tuple[int, ...]) -> bool:
+        """Whether it is the first time that latents of this shape, and in these pieces, are decoded."""
+        is_new = shape not in self._decoded
+        self._decoded.add(shape)
+        return is_new
+
     def use_tiles(self, wanted: bool) -> None:
         """Have the VAE work in tiles, or not, in what comes next: slower, with less memory."""
         self.vae.use_tiling = wanted or self.keeps_to_tiles
@@ -254,10 +261,10 @@ class Family(ABC):
         self.keeps_to_tiles = True
         self.use_tiles(True)
 
-    def _limit_tiles(self) -> None:
-        # A VAE's own tiles are as large as the pictures that it was trained with: 1024 pixels of SDXL's.
-        edge = min(self.vae.tile_sample_min_size, TILE_EDGE)
-        self.vae.tile_sample_min_size, self.vae.tile_latent_min_size = edge, edge // self.scale
+    def _tile(self) -> None:
+        # A VAE's own tiles are as large as its config says that pictures are: 1024 pixels of SDXL's folder, and 32
+        # where it says nothing, as for a single file: 1849 tiles of one picture.
+        self.vae.tile_sample_min_size, self.vae.tile_latent_min_size = TILE_EDGE, TILE_EDGE // self.scale
 
 
 Progress = Callable[[int, int], None]
