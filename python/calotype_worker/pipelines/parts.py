@@ -186,8 +186,6 @@ class Loader:
             for _, part in binding.parts:
                 for leaf, buffer in part._buffers.items():
                     part._buffers[leaf] = None if buffer is None else buffer.to(self.device.torch)
-            if self.device.is_cuda and self.stays_on_host:
-                modules[role].to(memory_format=torch.channels_last)
         self.sketcher = modules.get(SKETCHER)
         self.device.synchronize()
         if self.uploader.runs_ahead:

@@ -167,7 +167,22 @@ impl WeightCache {
         found
     }
 
-    /// A worker has read a component from its files: the next time it shall come from memory.
+    /// Whether a component will be in memory soon: its copy is being made, or is among the next, and nobody has to leave.
+    pub(crate) fn is_coming(&self, source: &Source) -> bool {
+        let is_filling = |entry: &Entry| entry.state == State::Filling && entry.source == *source;
+        let wanted_bytes = self.wanted.iter().map(Source::bytes).fold(0, u64::saturating_add);
+        self.entries.values().any(is_filling)
+            || self.wanted.contains(source)
+                && wanted_bytes <= self.budget_bytes.saturating_sub(self.used_bytes())
+    }
+
+    /// Whether a worker could map a component now.
+    pub(crate) fn is_ready(&self, source: &Source) -> bool {
+        let mut entries = self.entries.values();
+        entries.any(|entry| entry.state == State::Ready && entry.source == *source)
+    }
+
+    /// A component shall come from memory: the next time that a worker takes it, or this time, if that waits.
     pub(crate) fn want(&mut self, source: Source) {
         if !self.is_on() || self.wanted.contains(&source) {
             return;

@@ -96,6 +96,36 @@ fn files_that_changed_are_not_served_from_their_old_copy() {
 }
 
 #[test]
+fn what_is_coming_waits_for_nobody_to_leave_and_ends_in_memory_or_not_at_all() {
+    let mut cache = cache(100);
+    let (unet, vae) = (source("unet", 60), source("vae", 30));
+    assert!(!cache.is_coming(&unet));
+    cache.want(unet.clone());
+    cache.want(vae.clone());
+    assert!(cache.is_coming(&unet) && cache.is_coming(&vae));
+    // One copy at a time.
+    let steps = cache.next();
+    let [Step::Fill { segment, .. }] = steps.as_slice() else {
+        panic!("{steps:?}");
+    };
+    assert!(cache.is_coming(&unet) && cache.is_coming(&vae) && !cache.is_ready(&unet));
+    cache.filled(segment, Ok(60));
+    assert!(cache.is_ready(&unet) && !cache.is_coming(&unet) && cache.is_coming(&vae));
+    let steps = cache.next();
+    let [Step::Fill { segment, .. }] = steps.as_slice() else {
+        panic!("{steps:?}");
+    };
+    cache.filled(segment, Err("the disk is damaged".into()));
+    assert!(!cache.is_ready(&vae) && !cache.is_coming(&vae));
+    // Its file is deleted first.
+    assert!(matches!(cache.next().as_slice(), [Step::Free { .. }]));
+    // For this one the first would have to leave, whoever maps it.
+    let large = source("large", 70);
+    cache.want(large.clone());
+    assert!(!cache.is_coming(&large));
+}
+
+#[test]
 fn what_cannot_be_copied_or_loaded_is_not_tried_again_and_leaves() {
     let mut cache = cache(100);
     cache.want(source("cut off", 10));

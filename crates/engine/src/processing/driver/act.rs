@@ -390,6 +390,7 @@ impl Driver {
             waiting: Some(job.clone()),
             segments: Vec::new(),
             read: Vec::new(),
+            sourced: None,
         });
         let budget_bytes = weights_bytes.max(ledger.free_bytes());
         let dtype = match Precision::of(&post.config.device.kind) {
@@ -431,6 +432,7 @@ impl Driver {
             waiting: None,
             segments: Vec::new(),
             read: Vec::new(),
+            sourced: None,
         });
         handle.send(
             Down::Unload {

@@ -5,15 +5,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use calotype_protocol::{Down, Load, LoadId, ModelId, Segment, SegmentId};
+use calotype_protocol::{Down, Load, LoadId, ModelId, Offload, Segment, SegmentId};
 
-use super::{Driver, Internal, Post, now_ms};
+use super::{Driver, Internal, Post, Sourced, now_ms};
 use crate::event::EventKind;
 use crate::memory::weight_cache::{Source, Step};
 use crate::model::segment;
 
 /// Longest look at the files of a model.
 const LOOK_MOST: Duration = Duration::from_secs(5);
+/// Longest that a load waits until its weights are in memory.
+const COPY_MOST: Duration = Duration::from_secs(120);
 
 impl Driver {
     /// Sends a load down, with what of it waits in memory for workers that can take it from there.
@@ -58,7 +60,7 @@ impl Driver {
         &mut self,
         worker: &str,
         incarnation: u64,
-        mut load: Load,
+        load: Load,
         sources: Vec<(String, Source)>,
     ) {
         let Some(post) = self.posts.get_mut(worker) else {
@@ -71,19 +73,65 @@ impl Driver {
         else {
             return;
         };
-        let mut segments: BTreeMap<String, Segment> = BTreeMap::new();
-        for (role, source) in sources {
-            match self.cache.serve(&source, worker) {
-                Some(segment) => {
-                    moving.segments.push(segment.id.clone());
-                    segments.insert(role, segment);
+        // What waits on the host goes to the device again and again, and from page-locked memory in an eighth of the time.
+        let waits = moving.residency.offload != Offload::None;
+        if waits {
+            for (_, source) in &sources {
+                if !self.cache.is_ready(source) {
+                    self.cache.want(source.clone());
                 }
-                None => moving.read.push(source),
             }
+            let (worker, load) = (worker.to_owned(), load.load.clone());
+            let internal = self.internal.clone();
+            tokio::spawn(async move {
+                // A file system that does not answer: the worker waits for it, with a deadline.
+                tokio::time::sleep(COPY_MOST).await;
+                let _ = internal.send(Internal::Waited { worker, load });
+            });
         }
-        load.model.segments = segments;
-        if let Some(handle) = &post.handle {
-            handle.send_to(incarnation, Down::Load(load).into());
+        moving.sourced = Some(Sourced {
+            load,
+            incarnation,
+            sources,
+            waits,
+        });
+    }
+
+    /// A load shall not wait for its weights any longer.
+    pub(super) fn waited(&mut self, worker: &str, load: &LoadId) {
+        let moving = self.posts.get_mut(worker).and_then(|post| post.moving.as_mut());
+        if let Some(moving) = moving.filter(|moving| moving.load == *load)
+            && let Some(sourced) = &mut moving.sourced
+        {
+            sourced.waits = false;
+        }
+    }
+
+    /// Sends the loads down that wait for nothing, with what of them is in memory.
+    pub(super) fn send_sourced(&mut self) {
+        let cache = &mut self.cache;
+        for (worker, post) in &mut self.posts {
+            let Some(moving) = &mut post.moving else { continue };
+            let is_due = |sourced: &mut Sourced| {
+                !sourced.waits || !sourced.sources.iter().any(|(_, source)| cache.is_coming(source))
+            };
+            let Some(sourced) = moving.sourced.take_if(is_due) else {
+                continue;
+            };
+            let (mut load, mut segments) = (sourced.load, BTreeMap::<String, Segment>::new());
+            for (role, source) in sourced.sources {
+                match cache.serve(&source, worker) {
+                    Some(segment) => {
+                        moving.segments.push(segment.id.clone());
+                        segments.insert(role, segment);
+                    }
+                    None => moving.read.push(source),
+                }
+            }
+            load.model.segments = segments;
+            if let Some(handle) = &post.handle {
+                handle.send_to(sourced.incarnation, Down::Load(load).into());
+            }
         }
     }
 

@@ -112,6 +112,8 @@ enum Internal {
         load: Box<Load>,
         sources: Vec<(String, Source)>,
     },
+    /// A load has waited long enough for its weights to be in memory.
+    Waited { worker: String, load: LoadId },
     /// Weights are in memory, so many bytes of them; or why not.
     Filled {
         segment: SegmentId,
@@ -260,6 +262,18 @@ struct Moving {
     segments: Vec<SegmentId>,
     /// What of it comes from files.
     read: Vec<Source>,
+    /// What goes down as soon as nothing more is waited for.
+    sourced: Option<Sourced>,
+}
+
+/// A load whose files were looked at.
+struct Sourced {
+    load: Load,
+    incarnation: u64,
+    /// By role.
+    sources: Vec<(String, Source)>,
+    /// Whether it waits until they are in memory, if they will be there soon.
+    waits: bool,
 }
 
 /// The task's state.
@@ -313,6 +327,7 @@ impl Driver {
                 break;
             }
             driver.tend_cache();
+            driver.send_sourced();
             driver.decide();
         }
         driver.leave(&mut events, &mut internals).await;
@@ -396,6 +411,7 @@ impl Driver {
                     Internal::Prepared { .. }
                     | Internal::Preview { .. }
                     | Internal::Sourced { .. }
+                    | Internal::Waited { .. }
                     | Internal::Filled { .. }
                     | Internal::Freed { .. },
                 ) => {}
@@ -423,6 +439,7 @@ impl Driver {
                 load,
                 sources,
             } => self.sourced(&worker, incarnation, *load, sources),
+            Internal::Waited { worker, load } => self.waited(&worker, &load),
             Internal::Filled { segment, outcome } => self.filled(&segment, outcome),
             Internal::Freed { segment } => self.freed(&segment),
         }
