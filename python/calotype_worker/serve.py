@@ -116,6 +116,9 @@ def _serve(voice: Voice, inbox: Inbox, welcome: down.Welcome) -> None:
             goes_on = loop.handle(frame)
         elif loop.has_work():
             goes_on = loop.tick()
+        elif loop.models:
+            # Its jobs fetch what they need themselves; the next one shall not wait for what it may not need.
+            warming = None
         elif warming is not None:
             try:
                 problem = next(warming)
@@ -124,11 +127,10 @@ def _serve(voice: Voice, inbox: Inbox, welcome: down.Welcome) -> None:
                 continue
             if problem is not None:
                 voice.say(up.Log(level="warn", message=f"not fetched ahead: {problem}"))
-            if not loop.models:
-                # Libraries live as long as the process. To look at their half a million objects in each collection
-                # costs 0.2 s, in the middle of a step or while a model leaves.
-                gc.collect()
-                gc.freeze()
+            # Libraries live as long as the process. To look at their half a million objects in each collection costs
+            # 0.2 s, in the middle of a step or while a model leaves.
+            gc.collect()
+            gc.freeze()
 
 
 def _next(inbox: Inbox, wait: bool) -> Frame[down.Down] | None:

@@ -1,7 +1,8 @@
 """What a process needs once, fetched before the first job asks for it: imports that take seconds, and on CUDA kernels.
 
 On an H100 the first picture after a start took half a minute longer without it. Messages are taken between two
-pieces. A piece that fails is told of and left out: whoever needs what it was to fetch will say what is wrong.
+pieces, and as soon as a model is resident the rest is left out. A piece that fails is told of and left out too: whoever
+needs what it was to fetch will say what is wrong.
 """
 
 from collections.abc import Callable, Iterator
