@@ -142,10 +142,11 @@ def decoded(loop: Loop, group: Sequence[Held], model: Family, latents: torch.Ten
     pixels = latents.shape[-1] * latents.shape[-2] * model.scale**2
     at_once = loop.device.pictures_at_once(pixels) if group[0].vae == "whole" else 1
     while True:
-        follow_vae_plan(model, *group)
-        if model.decodes_anew((model.vae_is_tiled, at_once, *latents.shape)):
+        if model.decodes_anew(group[0].vae, at_once, latents.shape):
             # Kernels may have to be made before it is launched, for many seconds: the last step is told of before.
             loop.report(loop.stepper.land(0))
+        # After that: previews follow the plans of their own jobs.
+        follow_vae_plan(model, *group)
         try:
             parts = [from_numbers(model.decode(part)) for part in torch.split(latents, at_once)]
             return [picture for part in parts for picture in part]

@@ -364,6 +364,36 @@ async fn a_device_that_is_declared_is_served_and_a_job_too_large_for_it_is_done_
 }
 
 #[tokio::test]
+async fn weights_that_will_wait_on_the_host_are_in_memory_before_their_model_is_loaded() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(dir.path(), "good");
+    config.runtimes[0].device_kinds = vec!["xpu".into()];
+    config.runtimes[0].env.push(("FAKE_OFFLOADS".into(), "1".into()));
+    config.declared = vec!["xpu0=235MB".parse().unwrap()];
+    let engine = Engine::start(config).await.unwrap();
+    let bench = Bench { engine, dir };
+    let mut events = bench.engine.events(None, None);
+    let ready = |event: &Event| match &event.kind {
+        EventKind::Worker { state, .. } if state == "ready" => Some(()),
+        _ => None,
+    };
+    event(&mut events, ready).await;
+    let forecast = bench.engine.validate(bench.request(4)).await.unwrap();
+    assert_eq!(forecast.memory_plan, ["offload_model"], "{forecast:?}");
+    assert_eq!(bench.ends().await.state, JobState::Succeeded);
+    let memory = bench.engine.memory().await;
+    let cache = memory.into_iter().find_map(|view| view.cache).unwrap();
+    // UNet, VAE and text encoder.
+    assert_eq!((cache.hits, cache.misses), (3, 0));
+    assert!(
+        cache
+            .segments
+            .iter()
+            .all(|segment| segment.mapped_by == ["xpu0-fake"])
+    );
+}
+
+#[tokio::test]
 async fn jobs_beside_each_other_do_not_tell_what_one_of_them_takes() {
     let bench = Bench::start("good").await;
     let is_measured = async || {

@@ -15,7 +15,7 @@ from calotype_worker.pipelines.control import ControlNet
 from calotype_worker.pipelines.offloaded import Offload, Whereabouts, plan_words
 from calotype_worker.samplers.run import SamplerRun
 from calotype_worker.sketch import colours_of
-from calotype_worker.wire.down import LoadPlan
+from calotype_worker.wire.down import LoadPlan, VaePlan
 from calotype_worker.wire.words import Sampler, Schedule
 from calotype_worker.wire.work import Adapter, Span
 
@@ -104,7 +104,7 @@ class Family(ABC):
         self.keeps_to_tiles = False
         """Whether the VAE works in tiles whatever is asked for, since memory ran out."""
         self._tile()
-        self._decoded = set[tuple[int, ...]]()
+        self._decoded = set[tuple[object, ...]]()
         self.resident_bytes = 0
         self.phases_ms: dict[str, float] = {}
 
@@ -246,10 +246,11 @@ class Family(ABC):
         """Whether the VAE works in tiles."""
         return bool(getattr(self.vae, "use_tiling", False))
 
-    def decodes_anew(self, shape: tuple[int, ...]) -> bool:
-        """Whether it is the first time that latents of this shape, and in these pieces, are decoded."""
-        is_new = shape not in self._decoded
-        self._decoded.add(shape)
+    def decodes_anew(self, plan: VaePlan, at_once: int, shape: torch.Size) -> bool:
+        """Whether it is the first time that latents of this shape are decoded by this plan, so many at once."""
+        way = (plan, self.keeps_to_tiles, at_once, shape)
+        is_new = way not in self._decoded
+        self._decoded.add(way)
         return is_new
 
     def use_tiles(self, wanted: bool) -> None:

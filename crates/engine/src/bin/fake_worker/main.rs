@@ -2,7 +2,7 @@
 //! `good` does not fail. The same seed always gives the same pixels.
 //!
 //! Environment: `FAKE_STEP_MS`, time of one tick (0); `FAKE_MARKER`, the file by which `killed_once` knows that it was
-//! already killed.
+//! already killed; `FAKE_OFFLOADS`, set where weights may wait in host memory, and in segments.
 
 #![expect(
     clippy::expect_used,
@@ -60,7 +60,9 @@ fn main() {
         }) => Duration::from_millis(welcome.heartbeat.every_ms),
         Ok(_) | Err(_) => exit(4),
     };
-    pipe.say(Up::Ready(Box::new(ready())));
+    pipe.say(Up::Ready(Box::new(ready(
+        std::env::var_os("FAKE_OFFLOADS").is_some(),
+    ))));
     fail_when_ready(fault, &pipe);
     let state = Arc::new(Shared::default());
     beat(pipe.clone(), Arc::clone(&state), beat_every);

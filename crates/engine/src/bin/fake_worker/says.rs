@@ -92,7 +92,11 @@ pub(crate) fn hello(fault: Fault) -> Hello {
     }
 }
 
-pub(crate) fn ready() -> Ready {
+pub(crate) fn ready(offloads: bool) -> Ready {
+    let mut plans = vec!["vae_slicing", "vae_tiling", "attention_slicing"];
+    if offloads {
+        plans.extend(["offload_model", "offload_sequential"]);
+    }
     Ready {
         device: DeviceFacts {
             name: "fake".to_owned(),
@@ -110,10 +114,8 @@ pub(crate) fn ready() -> Ready {
             samplers: Sampler::ALL.to_vec(),
             schedules: Schedule::ALL.to_vec(),
             adapters: vec!["lora".to_owned()],
-            plans: ["vae_slicing", "vae_tiling", "attention_slicing"]
-                .map(str::to_owned)
-                .to_vec(),
-            segments: false,
+            plans: plans.into_iter().map(str::to_owned).collect(),
+            segments: offloads,
             max_batch: 8,
             pauses: true,
             previews: true,
