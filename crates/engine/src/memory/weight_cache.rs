@@ -169,17 +169,27 @@ impl WeightCache {
 
     /// Whether a component will be in memory soon: its copy is being made, or is among the next, and nobody has to leave.
     pub(crate) fn is_coming(&self, source: &Source) -> bool {
-        let is_filling = |entry: &Entry| entry.state == State::Filling && entry.source == *source;
         let wanted_bytes = self.wanted.iter().map(Source::bytes).fold(0, u64::saturating_add);
-        self.entries.values().any(is_filling)
-            || self.wanted.contains(source)
-                && wanted_bytes <= self.budget_bytes.saturating_sub(self.used_bytes())
+        let is_next = self.wanted.contains(source) && wanted_bytes <= self.free_bytes();
+        is_next || self.stays(source) == Some(State::Filling)
     }
 
     /// Whether a worker could map a component now.
     pub(crate) fn is_ready(&self, source: &Source) -> bool {
-        let mut entries = self.entries.values();
-        entries.any(|entry| entry.state == State::Ready && entry.source == *source)
+        self.stays(source) == Some(State::Ready)
+    }
+
+    /// Whether a component's copy is made or being made, and not about to leave.
+    fn stays(&self, source: &Source) -> Option<State> {
+        let stays = |entry: &&Entry| matches!(entry.state, State::Ready | State::Filling);
+        let mut staying = self.entries.values().filter(stays);
+        staying
+            .find(|entry| entry.source == *source)
+            .map(|entry| entry.state)
+    }
+
+    fn free_bytes(&self) -> u64 {
+        self.budget_bytes.saturating_sub(self.used_bytes())
     }
 
     /// A component shall come from memory: the next time that a worker takes it, or this time, if that waits.
@@ -274,15 +284,11 @@ impl WeightCache {
                 return;
             }
             let bytes = source.bytes();
-            let known = self
-                .entries
-                .values()
-                .any(|entry| entry.source == *source && matches!(entry.state, State::Ready | State::Filling));
-            if known || bytes > self.budget_bytes || self.bad.contains(source) {
+            if self.stays(source).is_some() || bytes > self.budget_bytes || self.bad.contains(source) {
                 self.wanted.pop_front();
                 continue;
             }
-            let free_bytes = self.budget_bytes.saturating_sub(self.used_bytes());
+            let free_bytes = self.free_bytes();
             if bytes <= free_bytes {
                 if let Some(source) = self.wanted.pop_front() {
                     steps.push(self.begin(source));

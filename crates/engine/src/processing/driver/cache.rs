@@ -74,13 +74,16 @@ impl Driver {
             return;
         };
         // What waits on the host goes to the device again and again, and from page-locked memory in an eighth of the time.
-        let waits = moving.residency.offload != Offload::None;
-        if waits {
+        let mut waits = false;
+        if moving.residency.offload != Offload::None {
             for (_, source) in &sources {
                 if !self.cache.is_ready(source) {
                     self.cache.want(source.clone());
+                    waits = true;
                 }
             }
+        }
+        if waits {
             let (worker, load) = (worker.to_owned(), load.load.clone());
             let internal = self.internal.clone();
             tokio::spawn(async move {

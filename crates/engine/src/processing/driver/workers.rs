@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use calotype_imaging::{Format, Rgb, encode};
 use calotype_protocol::{
-    Attempt, Blob, BlobRef, Failure, Frame, JobId, LoadId, Loaded, ModelId, Outcome, Phase, RunResult, Up,
+    Attempt, Blob, BlobRef, Failure, Frame, JobId, LoadId, Loaded, ModelId, Offload, Outcome, Phase,
+    RunResult, Up,
 };
 
 use super::{Action, Driver, Internal, PostState, Stay, now_ms};
@@ -265,9 +266,11 @@ impl Driver {
         if let Some(job) = moving.waiting {
             self.back_to_queue(&job);
         }
-        // The next time it shall come from memory.
-        for source in moving.read {
-            self.cache.want(source);
+        // The next time it shall come from memory. What waits on the host was wanted before it was loaded, and once.
+        if moving.residency.offload == Offload::None {
+            for source in moving.read {
+                self.cache.want(source);
+            }
         }
     }
 
