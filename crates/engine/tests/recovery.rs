@@ -309,8 +309,8 @@ async fn what_a_lora_changes_is_leased_once_as_long_as_a_job_uses_it() {
     };
     let models = bench.engine.models().await;
     let pixel = models.iter().find(|model| model.name == "pixel").unwrap();
-    assert!(pixel.changed_elements > 0);
-    assert_eq!(bytes, pixel.changed_elements * 4);
+    assert!(pixel.lora_elements > 0);
+    assert_eq!(bytes, pixel.lora_elements * 4);
     for (job, left) in jobs.iter().zip([vec![bytes], Vec::new()]) {
         bench.engine.cancel(job).await.unwrap();
         assert_eq!(bench.ended(job).await.state, JobState::Cancelled);

@@ -2,7 +2,7 @@
 
 use calotype_protocol::{Capabilities, Mode, Sampler, Schedule};
 
-use super::{GenerateRequest, Lack, Needs, not_served};
+use super::{GenerateRequest, MissingFeature, Needs, not_served};
 use crate::error::Error;
 
 /// Largest edge while there is a worker that has not said its own.
@@ -104,7 +104,7 @@ impl Abilities {
                 let words = format!("has no {name}");
                 let lacks = self.workers.iter().map(|(worker, _)| {
                     let words = words.clone();
-                    (worker.clone(), Lack { field, words })
+                    (worker.clone(), MissingFeature { field, words })
                 });
                 Err(not_served(&lacks.collect::<Vec<_>>()).field(field))
             }
@@ -116,7 +116,7 @@ impl Abilities {
         let lacks: Vec<_> = self
             .workers
             .iter()
-            .filter_map(|(name, can)| Some((name.clone(), needs.lack(can)?)))
+            .filter_map(|(name, can)| Some((name.clone(), needs.missing_feature(can)?)))
             .collect();
         if self.unknown || lacks.len() < self.workers.len() {
             return Ok(());

@@ -6,7 +6,7 @@ use calotype_protocol::{ModelId, VaePlan};
 
 use super::Plan;
 use crate::memory::Peaks;
-use crate::memory::holding::{Pieces, Precision};
+use crate::memory::memory_plan::{Precision, Slicing};
 
 /// Bytes a pixel of the picture that is being decoded: the VAE's widest layers, several at a time.
 const DECODE_BYTES_A_PIXEL: u64 = 2048;
@@ -33,15 +33,15 @@ pub fn need_bytes(
     family: &str,
     device_kind: &str,
     worker_kind: &str,
-    pieces: Pieces,
+    slicing: Slicing,
     peaks: &Peaks,
 ) -> (u64, bool) {
-    let guess_bytes = working_set_bytes(plan, family, device_kind, pieces);
-    peaks.need_bytes(&peak_key(plan, worker_kind, pieces), guess_bytes)
+    let guess_bytes = working_set_bytes(plan, family, device_kind, slicing);
+    peaks.need_bytes(&peak_key(plan, worker_kind, slicing), guess_bytes)
 }
 
 /// A guess on the large side; measured peaks replace it. `family` is that of the model which is resident.
-fn working_set_bytes(plan: &Plan, family: &str, device_kind: &str, pieces: Pieces) -> u64 {
+fn working_set_bytes(plan: &Plan, family: &str, device_kind: &str, slicing: Slicing) -> u64 {
     let (width, height) = plan.final_size();
     let pixels = u64::from(width) * u64::from(height);
     let images = plan.seeds.len() as u64;
@@ -56,7 +56,7 @@ fn working_set_bytes(plan: &Plan, family: &str, device_kind: &str, pieces: Piece
         // around 105 MB for the steps.
         Precision::Half => (images, GRAPHS_BYTES),
     };
-    let (at_once, pixels_at_once, decoded_bytes) = match pieces.vae {
+    let (at_once, pixels_at_once, decoded_bytes) = match slicing.vae {
         VaePlan::Whole => (at_once, pixels, 0),
         VaePlan::Slicing => (1, pixels, decoded_bytes),
         VaePlan::Tiling => (1, pixels.min(TILE_PIXELS), decoded_bytes),
@@ -64,7 +64,7 @@ fn working_set_bytes(plan: &Plan, family: &str, device_kind: &str, pieces: Piece
     let (vae_scores_bytes, scores_bytes) = if holds_scores(device_kind) {
         (
             square_bytes(pixels_at_once / VAE_TOKEN_PIXELS, 1),
-            scores_bytes(family, pixels, images, pieces.attention),
+            scores_bytes(family, pixels, images, slicing.attention),
         )
     } else {
         (0, 0)
@@ -110,8 +110,8 @@ fn square_bytes(tokens: u64, rows: u64) -> u64 {
 }
 
 /// Plans of one shape take the same memory in workers of one kind, for instance `python@cuda`, if the same is done in
-/// pieces.
-pub fn peak_key(plan: &Plan, kind: &str, pieces: Pieces) -> String {
+/// slicing.
+pub fn peak_key(plan: &Plan, kind: &str, slicing: Slicing) -> String {
     let (width, height) = plan.final_size();
     let guided = if plan.guidance > 1.0 { "guided" } else { "plain" };
     let mut key = format!(
@@ -124,7 +124,7 @@ pub fn peak_key(plan: &Plan, kind: &str, pieces: Pieces) -> String {
         plan.seeds.len(),
         plan.mode.name()
     );
-    for word in pieces.words() {
+    for word in slicing.labels() {
         let _ = write!(key, "|{word}");
     }
     key
@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn more_pixels_and_more_images_take_more() {
-        let bytes = |edge, count| working_set_bytes(&planned(edge, count), "sd", "cpu", Pieces::default());
+        let bytes = |edge, count| working_set_bytes(&planned(edge, count), "sd", "cpu", Slicing::default());
         assert!(bytes(512, 1) > bytes(256, 1) && bytes(256, 8) > bytes(256, 1));
     }
 
@@ -168,7 +168,7 @@ mod tests {
     #[test]
     fn the_guess_for_an_accelerator_is_above_what_an_h100_took_and_below_the_double_of_it() {
         for (edge, took_bytes) in [(512, 513_990_144), (1024, 1_743_600_128)] {
-            let guess_bytes = working_set_bytes(&planned(edge, 1), "sd", "cuda", Pieces::default());
+            let guess_bytes = working_set_bytes(&planned(edge, 1), "sd", "cuda", Slicing::default());
             assert!(
                 (took_bytes..2 * took_bytes).contains(&guess_bytes),
                 "{guess_bytes}"
@@ -181,7 +181,7 @@ mod tests {
         for (edge, count) in [(256, 1), (512, 1), (1024, 4), (2048, 1)] {
             let plan = resized(edge, count);
             for (family, kind) in [("sd", "cpu"), ("sd", "cuda"), ("sdxl", "mps"), ("flux", "mps")] {
-                let of = |vae, attention| working_set_bytes(&plan, family, kind, Pieces { vae, attention });
+                let of = |vae, attention| working_set_bytes(&plan, family, kind, Slicing { vae, attention });
                 for attention in [false, true] {
                     let spare_bytes = u64::from(edge * edge * count) * DECODED_BYTES_A_PIXEL;
                     assert!(of(VaePlan::Slicing, attention) <= of(VaePlan::Whole, attention) + spare_bytes);
@@ -191,11 +191,11 @@ mod tests {
             }
         }
         let of = |edge, vae| {
-            let pieces = Pieces {
+            let slicing = Slicing {
                 vae,
                 attention: false,
             };
-            working_set_bytes(&resized(edge, 1), "sdxl", "cuda", pieces)
+            working_set_bytes(&resized(edge, 1), "sdxl", "cuda", slicing)
         };
         assert!(of(2048, VaePlan::Tiling) < of(1024, VaePlan::Whole) / 2);
     }
@@ -204,11 +204,11 @@ mod tests {
     #[test]
     fn where_attention_is_not_fused_its_scores_are_counted_and_slices_take_a_part_of_them() {
         let of = |attention, kind| {
-            let pieces = Pieces {
+            let slicing = Slicing {
                 vae: VaePlan::Tiling,
                 attention,
             };
-            working_set_bytes(&planned(512, 1), "sd", kind, pieces)
+            working_set_bytes(&planned(512, 1), "sd", kind, slicing)
         };
         assert_eq!(of(false, "mps"), (4096 * 4096 * 16 * 4) + GRAPHS_BYTES);
         assert!(of(true, "mps") < of(false, "mps"));
@@ -224,14 +224,14 @@ mod tests {
             steps: 9,
             ..plan.clone()
         };
-        let key = |plan: &Plan, kind| peak_key(plan, kind, Pieces::default());
+        let key = |plan: &Plan, kind| peak_key(plan, kind, Slicing::default());
         assert_eq!(key(&plan, "a"), key(&other, "a"));
         assert_ne!(key(&plan, "a"), key(&planned(256, 1), "a"));
         assert_ne!(key(&plan, "a"), key(&planned(512, 2), "a"));
         assert_ne!(key(&plan, "a"), key(&plan, "b"));
-        let mut keys: Vec<String> = Pieces::ALL.map(|pieces| peak_key(&plan, "a", pieces)).to_vec();
+        let mut keys: Vec<String> = Slicing::ALL.map(|slicing| peak_key(&plan, "a", slicing)).to_vec();
         keys.sort();
         keys.dedup();
-        assert_eq!(keys.len(), Pieces::ALL.len());
+        assert_eq!(keys.len(), Slicing::ALL.len());
     }
 }

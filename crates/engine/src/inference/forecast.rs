@@ -3,7 +3,7 @@
 use super::{AdapterNeed, ModelNeed, Needs, Plan, Warning, estimate};
 use crate::error::Error;
 use crate::memory::Peaks;
-use crate::memory::holding::{Pieces, Precision, Ways, changed_on_device_bytes, on_device_bytes};
+use crate::memory::memory_plan::{MemoryFeatures, Precision, Slicing, lora_on_device_bytes, on_device_bytes};
 use crate::model::Catalogue;
 use crate::view::{DeviceView, MemoryView, WorkerView};
 
@@ -40,15 +40,15 @@ pub(crate) fn forecast(
         (device.device.kind.as_str(), worker.runtime.as_str())
     });
     let kind = estimate::worker_kind(runtime, device_kind);
-    let working = |pieces| estimate::need_bytes(plan, needs.family(), device_kind, &kind, pieces, peaks);
+    let working = |slicing| estimate::need_bytes(plan, needs.family(), device_kind, &kind, slicing, peaks);
     let precision = Precision::of(device_kind);
     let weights_bytes = ModelNeed::sum(&models, precision);
-    let changed_bytes = adapters.map_or(0, |need| need.bytes(precision));
+    let lora_bytes = adapters.map_or(0, |need| need.bytes(precision));
     let mut forecast = Forecast {
         worker: found.map(|(_, worker)| worker.name.clone()),
-        weights_bytes: weights_bytes.saturating_add(changed_bytes),
-        working_set_bytes: working(Pieces::default()).0,
-        measured: working(Pieces::default()).1,
+        weights_bytes: weights_bytes.saturating_add(lora_bytes),
+        working_set_bytes: working(Slicing::default()).0,
+        measured: working(Slicing::default()).1,
         memory_plan: Vec::new(),
         warning: None,
     };
@@ -58,19 +58,18 @@ pub(crate) fn forecast(
     let plans = worker.capabilities.as_ref().map(|can| can.plans.as_slice());
     let budget = memory.iter().find(|view| view.device == device.device.id);
     let budget_bytes = budget.map_or(u64::MAX, |view| view.budget_bytes);
-    let ways = Ways::of(plans.unwrap_or_default());
-    match ways.held(
+    let ways = MemoryFeatures::of(plans.unwrap_or_default());
+    match ways.fastest_fit(
         weights_bytes,
-        changed_bytes,
-        |pieces| working(pieces).0,
+        lora_bytes,
+        |slicing| working(slicing).0,
         budget_bytes,
     ) {
         Ok(way) => {
-            let changed_bytes = changed_on_device_bytes(changed_bytes, way.offload);
-            forecast.weights_bytes =
-                on_device_bytes(weights_bytes, way.offload).saturating_add(changed_bytes);
-            (forecast.working_set_bytes, forecast.measured) = working(way.pieces);
-            forecast.memory_plan = way.words().map(str::to_owned).collect();
+            let lora_bytes = lora_on_device_bytes(lora_bytes, way.offload);
+            forecast.weights_bytes = on_device_bytes(weights_bytes, way.offload).saturating_add(lora_bytes);
+            (forecast.working_set_bytes, forecast.measured) = working(way.slicing);
+            forecast.memory_plan = way.labels().map(str::to_owned).collect();
         }
         Err(need_bytes) => {
             forecast.warning = Some(Warning {
@@ -90,7 +89,7 @@ pub(crate) fn forecast(
 fn found<'a>(needs: &Needs, devices: &'a [DeviceView]) -> Option<(&'a DeviceView, &'a WorkerView)> {
     let serves = |worker: &&WorkerView| {
         let can = worker.capabilities.as_ref();
-        worker.state == "ready" && can.is_some_and(|can| needs.lack(can).is_none())
+        worker.state == "ready" && can.is_some_and(|can| needs.missing_feature(can).is_none())
     };
     let (processors, accelerators): (Vec<&DeviceView>, Vec<&DeviceView>) =
         devices.iter().partition(|device| device.device.kind == "cpu");

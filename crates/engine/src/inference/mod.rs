@@ -23,7 +23,7 @@ pub(crate) use images::check_image;
 pub use images::{InputImage, Inputs};
 pub(crate) use mask::paste_back;
 pub(crate) use needs::not_served;
-pub use needs::{AdapterNeed, Lack, ModelNeed, Needs};
+pub use needs::{AdapterNeed, MissingFeature, ModelNeed, Needs};
 pub use request::{
     ControlRequest, GenerateRequest, HiresRequest, LoraRequest, MaskArea, MaskTreatment, OutputFormat, Plan,
     PlannedControl, PlannedEmbedding, PlannedLora, PlannedRefiner, Preprocessor, RefinerRequest, Variation,

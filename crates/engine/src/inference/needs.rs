@@ -7,7 +7,7 @@ use calotype_protocol::{Capabilities, Mode, ModelId, Sampler, Schedule};
 
 use super::Plan;
 use crate::error::{Code, Error};
-use crate::memory::holding::Precision;
+use crate::memory::memory_plan::Precision;
 use crate::model::Catalogue;
 
 /// What a worker must be able to do.
@@ -93,8 +93,8 @@ impl Needs {
     }
 
     /// The first thing that a worker with these capabilities lacks.
-    pub fn lack(&self, can: &Capabilities) -> Option<Lack> {
-        let lack = |field, words: String| Some(Lack { field, words });
+    pub fn missing_feature(&self, can: &Capabilities) -> Option<MissingFeature> {
+        let lack = |field, words: String| Some(MissingFeature { field, words });
         if !can.modes.contains(&self.mode) {
             return lack("mode", format!("has no {}", self.mode.name()));
         }
@@ -200,7 +200,7 @@ impl AdapterNeed {
         let (mut set, mut elements) = (plan.resident().to_string(), 0u64);
         for lora in &plan.loras {
             let _ = write!(set, " {}:{}", lora.id, lora.weight);
-            elements = elements.saturating_add(catalogue.lora(lora.id.as_str())?.changed_elements);
+            elements = elements.saturating_add(catalogue.lora(lora.id.as_str())?.lora_elements);
         }
         // Two that change the same weights need one copy.
         let whole = catalogue.loadable(plan.resident().as_str())?.parameters;
@@ -227,7 +227,7 @@ impl AdapterNeed {
 
 /// What a worker lacks for a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Lack {
+pub struct MissingFeature {
     /// The field of the request that asks for it.
     pub field: &'static str,
     /// The end of a sentence that begins with the worker's name.
@@ -235,7 +235,7 @@ pub struct Lack {
 }
 
 /// The error for a job that none of the workers can do: each by its name with what it lacks.
-pub(crate) fn not_served(lacks: &[(String, Lack)]) -> Error {
+pub(crate) fn not_served(lacks: &[(String, MissingFeature)]) -> Error {
     let each: Vec<String> = lacks
         .iter()
         .map(|(name, lack)| format!("{name} {}", lack.words))

@@ -1,8 +1,8 @@
 //! Who holds how much memory of a device: leases in a ledger, sized by an estimate that measured peaks correct; and which
 //! weights wait in the host's.
 
-pub(crate) mod holding;
 mod ledger;
+pub(crate) mod memory_plan;
 mod peaks;
 pub(crate) mod weight_cache;
 

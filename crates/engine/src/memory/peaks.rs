@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::holding::Pieces;
+use super::memory_plan::Slicing;
 
 /// Measured working sets by shape of work.
 #[derive(Debug, Clone, Default)]
@@ -36,7 +36,7 @@ impl Peaks {
     }
 }
 
-/// What a job takes beside the weights, by what of it is done in pieces and by the kind of worker that runs it:
+/// What a job takes beside the weights, by what of it is done in slicing and by the kind of worker that runs it:
 /// `python@cuda` takes other than `native@cpu`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WorkingSets {
@@ -44,12 +44,12 @@ pub struct WorkingSets {
 }
 
 /// In the order of `Pieces::ALL`.
-type ByPieces = [u64; Pieces::ALL.len()];
+type ByPieces = [u64; Slicing::ALL.len()];
 
 impl WorkingSets {
     /// In a worker of this kind; of one that nobody has spoken of, the most of all others.
-    pub fn of(&self, kind: &str, pieces: Pieces) -> u64 {
-        let in_pieces = |bytes: &ByPieces| bytes.get(pieces.index()).copied().unwrap_or(0);
+    pub fn of(&self, kind: &str, slicing: Slicing) -> u64 {
+        let in_pieces = |bytes: &ByPieces| bytes.get(slicing.index()).copied().unwrap_or(0);
         let own = self.by_kind.iter().find(|(known, _)| **known == *kind);
         let most = || self.by_kind.iter().map(|(_, bytes)| in_pieces(bytes)).max();
         own.map(|(_, bytes)| in_pieces(bytes)).or_else(most).unwrap_or(0)
@@ -70,15 +70,15 @@ mod tests {
 
     #[test]
     fn a_worker_of_an_unknown_kind_is_taken_for_the_hungriest() {
-        let sliced = Pieces::ALL.map(|pieces| if pieces.attention { 1 } else { 3 });
+        let sliced = Slicing::ALL.map(|slicing| if slicing.attention { 1 } else { 3 });
         let sets = [("native@cpu".into(), [7; 6]), ("python@cuda".into(), sliced)];
         let sets: WorkingSets = sets.into_iter().collect();
         let of = |kind, attention| {
-            let pieces = Pieces {
+            let slicing = Slicing {
                 attention,
-                ..Pieces::default()
+                ..Slicing::default()
             };
-            sets.of(kind, pieces)
+            sets.of(kind, slicing)
         };
         assert_eq!((of("python@cuda", false), of("python@cuda", true)), (3, 1));
         assert_eq!(of("python@xpu", true), 7);

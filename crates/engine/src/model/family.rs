@@ -330,7 +330,7 @@ pub(super) fn of_lora(header: &Header, record: &mut ModelRecord) {
         header.shapes.keys().any(one_of)
     };
     record.text_width = header.extent_of(reads_text, 1);
-    record.changed_elements = changed_elements(header);
+    record.lora_elements = lora_elements(header);
     let family = if holds(&["double_blocks", "single_blocks", "single_transformer_blocks"]) {
         "flux"
     } else if holds(&["joint_blocks", "add_k_proj"]) {
@@ -347,7 +347,7 @@ pub(super) fn of_lora(header: &Header, record: &mut ModelRecord) {
 
 /// Elements of the weights that a LoRA changes: each has as many rows as its upper matrix and as many columns as its
 /// lower one.
-fn changed_elements(header: &Header) -> u64 {
+fn lora_elements(header: &Header) -> u64 {
     let changed = header.shapes.iter().filter_map(|(name, below)| {
         let (lower, upper) = LORA_MATRICES.iter().find(|(lower, _)| name.contains(lower))?;
         let above = header.shapes.get(&name.replace(lower, upper))?;

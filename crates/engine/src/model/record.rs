@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::sidecar::{Preset, Sidecar};
-use crate::memory::holding::Precision;
+use crate::memory::memory_plan::Precision;
 
 /// What a file or folder is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -149,7 +149,7 @@ pub struct ModelRecord {
     pub few_steps: bool,
     /// Elements of the weights that a LoRA changes: a set that is laid on needs a copy of so many.
     #[serde(default, skip_serializing_if = "is_zero")]
-    pub changed_elements: u64,
+    pub lora_elements: u64,
     /// The model that a LoRA is for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<String>,
@@ -202,7 +202,7 @@ impl ModelRecord {
             prediction: None,
             usual_vae: false,
             few_steps: false,
-            changed_elements: 0,
+            lora_elements: 0,
             base: None,
             trigger: None,
             architecture: None,

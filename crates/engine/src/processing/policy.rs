@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use calotype_protocol::{JobId, ModelId};
 
-use crate::inference::{Lack, ModelNeed};
-use crate::memory::holding::{self, Precision, Way};
+use crate::inference::{MissingFeature, ModelNeed};
+use crate::memory::memory_plan::{self, MemoryPlan, Precision};
 
 pub use world::{Decision, Refusal, Resident, Room, Slot, Standing, Waiting};
 
@@ -58,11 +58,11 @@ fn wait(job: &Waiting, reason: String) -> Decision {
 }
 
 /// What a worker lacks for a job, by its own word: of what it can do, or of this very job.
-fn lack(job: &Waiting, slot: &Slot) -> Option<Lack> {
+fn lack(job: &Waiting, slot: &Slot) -> Option<MissingFeature> {
     let of_this_job = job.refused_by.iter().find(|(worker, _)| *worker == slot.worker);
     match of_this_job {
         Some((_, lack)) => Some(lack.clone()),
-        None => job.needs.lack(slot.capabilities.as_ref()?),
+        None => job.needs.missing_feature(slot.capabilities.as_ref()?),
     }
 }
 
@@ -146,7 +146,7 @@ impl Board {
                     },
                     slot.rank,
                     // Of two cards the one that has room for all of it.
-                    way.and_then(Result::ok).map_or(0, Way::cost),
+                    way.and_then(Result::ok).map_or(0, MemoryPlan::cost),
                     slot.standing,
                     self.held[*index].is_some(),
                     job.models.len() - resident,
@@ -157,14 +157,14 @@ impl Board {
     }
 
     /// How a worker would hold it, or the least bytes that it would need; `None` before it has said what it can.
-    fn way(&self, job: &Waiting, slot: &Slot) -> Option<Result<Way, u64>> {
+    fn way(&self, job: &Waiting, slot: &Slot) -> Option<Result<MemoryPlan, u64>> {
         let room = self.rooms.get(&slot.device)?;
         slot.capabilities.as_ref()?;
         let weights_bytes = ModelNeed::sum(&job.models, slot.precision);
-        let changed_bytes = job.adapters.as_ref().map_or(0, |need| need.bytes(slot.precision));
-        let working_bytes = |pieces| job.working_sets.of(&slot.kind, pieces);
+        let lora_bytes = job.adapters.as_ref().map_or(0, |need| need.bytes(slot.precision));
+        let working_bytes = |slicing| job.working_sets.of(&slot.kind, slicing);
         let ways = slot.ways;
-        Some(ways.held(weights_bytes, changed_bytes, working_bytes, room.budget_bytes))
+        Some(ways.fastest_fit(weights_bytes, lora_bytes, working_bytes, room.budget_bytes))
     }
 
     fn nobody(&self, job: &Waiting) -> Decision {
@@ -221,17 +221,18 @@ impl Board {
             .adapters
             .as_ref()
             .filter(|need| !slot.adapter_sets.contains(&need.set));
-        let changed_bytes = adapters.map_or(0, |need| need.bytes(precision));
+        let lora_bytes = adapters.map_or(0, |need| need.bytes(precision));
         // They lie where the model does, which may have been loaded for a smaller job.
         let model = job.models.first().map(|need| &need.model);
         let loaded = slot.resident.iter().find(|there| Some(&there.model) == model);
         let lies = loaded.map_or(way.offload, |there| there.residency.offload);
-        let changed_bytes = holding::changed_on_device_bytes(changed_bytes, lies);
+        let lora_bytes = memory_plan::lora_on_device_bytes(lora_bytes, lies);
         let working_bytes = job
             .working_sets
-            .of(&slot.kind, way.pieces)
-            .saturating_add(changed_bytes);
-        let weights = |need: &ModelNeed| holding::on_device_bytes(need.weights_bytes(precision), way.offload);
+            .of(&slot.kind, way.slicing)
+            .saturating_add(lora_bytes);
+        let weights =
+            |need: &ModelNeed| memory_plan::on_device_bytes(need.weights_bytes(precision), way.offload);
         if let Some(reason) = occupied(job, slot) {
             return vec![wait(job, reason)];
         }
@@ -291,8 +292,8 @@ impl Board {
                 let decision = Decision::Run {
                     job: job.job.clone(),
                     worker,
-                    pieces: way.pieces,
-                    changed_bytes,
+                    slicing: way.slicing,
+                    lora_bytes,
                 };
                 (working_bytes, decision)
             }
@@ -327,7 +328,7 @@ impl Board {
 
     /// The job's own models that must be loaded anew in a smaller way, now that nobody uses them: beside them as they are
     /// held, the job would wait for ever.
-    fn held_too_large(&self, job: &Waiting, index: usize, way: Way) -> Option<Vec<(usize, ModelId)>> {
+    fn held_too_large(&self, job: &Waiting, index: usize, way: MemoryPlan) -> Option<Vec<(usize, ModelId)>> {
         let slot = &self.slots[index];
         let own = slot
             .resident

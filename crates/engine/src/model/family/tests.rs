@@ -213,7 +213,7 @@ fn a_lora_changes_as_many_numbers_as_the_products_of_its_matrices_have() {
     let changed = |tensors: &[(&str, &[usize])]| {
         let mut record = blank();
         of_lora(&header(tensors, &[]), &mut record);
-        record.changed_elements
+        record.lora_elements
     };
     let layers: [(&str, &[usize]); 6] = [
         ("unet.a.to_q.lora_A.weight", &[4, 320]),

@@ -10,7 +10,7 @@ use calotype_protocol::{
 use super::{Action, Driver, Internal, Moving, Post, PostState, now_ms};
 use crate::error::{Code, Error};
 use crate::inference::{self, InputFiles, Plan};
-use crate::memory::holding::{Pieces, Precision, Residency, Ways};
+use crate::memory::memory_plan::{MemoryFeatures, Precision, Residency, Slicing};
 use crate::memory::{Ledger, Owner};
 use crate::processing::JobState;
 use crate::processing::policy::{self, Decision, Refusal, Resident, Room, Slot, Standing, Waiting};
@@ -55,9 +55,9 @@ impl Driver {
                 Decision::Run {
                     job,
                     worker,
-                    pieces,
-                    changed_bytes,
-                } => self.claim(&job, &worker, pieces, changed_bytes),
+                    slicing,
+                    lora_bytes,
+                } => self.claim(&job, &worker, slicing, lora_bytes),
                 Decision::Load {
                     job,
                     model,
@@ -139,7 +139,7 @@ impl Driver {
             device: post.device.clone(),
             kind: Arc::clone(&post.kind),
             precision: Precision::of(&post.config.device.kind),
-            ways: plans.map_or_else(Ways::default, |plans| Ways::of(plans)),
+            ways: plans.map_or_else(MemoryFeatures::default, |plans| MemoryFeatures::of(plans)),
             rank: post.rank,
             standing,
             not_ready,
@@ -192,20 +192,20 @@ impl Driver {
     }
 
     /// Claims a job for a worker: lease, then journal, and only then the line down.
-    fn claim(&mut self, job: &JobId, worker: &str, pieces: Pieces, changed_bytes: u64) {
+    fn claim(&mut self, job: &JobId, worker: &str, slicing: Slicing, lora_bytes: u64) {
         let (Some(live), Some(post)) = (self.jobs.get_mut(job), self.posts.get_mut(worker)) else {
             return;
         };
         let Some(ledger) = self.ledgers.get_mut(&post.device) else {
             return;
         };
-        let working_bytes = live.working_sets.of(&post.kind, pieces);
+        let working_bytes = live.working_sets.of(&post.kind, slicing);
         if let Err(no_room) = ledger.reserve(Owner::WorkingSet(job.clone()), working_bytes) {
             live.reason = Some(no_room.to_string());
             return;
         }
-        if let Some(owner) = live.adapters_in(worker).filter(|_| changed_bytes > 0)
-            && let Err(no_room) = ledger.reserve(owner, changed_bytes)
+        if let Some(owner) = live.adapters_in(worker).filter(|_| lora_bytes > 0)
+            && let Err(no_room) = ledger.reserve(owner, lora_bytes)
         {
             ledger.release(&Owner::WorkingSet(job.clone()));
             live.reason = Some(no_room.to_string());
@@ -220,7 +220,7 @@ impl Driver {
         post.jobs.insert(job.clone());
         let together = (post.jobs.len() > 1).then(|| post.jobs.clone());
         live.place = Some((worker.to_owned(), post.incarnation));
-        live.pieces = pieces;
+        live.slicing = slicing;
         live.sent = false;
         live.accompanied = false;
         live.state = JobState::Running;
@@ -285,7 +285,7 @@ impl Driver {
                     step: StepId("generate".into()),
                     priority: live.record.priority,
                     deadline_ms: None,
-                    vae: live.pieces.vae,
+                    vae: live.slicing.vae,
                     work,
                 };
                 if let Some((worker, incarnation)) = &live.place

@@ -5,7 +5,7 @@ use tokio::sync::oneshot;
 use super::{Action, Command, Driver, Live};
 use crate::error::{Code, Error};
 use crate::inference::{AdapterNeed, ModelNeed, Needs, estimate};
-use crate::memory::holding::Pieces;
+use crate::memory::memory_plan::Slicing;
 use crate::processing::{JobRecord, JobState, JobView, Ticket};
 use calotype_protocol::{Attempt, Down, JobId};
 use std::sync::Arc;
@@ -47,9 +47,9 @@ impl Driver {
         };
         let working_sets = self.posts.values().map(|post| {
             let (plan, device_kind) = (&record.plan, &post.config.device.kind);
-            let bytes = Pieces::ALL.map(|pieces| {
+            let bytes = Slicing::ALL.map(|slicing| {
                 let family = needs.family();
-                estimate::need_bytes(plan, family, device_kind, &post.kind, pieces, &self.peaks).0
+                estimate::need_bytes(plan, family, device_kind, &post.kind, slicing, &self.peaks).0
             });
             (Arc::clone(&post.kind), bytes)
         });
@@ -60,7 +60,7 @@ impl Driver {
             reason: None,
             progress: None,
             place: None,
-            pieces: Pieces::default(),
+            slicing: Slicing::default(),
             sent: false,
             accompanied: false,
             wish: None,

@@ -94,11 +94,11 @@ impl Driver {
         };
         let adapters = live.adapters_in(worker);
         let ledger = self.ledgers.get(&post.device);
-        let changed_bytes = adapters.and_then(|owner| Some(ledger?.of(&owner))).unwrap_or(0);
+        let lora_bytes = adapters.and_then(|owner| Some(ledger?.of(&owner))).unwrap_or(0);
         let took_bytes = result
             .peak_bytes
-            .saturating_sub(base_bytes.saturating_add(changed_bytes));
-        let shape = estimate::peak_key(&live.record.plan, &post.kind, live.pieces);
+            .saturating_sub(base_bytes.saturating_add(lora_bytes));
+        let shape = estimate::peak_key(&live.record.plan, &post.kind, live.slicing);
         if took_bytes > 0 && self.peaks.measured(&shape, took_bytes) {
             let store = self.store.clone();
             tokio::spawn(async move {

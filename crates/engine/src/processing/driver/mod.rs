@@ -30,8 +30,8 @@ use crate::device::Device;
 use crate::error::Error;
 use crate::event::EventKind;
 use crate::event_log::EventLog;
-use crate::inference::{Abilities, AdapterNeed, Lack, ModelNeed, Needs, estimate};
-use crate::memory::holding::{Pieces, Residency};
+use crate::inference::{Abilities, AdapterNeed, MissingFeature, ModelNeed, Needs, estimate};
+use crate::memory::memory_plan::{Residency, Slicing};
 use crate::memory::weight_cache::{Source, WeightCache};
 use crate::memory::{Ledger, Owner, Peaks, WorkingSets};
 use crate::model::Catalogue;
@@ -166,7 +166,7 @@ struct Live {
     /// The worker that it is assigned to, and that process.
     place: Option<(String, u64)>,
     /// What of it is done in pieces there.
-    pieces: Pieces,
+    slicing: Slicing,
     /// Whether `run` went down.
     sent: bool,
     /// Whether another job was in its worker with it: what the worker held is not what this one took.
@@ -178,7 +178,7 @@ struct Live {
     /// Whether it must be the only job of its worker.
     alone: bool,
     /// Workers that said that they cannot do it.
-    refused_by: Vec<(String, Lack)>,
+    refused_by: Vec<(String, MissingFeature)>,
     /// Failures and lacks of memory so far, each allowed once.
     failures: u32,
     lacks: u32,

@@ -11,8 +11,8 @@ use calotype_protocol::{
 use super::{Action, Driver, Internal, PostState, Stay, now_ms};
 use crate::error::{Code, Error};
 use crate::event::EventKind;
-use crate::inference::{Abilities, Lack};
-use crate::memory::{Owner, holding};
+use crate::inference::{Abilities, MissingFeature};
+use crate::memory::{Owner, memory_plan};
 use crate::processing::{JobProgress, JobState};
 use crate::worker::{ExitCause, ExitReport, WorkerEvent, WorkerEventKind};
 
@@ -237,7 +237,7 @@ impl Driver {
             return;
         };
         // Of what waits in host memory only a part lies on the device at a time.
-        let bytes = holding::on_device_bytes(loaded.resident_bytes, moving.residency.offload);
+        let bytes = memory_plan::on_device_bytes(loaded.resident_bytes, moving.residency.offload);
         if let Some(ledger) = self.ledgers.get_mut(&post.device) {
             ledger.correct(&weights_of(worker, &loaded.model), bytes);
         }
@@ -368,7 +368,7 @@ impl Driver {
                     Some(detail) => format!("says: {}: {detail}", failure.message),
                     None => format!("says: {}", failure.message),
                 };
-                let lack = Lack {
+                let lack = MissingFeature {
                     field: "model",
                     words,
                 };

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::inference::{AdapterNeed, Needs};
 use crate::memory::WorkingSets;
-use crate::memory::holding::{Pieces, Residency, Ways};
+use crate::memory::memory_plan::{MemoryFeatures, Residency, Slicing};
 use crate::processing::Class;
 
 const OFFLOADS: [&str; 2] = ["offload_model", "offload_sequential"];
@@ -60,9 +60,9 @@ fn sets(by_pieces: [u64; 6]) -> Arc<WorkingSets> {
     Arc::new([("native@cpu".into(), by_pieces)].into_iter().collect())
 }
 
-fn ways(plans: &[&str]) -> Ways {
+fn ways(plans: &[&str]) -> MemoryFeatures {
     let plans: Vec<String> = plans.iter().map(|plan| (*plan).to_owned()).collect();
-    Ways::of(&plans)
+    MemoryFeatures::of(&plans)
 }
 
 fn waiting(name: &str, sequence: u64) -> Waiting {
@@ -96,7 +96,7 @@ fn slot() -> Slot {
         device: "cpu0".into(),
         kind: "native@cpu".into(),
         precision: Precision::Single,
-        ways: Ways::default(),
+        ways: MemoryFeatures::default(),
         rank: 1,
         standing: Standing::Ready,
         not_ready: String::new(),
@@ -127,8 +127,8 @@ fn run_at(name: &str, worker: &str) -> Decision {
     Decision::Run {
         job: name.into(),
         worker: worker.into(),
-        pieces: Pieces::default(),
-        changed_bytes: 0,
+        slicing: Slicing::default(),
+        lora_bytes: 0,
     }
 }
 
@@ -366,7 +366,7 @@ fn what_one_worker_cannot_load_or_do_goes_to_another() {
     };
     assert_eq!(decisions, [Decision::Refuse { job: "a".into(), why }]);
     let mut refused = waiting("a", 1);
-    let lack = Lack {
+    let lack = MissingFeature {
         field: "prompt",
         words: "cannot".into(),
     };
@@ -400,7 +400,7 @@ fn a_model_too_large_for_its_device_waits_in_host_memory_where_the_worker_can_do
     assert_eq!(offload_of(&job, &gpu), Some((Offload::Model, 87)));
     job.models = [model("m", 600)].into();
     assert_eq!(offload_of(&job, &gpu), Some((Offload::Sequential, 60)));
-    gpu.ways = Ways::default();
+    gpu.ways = MemoryFeatures::default();
     assert_eq!(offload_of(&job, &gpu), None);
 }
 
@@ -454,7 +454,7 @@ fn a_job_too_large_beside_its_model_is_done_in_tiles_and_its_model_stays_where_i
     gpu.ways = ways(&["vae_slicing", "vae_tiling"]);
     let mut job = waiting("a", 1);
     job.working_sets = sets([60, 55, 20, 60, 55, 20]);
-    let in_tiles = Pieces {
+    let in_tiles = Slicing {
         vae: VaePlan::Tiling,
         attention: false,
     };
@@ -462,15 +462,15 @@ fn a_job_too_large_beside_its_model_is_done_in_tiles_and_its_model_stays_where_i
     let expected = Decision::Run {
         job: "a".into(),
         worker: "cpu0".into(),
-        pieces: in_tiles,
-        changed_bytes: 0,
+        slicing: in_tiles,
+        lora_bytes: 0,
     };
     assert_eq!(decisions, [expected]);
     // Whether it is done in tiles depends on the device and not on who else is there: it waits for the others.
     job.working_sets = sets([40, 40, 20, 40, 40, 20]);
     let decisions = plan(from_ref(&job), from_ref(&gpu), &room(30));
     assert!(matches!(decisions[..], [Decision::Wait { .. }]), "{decisions:?}");
-    gpu.ways = Ways::default();
+    gpu.ways = MemoryFeatures::default();
     job.working_sets = sets([60, 55, 20, 60, 55, 20]);
     let decisions = plan(from_ref(&job), from_ref(&gpu), &room(50));
     let why = Refusal::TooLarge {
@@ -534,7 +534,7 @@ fn what_loras_change_is_leased_once_for_all_jobs_with_the_same_set() {
     let changed = |slot: &Slot, free_bytes| -> Vec<Option<u64>> {
         let decisions = plan(&jobs, from_ref(slot), &room(free_bytes));
         let bytes = decisions.into_iter().map(|decision| match decision {
-            Decision::Run { changed_bytes, .. } => Some(changed_bytes),
+            Decision::Run { lora_bytes, .. } => Some(lora_bytes),
             _ => None,
         });
         bytes.collect()
@@ -572,16 +572,13 @@ fn a_whole_model_that_leaves_no_room_for_its_loras_is_loaded_anew_so_that_they_w
     // 50 of the model, 50 of what is changed and 10 of the job; the model as it is leaves 49 of 99.
     assert!(matches!(
         decided(&gpu, 60, 110),
-        Decision::Run {
-            changed_bytes: 50,
-            ..
-        }
+        Decision::Run { lora_bytes: 50, .. }
     ));
     assert_eq!(decided(&gpu, 49, 99), evict);
     gpu.resident[0].residency.offload = Offload::Model;
     assert!(matches!(
         decided(&gpu, 49, 99),
-        Decision::Run { changed_bytes: 0, .. }
+        Decision::Run { lora_bytes: 0, .. }
     ));
 }
 
@@ -627,7 +624,7 @@ proptest! {
         for decision in &decisions {
             if let Decision::Run { job, .. } = decision {
                 started += 1;
-                spent += jobs.iter().find(|waiting| &waiting.job == job).map_or(0, |waiting| waiting.working_sets.of("native@cpu", Pieces::default()));
+                spent += jobs.iter().find(|waiting| &waiting.job == job).map_or(0, |waiting| waiting.working_sets.of("native@cpu", Slicing::default()));
             }
         }
         prop_assert!(spent <= free_bytes);

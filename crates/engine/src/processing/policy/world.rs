@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use calotype_protocol::{Capabilities, JobId, ModelId};
 
-use crate::inference::{AdapterNeed, Lack, ModelNeed, Needs};
+use crate::inference::{AdapterNeed, MissingFeature, ModelNeed, Needs};
 use crate::memory::WorkingSets;
-use crate::memory::holding::{Pieces, Precision, Residency, Ways};
+use crate::memory::memory_plan::{MemoryFeatures, Precision, Residency, Slicing};
 use crate::processing::Class;
 
 /// A job that could run.
@@ -31,7 +31,7 @@ pub struct Waiting {
     /// Whether it must be the only job in its worker.
     pub alone: bool,
     /// Workers that had it and said that they cannot do it, and why.
-    pub refused_by: Vec<(String, Lack)>,
+    pub refused_by: Vec<(String, MissingFeature)>,
 }
 
 /// A model in a worker.
@@ -74,7 +74,7 @@ pub struct Slot {
     /// What it computes in.
     pub precision: Precision,
     /// What it can do to hold more than fits.
-    pub ways: Ways,
+    pub ways: MemoryFeatures,
     /// Smaller is better where several can do a job.
     pub rank: usize,
     /// Whether it takes work.
@@ -118,9 +118,9 @@ pub enum Decision {
         /// Where.
         worker: String,
         /// What of it is done in pieces.
-        pieces: Pieces,
+        slicing: Slicing,
         /// What its LoRAs will take, where no other job uses the same set.
-        changed_bytes: u64,
+        lora_bytes: u64,
     },
     /// Make a model resident for the job.
     Load {
@@ -185,6 +185,6 @@ pub enum Refusal {
     /// No worker can do it: each with what it lacks.
     NotServed {
         /// By the worker's name.
-        lacks: Vec<(String, Lack)>,
+        lacks: Vec<(String, MissingFeature)>,
     },
 }

@@ -42,7 +42,7 @@ impl Precision {
 const ATTENTION_SLICING: &str = "attention_slicing";
 
 /// How the plans of a worker and of a result call it.
-fn offload_word(offload: Offload) -> Option<&'static str> {
+fn offload_label(offload: Offload) -> Option<&'static str> {
     match offload {
         Offload::None => None,
         Offload::Model => Some("offload_model"),
@@ -51,7 +51,7 @@ fn offload_word(offload: Offload) -> Option<&'static str> {
 }
 
 /// Likewise.
-fn vae_word(vae: VaePlan) -> Option<&'static str> {
+fn vae_label(vae: VaePlan) -> Option<&'static str> {
     match vae {
         VaePlan::Whole => None,
         VaePlan::Slicing => Some("vae_slicing"),
@@ -61,14 +61,14 @@ fn vae_word(vae: VaePlan) -> Option<&'static str> {
 
 /// What of a job is done in pieces; its working set depends on it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Pieces {
+pub struct Slicing {
     /// How its pictures go through the VAE.
     pub vae: VaePlan,
     /// Whether attention is computed in slices.
     pub attention: bool,
 }
 
-impl Pieces {
+impl Slicing {
     /// The fastest first.
     pub const ALL: [Self; 6] = [
         Self::of(VaePlan::Whole, false),
@@ -84,8 +84,8 @@ impl Pieces {
     }
 
     /// Its words of a result's plan.
-    pub fn words(self) -> impl Iterator<Item = &'static str> {
-        vae_word(self.vae)
+    pub fn labels(self) -> impl Iterator<Item = &'static str> {
+        vae_label(self.vae)
             .into_iter()
             .chain(self.attention.then_some(ATTENTION_SLICING))
     }
@@ -103,14 +103,14 @@ impl Pieces {
 
 /// How models are held, and a job is run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Way {
+pub struct MemoryPlan {
     /// What of its models waits in host memory.
     pub offload: Offload,
     /// What of it is done in pieces.
-    pub pieces: Pieces,
+    pub slicing: Slicing,
 }
 
-impl Way {
+impl MemoryPlan {
     /// Grows with what is given up.
     pub fn cost(self) -> usize {
         let offload = match self.offload {
@@ -118,12 +118,14 @@ impl Way {
             Offload::Model => 1,
             Offload::Sequential => 2,
         };
-        offload * Pieces::ALL.len() + self.pieces.index()
+        offload * Slicing::ALL.len() + self.slicing.index()
     }
 
     /// Its words of a result's plan.
-    pub fn words(self) -> impl Iterator<Item = &'static str> {
-        offload_word(self.offload).into_iter().chain(self.pieces.words())
+    pub fn labels(self) -> impl Iterator<Item = &'static str> {
+        offload_label(self.offload)
+            .into_iter()
+            .chain(self.slicing.labels())
     }
 }
 
@@ -136,85 +138,85 @@ pub struct Residency {
     pub attention_slicing: bool,
 }
 
-impl From<Way> for Residency {
-    fn from(way: Way) -> Self {
+impl From<MemoryPlan> for Residency {
+    fn from(way: MemoryPlan) -> Self {
         Self {
             offload: way.offload,
-            attention_slicing: way.pieces.attention,
+            attention_slicing: way.slicing.attention,
         }
     }
 }
 
 impl Residency {
     /// Whether a job that goes this way finds more on the device than was counted.
-    pub fn is_too_large_for(self, way: Way) -> bool {
+    pub fn is_too_large_for(self, way: MemoryPlan) -> bool {
         let smaller = on_device_bytes(100, way.offload) < on_device_bytes(100, self.offload);
         smaller || self.holds_scores(way)
     }
 
     /// Whether its attention takes more than was counted.
-    pub fn holds_scores(self, way: Way) -> bool {
-        way.pieces.attention && !self.attention_slicing
+    pub fn holds_scores(self, way: MemoryPlan) -> bool {
+        way.slicing.attention && !self.attention_slicing
     }
 }
 
 /// What a worker can do to hold more than fits.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Ways {
+pub struct MemoryFeatures {
     offload: bool,
     vae_slicing: bool,
     vae_tiling: bool,
     attention_slicing: bool,
 }
 
-impl Ways {
+impl MemoryFeatures {
     /// By the plans that it said it can follow.
     pub fn of(plans: &[String]) -> Self {
         let can = |word: Option<&str>| word.is_some_and(|word| plans.iter().any(|own| own == word));
         let offloads = [Offload::Model, Offload::Sequential];
         Self {
-            offload: offloads.into_iter().all(|way| can(offload_word(way))),
-            vae_slicing: can(vae_word(VaePlan::Slicing)),
-            vae_tiling: can(vae_word(VaePlan::Tiling)),
+            offload: offloads.into_iter().all(|way| can(offload_label(way))),
+            vae_slicing: can(vae_label(VaePlan::Slicing)),
+            vae_tiling: can(vae_label(VaePlan::Tiling)),
             attention_slicing: can(Some(ATTENTION_SLICING)),
         }
     }
 
     /// Those that it can go, the fastest first.
-    fn all(self) -> impl Iterator<Item = Way> {
+    fn all(self) -> impl Iterator<Item = MemoryPlan> {
         let offloads = [Offload::None, Offload::Model, Offload::Sequential];
         let offloads = offloads
             .into_iter()
             .filter(move |way| self.offload || *way == Offload::None);
         offloads.flat_map(move |offload| {
-            let pieces = Pieces::ALL.into_iter().filter(move |pieces| self.can(*pieces));
-            pieces.map(move |pieces| Way { offload, pieces })
+            let slicing = Slicing::ALL.into_iter().filter(move |slicing| self.can(*slicing));
+            slicing.map(move |slicing| MemoryPlan { offload, slicing })
         })
     }
 
-    fn can(self, pieces: Pieces) -> bool {
-        let vae = match pieces.vae {
+    fn can(self, slicing: Slicing) -> bool {
+        let vae = match slicing.vae {
             VaePlan::Whole => true,
             VaePlan::Slicing => self.vae_slicing,
             VaePlan::Tiling => self.vae_tiling,
         };
-        vae && (self.attention_slicing || !pieces.attention)
+        vae && (self.attention_slicing || !slicing.attention)
     }
 
     /// The fastest way to hold `weights_bytes`, and the `changed_bytes` of them that LoRAs change, beside what
     /// `working_bytes` says of a job run in pieces. Where none fits the budget: the bytes of the way that takes least.
-    pub fn held(
+    pub fn fastest_fit(
         self,
         weights_bytes: u64,
-        changed_bytes: u64,
-        working_bytes: impl Fn(Pieces) -> u64,
+        lora_bytes: u64,
+        working_bytes: impl Fn(Slicing) -> u64,
         budget_bytes: u64,
-    ) -> Result<Way, u64> {
+    ) -> Result<MemoryPlan, u64> {
         let mut least_bytes = u64::MAX;
         for way in self.all() {
             let taken_bytes = on_device_bytes(weights_bytes, way.offload)
-                .saturating_add(changed_on_device_bytes(changed_bytes, way.offload))
-                .saturating_add(working_bytes(way.pieces));
+                .saturating_add(lora_on_device_bytes(lora_bytes, way.offload))
+                .saturating_add(working_bytes(way.slicing));
             if taken_bytes <= budget_bytes {
                 return Ok(way);
             }
@@ -236,9 +238,9 @@ pub fn on_device_bytes(weights_bytes: u64, way: Offload) -> u64 {
 
 /// What of the weights that LoRAs have changed lies there beside the plain ones: where those wait in host memory, so do
 /// these, and come in their place.
-pub fn changed_on_device_bytes(changed_bytes: u64, way: Offload) -> u64 {
+pub fn lora_on_device_bytes(lora_bytes: u64, way: Offload) -> u64 {
     match way {
-        Offload::None => changed_bytes,
+        Offload::None => lora_bytes,
         Offload::Model | Offload::Sequential => 0,
     }
 }
@@ -251,15 +253,15 @@ mod tests {
 
     const OFFLOADS: [&str; 2] = ["offload_model", "offload_sequential"];
 
-    fn ways(plans: &[&str]) -> Ways {
+    fn ways(plans: &[&str]) -> MemoryFeatures {
         let plans: Vec<String> = plans.iter().map(|plan| (*plan).to_owned()).collect();
-        Ways::of(&plans)
+        MemoryFeatures::of(&plans)
     }
 
     #[test]
     fn each_of_the_pieces_knows_its_place() {
-        for (index, pieces) in Pieces::ALL.into_iter().enumerate() {
-            assert_eq!(pieces.index(), index);
+        for (index, slicing) in Slicing::ALL.into_iter().enumerate() {
+            assert_eq!(slicing.index(), index);
         }
     }
 
@@ -272,7 +274,7 @@ mod tests {
             (29, &OFFLOADS, Err(30)),
             (109, &[], Err(110)),
         ] {
-            let way = ways(plans).held(100, 0, |_| 10, budget_bytes);
+            let way = ways(plans).fastest_fit(100, 0, |_| 10, budget_bytes);
             assert_eq!(way.map(|way| way.offload), expected, "{budget_bytes}");
         }
     }
@@ -281,7 +283,7 @@ mod tests {
     fn what_loras_change_counts_where_the_model_is_whole_and_waits_with_it_elsewhere() {
         let way = |budget_bytes| {
             ways(&OFFLOADS)
-                .held(100, 40, |_| 10, budget_bytes)
+                .fastest_fit(100, 40, |_| 10, budget_bytes)
                 .unwrap()
                 .offload
         };
@@ -293,13 +295,13 @@ mod tests {
 
     #[test]
     fn a_job_is_done_in_pieces_before_its_model_waits_in_host_memory_and_whole_where_that_does_not_help() {
-        let working = |pieces: Pieces| {
-            let decode = match pieces.vae {
+        let working = |slicing: Slicing| {
+            let decode = match slicing.vae {
                 VaePlan::Whole => 80,
                 VaePlan::Slicing => 40,
                 VaePlan::Tiling => 5,
             };
-            decode.max(if pieces.attention { 3 } else { 30 })
+            decode.max(if slicing.attention { 3 } else { 30 })
         };
         let plans = [
             "offload_model",
@@ -318,8 +320,11 @@ mod tests {
             (117, &plans[..4], "Model Tiling false"),
             (129, &plans[..2], "Sequential Whole false"),
         ] {
-            let way = ways(plans).held(100, 0, working, budget_bytes).unwrap();
-            let told = format!("{:?} {:?} {}", way.offload, way.pieces.vae, way.pieces.attention);
+            let way = ways(plans).fastest_fit(100, 0, working, budget_bytes).unwrap();
+            let told = format!(
+                "{:?} {:?} {}",
+                way.offload, way.slicing.vae, way.slicing.attention
+            );
             assert_eq!(told, expected, "{budget_bytes}");
         }
     }
@@ -330,15 +335,15 @@ mod tests {
             weights in any::<u64>(), need in any::<u64>(), budget in any::<u64>(), offloads in any::<bool>(),
             tiles in any::<bool>(),
         ) {
-            let ways = Ways { offload: offloads, vae_tiling: tiles, ..Ways::default() };
-            let working = |pieces: Pieces| if pieces.vae == VaePlan::Tiling { need / 2 } else { need };
-            match ways.held(weights, 0, working, budget) {
+            let ways = MemoryFeatures { offload: offloads, vae_tiling: tiles, ..MemoryFeatures::default() };
+            let working = |slicing: Slicing| if slicing.vae == VaePlan::Tiling { need / 2 } else { need };
+            match ways.fastest_fit(weights, 0, working, budget) {
                 Ok(way) => {
                     let taken = on_device_bytes(weights, way.offload);
                     prop_assert!(taken <= weights);
-                    prop_assert!(taken.saturating_add(working(way.pieces)) <= budget);
+                    prop_assert!(taken.saturating_add(working(way.slicing)) <= budget);
                     prop_assert!(offloads || way.offload == Offload::None);
-                    prop_assert!(tiles || way.pieces == Pieces::default());
+                    prop_assert!(tiles || way.slicing == Slicing::default());
                 }
                 Err(least) => prop_assert!(least > budget && least <= weights.saturating_add(need)),
             }
