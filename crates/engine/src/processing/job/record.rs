@@ -1,4 +1,4 @@
-//! What a job is: for clients (`JobView`) and for the journal (`JobRecord`).
+//! A job as clients see it (`JobView`) and as the journal keeps it (`JobRecord`).
 
 use std::collections::BTreeMap;
 
@@ -24,7 +24,7 @@ pub enum JobState {
     Pausing,
     /// Out of the tick loop, or held back in the queue.
     Paused,
-    /// Its pictures are being encoded and stored.
+    /// Its pictures are being encoded and stored, or its end is being written to the journal.
     Finishing,
     /// Has its pictures.
     Succeeded,
@@ -73,6 +73,22 @@ pub enum Class {
     Background,
 }
 
+impl Class {
+    /// Every class, the most urgent first.
+    pub const ALL: [Self; Self::COUNT] = [Self::Critical, Self::Interactive, Self::Batch, Self::Background];
+    /// How many there are.
+    pub const COUNT: usize = 4;
+
+    /// Its share of device time beside the other classes, in quarters: 4 : 1 : 0.5. `critical` goes before all others.
+    pub(crate) fn quarter_weight(self) -> u64 {
+        match self {
+            Self::Critical | Self::Interactive => 16,
+            Self::Batch => 4,
+            Self::Background => 2,
+        }
+    }
+}
+
 /// What a client is promised when its job is accepted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Promise {
@@ -119,7 +135,10 @@ pub struct JobProgress {
 pub struct JobResult {
     /// Its pictures, in the order of their seeds.
     pub images: Vec<ImageView>,
-    /// Phase (`queued`, `load`, `bind`, `encode`, `denoise`, `decode`, `finish`) to milliseconds.
+    /// Phase to milliseconds; together they are the time from acceptance to the end. `queued`, `load` (waiting while its
+    /// model was loaded), `dispatch` (journaling the claim, reading inputs), `bind`, `encode`, `denoise` and `decode` in the
+    /// worker, `shared` (turns of other jobs in the same worker), `paused`, `finish` (encoding and storing), and
+    /// `earlier_attempts`.
     pub timings_ms: BTreeMap<String, f64>,
     /// Highest memory of the worker during the job.
     pub peak_bytes: u64,
@@ -144,6 +163,9 @@ pub struct JobView {
     /// Why it waits, where it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// The same for programs, for instance `places_taken`, `memory_in_use` or `model_loads`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason_code: Option<String>,
     /// Place in the queue, from 1, while it waits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub position: Option<usize>,

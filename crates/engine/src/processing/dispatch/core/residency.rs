@@ -1,0 +1,180 @@
+//! What workers report about models: loaded, failed to load, dropped.
+
+use calotype_protocol::{Failure, LoadId, Loaded, ModelId, Outcome};
+
+use super::Core;
+use super::message::Now;
+use super::run::error_of;
+use crate::error::Error;
+use crate::memory::{Owner, memory_plan};
+use crate::processing::job::timeline::Spent;
+use crate::processing::job::{JobState, StepKey};
+use crate::processing::schedule::{MoveKind, PendingMove, ResidentModel, WorkerId};
+
+/// An unload must give back so many per cent of what its model was leased; what is missing stays leased until the process
+/// is replaced.
+const RETURNED_PERCENT: u64 = 80;
+
+impl Core {
+    pub(super) fn loaded(&mut self, id: WorkerId, incarnation: u64, loaded: &Loaded, now: Now) {
+        let Some(worker) = self.fleet.worker_mut(id).filter(|worker| worker.incarnation == incarnation) else {
+            return;
+        };
+        let Some(pending) = worker.pending.take_if(|pending| pending.id == loaded.load) else {
+            return;
+        };
+        let MoveKind::Load {
+            residency, wanted_by, ..
+        } = pending.kind
+        else {
+            return;
+        };
+        // Of what waits in host memory only a part lies on the device at a time.
+        let bytes = memory_plan::on_device_bytes(loaded.resident_bytes, residency.offload);
+        self.uses += 1;
+        let resident = ResidentModel {
+            bytes,
+            residency,
+            last_use: self.uses,
+        };
+        worker.resident.insert(loaded.model.clone(), resident);
+        let (name, kind) = (worker.spec.name.to_string(), worker.spec.kind.clone());
+        let took = now.since_start.saturating_sub(pending.began);
+        let phases: Vec<String> = loaded
+            .phases_ms
+            .iter()
+            .map(|(phase, ms)| format!("{phase} {ms:.0} ms"))
+            .collect();
+        tracing::info!(
+            "Loaded `{}` into {name}: {bytes} bytes in {} ms ({})",
+            loaded.model,
+            took.as_millis(),
+            phases.join(", ")
+        );
+        metrics::histogram!("calotype_load_seconds").record(took.as_secs_f64());
+        self.estimates.loaded(&kind, bytes, took.as_secs_f64() * 1e3);
+        if let Some(ledger) = self.fleet.ledger_mut(id) {
+            let owner = Owner::Weights {
+                worker: name,
+                model: loaded.model.clone(),
+            };
+            ledger.correct(&owner, bytes);
+        }
+        self.waits_again(wanted_by, now);
+        self.dirty = true;
+    }
+
+    pub(super) fn load_failed(
+        &mut self,
+        id: WorkerId,
+        load: &LoadId,
+        failure: &Failure,
+        from_memory: bool,
+        now: Now,
+    ) {
+        let Some(worker) = self.fleet.worker_mut(id) else {
+            return;
+        };
+        let Some(pending) = worker.pending.take_if(|pending| pending.id == *load) else {
+            return;
+        };
+        let name = worker.spec.name.to_string();
+        self.release_weights(id, &name, &pending.model);
+        let error = error_of(failure);
+        tracing::error!("Failed to load `{}` into {name}: {error}", pending.model);
+        self.dirty = true;
+        if let MoveKind::Load { wanted_by, .. } = pending.kind {
+            self.waits_again(wanted_by, now);
+        }
+        if failure.outcome == Outcome::OutOfMemory {
+            // Memory may come back for others; these have asked in vain.
+            self.end_waiting_for(&pending.model, &error, now);
+        } else if !from_memory || failure.outcome != Outcome::ModelLoad {
+            // Files do not mend themselves. What waits for the model goes to another worker, or ends with this reason.
+            if let Some(worker) = self.fleet.worker_mut(id) {
+                worker.unusable.insert(pending.model, (error, now.since_start));
+            }
+        }
+    }
+
+    pub(super) fn unloaded(&mut self, id: WorkerId, unload: &LoadId, freed_bytes: u64) {
+        let Some(worker) = self.fleet.worker_mut(id) else {
+            return;
+        };
+        let Some(pending) = worker.pending.take_if(|pending| pending.id == *unload) else {
+            return;
+        };
+        let model = pending.model;
+        worker.resident.remove(&model);
+        let name = worker.spec.name.to_string();
+        tracing::info!("Dropped `{model}` from {name}: {freed_bytes} bytes came back");
+        let leased_bytes = self.release_weights(id, &name, &model);
+        if freed_bytes < leased_bytes / 100 * RETURNED_PERCENT {
+            // A lease is given back when the memory is. The rest stays leased until the process is replaced, which
+            // happens once somebody needs it and nothing runs in the worker.
+            let kept_bytes = leased_bytes - freed_bytes;
+            tracing::warn!("{name} keeps {kept_bytes} bytes after dropping `{model}`");
+            let mut unreturned_bytes = 0;
+            if let Some(worker) = self.fleet.worker_mut(id) {
+                worker.unreturned_bytes = worker.unreturned_bytes.saturating_add(kept_bytes);
+                unreturned_bytes = worker.unreturned_bytes;
+            }
+            if let Some(ledger) = self.fleet.ledger_mut(id) {
+                ledger.hold(Owner::Unreturned { worker: name }, unreturned_bytes);
+            }
+        }
+        self.dirty = true;
+    }
+
+    /// Files of models have changed: they may be loadable now.
+    pub(super) fn models_changed(&mut self, models: &[ModelId]) {
+        for worker in &mut self.fleet.workers {
+            worker.unusable.retain(|model, _| !models.contains(model));
+        }
+        self.dirty = true;
+    }
+
+    /// What was being moved when the process died.
+    pub(super) fn move_was_lost(&mut self, pending: PendingMove, now: Now) {
+        if let MoveKind::Load { wanted_by, .. } = pending.kind {
+            self.waits_again(wanted_by, now);
+        }
+    }
+
+    /// Gives back what a model's weights were leased; how much that was.
+    fn release_weights(&mut self, id: WorkerId, name: &str, model: &ModelId) -> u64 {
+        let owner = Owner::Weights {
+            worker: name.to_owned(),
+            model: model.clone(),
+        };
+        self.fleet.ledger_mut(id).map_or(0, |ledger| ledger.release(&owner))
+    }
+
+    /// A step is no longer waiting for a load.
+    fn waits_again(&mut self, key: StepKey, now: Now) {
+        let Some(step) = self.steps.get_mut(key).filter(|step| step.loads) else {
+            return;
+        };
+        step.loads = false;
+        step.note = None;
+        if step.state().is_waiting() {
+            step.timeline.switch(Spent::Queued, now.since_start);
+            self.tell_state(key);
+        }
+    }
+
+    /// Ends the steps that wait for a model for which there is no memory.
+    fn end_waiting_for(&mut self, model: &ModelId, error: &Error, now: Now) {
+        let demands = &self.steps.demands;
+        let needs_it = |step: &super::step::Step| {
+            let demand = demands.get(step.demand);
+            demand.is_some_and(|demand| demand.models.iter().any(|need| need.model == *model))
+        };
+        let waiting = self.steps.iter().filter(|step| step.state().is_waiting());
+        let mut in_vain: Vec<StepKey> = waiting.filter(|step| needs_it(step)).map(|step| step.key).collect();
+        in_vain.sort_unstable();
+        for key in in_vain {
+            self.end(key, JobState::Failed, Some(error.clone()), now);
+        }
+    }
+}

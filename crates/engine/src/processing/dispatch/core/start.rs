@@ -1,0 +1,514 @@
+//! The scheduler's decisions carried out: claims, loads, evictions, preemption, refusals.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use calotype_protocol::{Attempt, Blob, Down, Frame, LoadId, ModelId, Run, StepId, Work};
+
+use super::Core;
+use super::message::{Effect, Now, Then};
+use super::step::{Attempted, Step, Steps};
+use crate::error::{Code, Error};
+use crate::inference;
+use crate::memory::Owner;
+use crate::memory::memory_plan::{MemoryPlan, Residency};
+use crate::processing::job::state::{Move, PausedBy, StepState, Wish};
+use crate::processing::job::timeline::Spent;
+use crate::processing::job::{Class, JobState, RunId, StepKey};
+use crate::processing::schedule::{
+    Decision, Head, MoveKind, Pass, PendingMove, ProcessState, Refusal, Uses, Worker, WorkerId, World,
+};
+use crate::store::Write;
+
+/// A claim that the scheduler decided.
+struct Claim {
+    worker: WorkerId,
+    plan: MemoryPlan,
+    working_bytes: u64,
+    lora_bytes: u64,
+}
+
+impl Core {
+    /// Asks the scheduler until it has nothing more to say, and does each thing before the next is asked for.
+    pub(super) fn decide(&mut self, now: Now) {
+        self.decide_at = None;
+        if self.steps.lanes.len() == 0 || self.hold_all().is_some() {
+            return;
+        }
+        let mut pass = Pass::default();
+        while let Some(decision) = self.next_decision(&mut pass, now) {
+            self.carry_out(decision, now);
+            if self.hold_all().is_some() {
+                break;
+            }
+        }
+        self.decide_at = pass.finish(&mut self.steps.waits);
+        // What the decisions themselves changed is decided on already.
+        self.dirty = false;
+    }
+
+    fn next_decision(&mut self, pass: &mut Pass, now: Now) -> Option<Decision> {
+        let Self {
+            steps,
+            fleet,
+            estimates,
+            peaks,
+            ..
+        } = self;
+        let Steps {
+            by_key,
+            lanes,
+            demands,
+            derived,
+            waits,
+            ..
+        } = steps;
+        let mut world = World {
+            lanes,
+            demands,
+            derived,
+            fleet,
+            estimates,
+            waits,
+            working_bytes: &|demand, worker, slicing| {
+                let spec = &worker.spec;
+                inference::need_bytes(&demand.shape, &spec.device_kind, &spec.kind, slicing, peaks).0
+            },
+            victim: &|worker| victim(by_key, worker),
+            now: now.since_start,
+        };
+        pass.next(&mut world)
+    }
+
+    fn carry_out(&mut self, decision: Decision, now: Now) {
+        match decision {
+            Decision::Start {
+                head,
+                worker,
+                plan,
+                working_bytes,
+                lora_bytes,
+            } => {
+                let claim = Claim {
+                    worker,
+                    plan,
+                    working_bytes,
+                    lora_bytes,
+                };
+                self.start(&head, &claim, now);
+            }
+            Decision::Load {
+                head,
+                worker,
+                model,
+                residency,
+                weights_bytes,
+            } => self.load(&head, worker, model, residency, weights_bytes, now),
+            Decision::Evict { models } => {
+                for (worker, model) in models {
+                    self.evict(worker, &model, now);
+                }
+            }
+            Decision::Recycle { worker } => self.recycle(worker, "to get back memory that its unloads kept"),
+            Decision::Wake { head, worker } => self.wake(&head, worker),
+            Decision::Preempt { worker, victim } => self.preempt(worker, victim),
+            Decision::Refuse { head, why } => {
+                let error = self.refusal(why);
+                self.end(head.step, JobState::Failed, Some(error), now);
+            }
+        }
+    }
+
+    /// Gives a step its place and leases; one that is new is claimed, one that is suspended goes on.
+    fn start(&mut self, head: &Head, claim: &Claim, now: Now) {
+        let key = head.step;
+        let Some(step) = self.steps.get(key) else { return };
+        let (job, is_suspended) = (step.job.clone(), step.state() == StepState::Suspended);
+        let Some(demand) = self.steps.demands.get(step.demand).cloned() else {
+            return;
+        };
+        let work_units = step.work_units;
+        let Some(worker) = self.fleet.worker(claim.worker) else {
+            return;
+        };
+        let (name, kind, incarnation) = (
+            worker.spec.name.to_string(),
+            Arc::clone(&worker.spec.kind),
+            worker.incarnation,
+        );
+        let Some(ledger) = self.fleet.ledger_mut(claim.worker) else {
+            return;
+        };
+        let working_set = Owner::WorkingSet(job.clone());
+        let adapters = demand.adapters.as_ref().filter(|_| claim.lora_bytes > 0);
+        let adapters = adapters.map(|need| Owner::Adapters {
+            worker: name.clone(),
+            set: Arc::clone(&need.set),
+        });
+        let granted = ledger.reserve(working_set.clone(), claim.working_bytes).and_then(|()| match adapters {
+            None => Ok(()),
+            Some(owner) => ledger.reserve(owner, claim.lora_bytes).inspect_err(|_| {
+                ledger.release(&working_set);
+            }),
+        });
+        if let Err(no_room) = granted {
+            // The scheduler counted the same bytes; only a mistake of ours comes here, and it must not spin.
+            tracing::error!(job.id = %job, "A step that was to start found no room: {no_room}");
+            let error = Error::new(Code::Internal, format!("the memory plan did not hold: {no_room}"));
+            self.end(key, JobState::Failed, Some(error), now);
+            return;
+        }
+        let estimated_ms = match demand.models.first() {
+            Some(need) => self.estimates.run_ms(&need.model, &kind, work_units),
+            None => 0.0,
+        };
+        self.uses += 1;
+        let uses = self.uses;
+        let mut others = Vec::new();
+        if let Some(worker) = self.fleet.worker_mut(claim.worker) {
+            for need in demand.models.iter() {
+                if let Some(resident) = worker.resident.get_mut(&need.model) {
+                    resident.last_use = uses;
+                }
+            }
+            others.extend(worker.runs.keys().copied());
+            let uses = Uses {
+                models: Arc::clone(&demand.models),
+                adapters: demand.adapters.clone(),
+            };
+            worker.admit(key, uses, estimated_ms, now.since_start);
+            worker.runs_alone |= demand.exclusive;
+        }
+        let charged_micros = (estimated_ms * 1e3) as u64;
+        self.steps.lanes.charge(&head.lane, charged_micros);
+        let is_accompanied = !others.is_empty();
+        for other in others {
+            if let Some(run) = self.steps.get_mut(other).and_then(|step| step.attempted.as_mut()) {
+                run.was_accompanied = true;
+            }
+        }
+        if is_suspended {
+            self.go_on(key, charged_micros, now);
+            return;
+        }
+        let attempted = Attempted {
+            worker: claim.worker,
+            incarnation,
+            slicing: claim.plan.slicing,
+            progress: None,
+            was_accompanied: is_accompanied,
+            answers_due: 0,
+            charged_micros,
+            device_ms: 0.0,
+        };
+        if self.steps.advance(key, Move::Claim).is_err() {
+            return;
+        }
+        let Some(step) = self.steps.get_mut(key) else { return };
+        step.attempted = Some(Box::new(attempted));
+        step.attempts += 1;
+        step.started_at_ms = Some(now.wall_ms);
+        step.note = None;
+        step.loads = false;
+        step.timeline.switch(Spent::Dispatch, now.since_start);
+        let (run, attempt) = (step.run(), step.attempts);
+        self.tell_state(key);
+        let write = Write::Claim {
+            job,
+            attempt,
+            worker: name,
+            at_ms: now.wall_ms,
+        };
+        self.effects.push(Effect::Journal {
+            writes: vec![write],
+            then: Then::Claimed(run),
+        });
+    }
+
+    /// A suspended run has its place again.
+    fn go_on(&mut self, key: StepKey, charged_micros: u64, now: Now) {
+        if self.steps.advance(key, Move::GoOn).is_err() {
+            return;
+        }
+        if let Some(step) = self.steps.get_mut(key) {
+            step.note = None;
+            step.timeline.switch(Spent::Run, now.since_start);
+            if let Some(run) = &mut step.attempted {
+                run.charged_micros += charged_micros;
+                run.answers_due += 1;
+            }
+        }
+        self.send_about(key, |job, attempt| Down::Resume { job, attempt });
+        self.tell_state(key);
+    }
+
+    /// A claim is in the journal: its work may be built.
+    pub(super) fn claimed(&mut self, run: RunId, now: Now) {
+        let Some(step) = self.steps.get(run.step).filter(|step| step.run() == run) else {
+            return;
+        };
+        let job = step.job.clone();
+        match self.steps.advance(run.step, Move::Claimed) {
+            Ok(StepState::Preparing(Wish::GoOn)) => self.effects.push(Effect::Prepare { run, job }),
+            // Nothing was built yet: what the client asked for is done at once.
+            Ok(StepState::Preparing(Wish::Pause)) => self.put_back(run.step, None, now),
+            Ok(StepState::Preparing(Wish::Cancel)) => self.end(run.step, JobState::Cancelled, None, now),
+            Ok(_) | Err(_) => {}
+        }
+    }
+
+    /// A claim could not be journaled: the step waits again, as the journal says.
+    pub(super) fn claim_failed(&mut self, run: RunId, now: Now) {
+        let Some(step) = self.steps.get_mut(run.step).filter(|step| step.run() == run) else {
+            return;
+        };
+        match step.state() {
+            StepState::Claiming(Wish::Cancel) => self.end(run.step, JobState::Cancelled, None, now),
+            StepState::Claiming(_) => {
+                step.attempts -= 1;
+                self.put_back(run.step, None, now);
+            }
+            _ => {}
+        }
+    }
+
+    /// The work is ready to go down, unless the world has changed meanwhile.
+    pub(super) fn prepared(&mut self, run: RunId, work: Result<(Box<Work>, Vec<Blob>), Error>, now: Now) {
+        let Some(step) = self.steps.get(run.step).filter(|step| step.run() == run) else {
+            return;
+        };
+        let same_process = step.attempted.as_ref().is_some_and(|attempted| {
+            let worker = self.fleet.worker(attempted.worker);
+            worker.is_some_and(|worker| {
+                worker.process == ProcessState::Ready && worker.incarnation == attempted.incarnation
+            })
+        });
+        match (step.state(), work) {
+            (StepState::Preparing(Wish::Cancel), _) => self.end(run.step, JobState::Cancelled, None, now),
+            (StepState::Preparing(_), Err(error)) => {
+                self.end(run.step, JobState::Failed, Some(error), now);
+            }
+            (StepState::Preparing(Wish::Pause), Ok(_)) => self.put_back(run.step, None, now),
+            (StepState::Preparing(Wish::GoOn), Ok(_)) if !same_process => self.put_back(run.step, None, now),
+            (StepState::Preparing(Wish::GoOn), Ok((work, blobs))) => self.send_run(run, *work, blobs, now),
+            _ => {}
+        }
+    }
+
+    fn send_run(&mut self, run: RunId, work: Work, blobs: Vec<Blob>, now: Now) {
+        if self.steps.advance(run.step, Move::Run).is_err() {
+            return;
+        }
+        let Some(step) = self.steps.get_mut(run.step) else {
+            return;
+        };
+        step.timeline.switch(Spent::Run, now.since_start);
+        let Some(attempted) = &step.attempted else { return };
+        let message = Down::Run(Box::new(Run {
+            job: step.job.clone(),
+            attempt: Attempt(run.attempt),
+            step: StepId("generate".into()),
+            priority: step.priority,
+            deadline_ms: None,
+            vae: attempted.slicing.vae,
+            work,
+        }));
+        self.effects.push(Effect::Send {
+            worker: attempted.worker,
+            incarnation: attempted.incarnation,
+            frame: Frame { message, blobs },
+        });
+    }
+
+    /// Sends a line about a step to the process that has it.
+    pub(super) fn send_about(
+        &mut self,
+        key: StepKey,
+        line: impl FnOnce(calotype_protocol::JobId, Attempt) -> Down,
+    ) {
+        let Some(step) = self.steps.get(key) else { return };
+        if let Some(attempted) = &step.attempted {
+            self.effects.push(Effect::Send {
+                worker: attempted.worker,
+                incarnation: attempted.incarnation,
+                frame: line(step.job.clone(), Attempt(step.attempts)).into(),
+            });
+        }
+    }
+
+    fn load(
+        &mut self,
+        head: &Head,
+        id: WorkerId,
+        model: ModelId,
+        residency: Residency,
+        weights_bytes: u64,
+        now: Now,
+    ) {
+        let Some(worker) = self.fleet.worker(id) else { return };
+        let (name, incarnation) = (worker.spec.name.to_string(), worker.incarnation);
+        let expected_ms = self.estimates.load_ms(&worker.spec.kind, weights_bytes);
+        let owner = Owner::Weights {
+            worker: name.clone(),
+            model: model.clone(),
+        };
+        let Some(ledger) = self.fleet.ledger_mut(id) else {
+            return;
+        };
+        if let Err(no_room) = ledger.reserve(owner, weights_bytes) {
+            tracing::error!("A load of `{model}` into {name} found no room: {no_room}");
+            let error = Error::new(Code::Internal, format!("the memory plan did not hold: {no_room}"));
+            self.end(head.step, JobState::Failed, Some(error), now);
+            return;
+        }
+        let budget_bytes = weights_bytes.max(ledger.free_bytes());
+        self.loads += 1;
+        let load = LoadId(format!("load_{}", self.loads));
+        if let Some(worker) = self.fleet.worker_mut(id) {
+            worker.pending = Some(PendingMove {
+                id: load.clone(),
+                model: model.clone(),
+                kind: MoveKind::Load {
+                    residency,
+                    weights_bytes,
+                    wanted_by: head.step,
+                    expected_ms,
+                },
+                began: now.since_start,
+            });
+        }
+        if let Some(step) = self.steps.get_mut(head.step) {
+            step.loads = true;
+            step.note = Some(format!("{name} loads {model}"));
+            step.timeline.switch(Spent::Load, now.since_start);
+        }
+        self.effects.push(Effect::Load {
+            worker: id,
+            incarnation,
+            load,
+            model,
+            residency,
+            budget_bytes,
+        });
+        self.tell_state(head.step);
+    }
+
+    /// Drops an idle model. Paused runs that need it are withdrawn from the worker first.
+    pub(super) fn evict(&mut self, id: WorkerId, model: &ModelId, now: Now) {
+        let Some(worker) = self.fleet.worker(id) else { return };
+        let parked: Vec<StepKey> = worker.parked_on(model).collect();
+        if !parked.is_empty() {
+            for key in parked {
+                if self.steps.advance(key, Move::Withdraw).is_ok() {
+                    self.note(key, format!("its model makes room for others; it begins anew in its turn"));
+                    self.send_about(key, |job, attempt| Down::Cancel { job, attempt });
+                    self.tell_state(key);
+                }
+            }
+            return;
+        }
+        let incarnation = worker.incarnation;
+        tracing::info!("Evicting `{model}` from {} to make room", worker.spec.name);
+        self.loads += 1;
+        let unload = LoadId(format!("unload_{}", self.loads));
+        if let Some(worker) = self.fleet.worker_mut(id) {
+            worker.pending = Some(PendingMove {
+                id: unload.clone(),
+                model: model.clone(),
+                kind: MoveKind::Unload,
+                began: now.since_start,
+            });
+        }
+        let message = Down::Unload {
+            unload,
+            model: Some(model.clone()),
+        };
+        self.effects.push(Effect::Send {
+            worker: id,
+            incarnation,
+            frame: message.into(),
+        });
+    }
+
+    pub(super) fn recycle(&mut self, id: WorkerId, reason: &str) {
+        if let Some(worker) = self.fleet.worker_mut(id)
+            && !worker.recycling
+        {
+            worker.recycling = true;
+            let reason = reason.to_owned();
+            self.effects.push(Effect::RecycleWorker { worker: id, reason });
+        }
+    }
+
+    fn wake(&mut self, head: &Head, id: WorkerId) {
+        if let Some(worker) = self.fleet.worker_mut(id)
+            && worker.process == ProcessState::Asleep
+        {
+            worker.process = ProcessState::Starting;
+            let name = Arc::clone(&worker.spec.name);
+            if let Some(step) = self.steps.get(head.step) {
+                tracing::info!(job.id = %step.job, "Starting {name} for job {}", step.job);
+            }
+            self.effects.push(Effect::StartWorker { worker: id });
+        }
+    }
+
+    /// Pauses a run for a more urgent one. Its state leaves the device, and it goes on as soon as there is room.
+    fn preempt(&mut self, worker: WorkerId, victim: StepKey) {
+        if self.steps.advance(victim, Move::Preempt).is_err() {
+            return;
+        }
+        let name = self.fleet.worker(worker).map(|worker| worker.spec.name.to_string());
+        let name = name.unwrap_or_default();
+        self.note(victim, format!("makes room in {name} for a critical job"));
+        self.send_pause(victim);
+        self.tell_state(victim);
+    }
+
+    pub(super) fn send_pause(&mut self, key: StepKey) {
+        if let Some(run) = self.steps.get_mut(key).and_then(|step| step.attempted.as_mut()) {
+            run.answers_due += 1;
+        }
+        self.send_about(key, |job, attempt| Down::Pause {
+            job,
+            attempt,
+            offload: true,
+        });
+    }
+
+    fn refusal(&self, why: Refusal) -> Error {
+        match why {
+            Refusal::TooLarge {
+                need_bytes,
+                budget_bytes,
+            } => Error::new(
+                Code::DoesNotFit,
+                format!("the job needs {need_bytes} bytes, its device has {budget_bytes}"),
+            )
+            .advice("ask for a smaller size or fewer images, or raise the memory share"),
+            Refusal::Unusable { worker, model } => {
+                let worker = self.fleet.find(&worker).and_then(|id| self.fleet.worker(id));
+                let known = worker.and_then(|worker| worker.unusable.get(&model));
+                known.map_or_else(
+                    || Error::new(Code::ModelUnusable, format!("{model} cannot be loaded")),
+                    |(error, _)| error.clone(),
+                )
+            }
+            Refusal::NotServed { missing } => inference::not_served(&missing),
+        }
+    }
+}
+
+/// The run in a worker that is paused for a critical one: of the lowest class, and of those the last that came. One at a
+/// time: while one is pausing there is none.
+fn victim(steps: &HashMap<StepKey, Step>, worker: &Worker) -> Option<StepKey> {
+    let runs = || worker.runs.keys().filter_map(|key| steps.get(key));
+    let is_pausing = |step: &Step| step.state() == StepState::Pausing(PausedBy::Scheduler);
+    if runs().any(is_pausing) {
+        return None;
+    }
+    runs()
+        .filter(|step| step.class > Class::Critical && step.state() == StepState::Running)
+        .max_by_key(|step| (step.class, step.key))
+        .map(|step| step.key)
+}

@@ -1,0 +1,317 @@
+//! One pass over the lanes: whose turn it is, and what must happen for it. Pure. The dispatcher carries each decision out
+//! before it asks for the next, so a pass sees the state that its own decisions made.
+//!
+//! An ask (a demand, and where its suspended work lies) that cannot go on is blocked for the rest of the pass, with one
+//! reason for all its steps. One that has waited for others to give something up for longer than its bound has the worker
+//! reserved: nothing else starts there until it has run.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use calotype_protocol::ModelId;
+
+use super::demand::{DemandId, Demands};
+use super::estimates::Estimates;
+use super::fleet::{Fleet, Worker, WorkerId};
+use super::lanes::{Ask, Head, Lanes};
+use super::placement::{Asked, Derived, Placement, place};
+use super::reason::{Refusal, WaitReason};
+use crate::inference::ModelNeed;
+use crate::memory::memory_plan::{MemoryPlan, Residency, Slicing};
+use crate::processing::Class;
+use crate::processing::job::StepKey;
+
+/// A wait earns a reservation after so many times what the switch to it costs …
+const SWITCHES_WAITED: f64 = 4.0;
+/// … within these bounds.
+const RESERVE_AFTER_LEAST: Duration = Duration::from_secs(1);
+const RESERVE_AFTER_MOST: Duration = Duration::from_secs(30);
+
+/// What the dispatcher shall do.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Decision {
+    /// Start the step, or let it go on.
+    Start {
+        head: Head,
+        worker: WorkerId,
+        plan: MemoryPlan,
+        working_bytes: u64,
+        lora_bytes: u64,
+    },
+    /// Make a model resident for the step.
+    Load {
+        head: Head,
+        worker: WorkerId,
+        model: ModelId,
+        residency: Residency,
+        weights_bytes: u64,
+    },
+    /// Drop idle models.
+    Evict { models: Vec<(WorkerId, ModelId)> },
+    /// Replace an idle process to get its memory back.
+    Recycle { worker: WorkerId },
+    /// Start a worker that is asleep.
+    Wake { head: Head, worker: WorkerId },
+    /// Pause a run of lower class.
+    Preempt { worker: WorkerId, victim: StepKey },
+    /// End the step: it can never run here.
+    Refuse { head: Head, why: Refusal },
+}
+
+/// What is known of the asks that wait, kept from pass to pass.
+#[derive(Debug, Default)]
+pub(crate) struct Waits {
+    /// Why each blocked ask waits.
+    reasons: HashMap<Ask, WaitReason>,
+    /// Since when each has waited for others to give something up, and where.
+    since: HashMap<Ask, (WorkerId, Duration)>,
+}
+
+impl Waits {
+    /// Why the steps of an ask wait, as of the last pass.
+    pub(crate) fn reason(&self, ask: Ask) -> Option<&WaitReason> {
+        self.reasons.get(&ask)
+    }
+
+    /// A demand that nobody has any more.
+    pub(crate) fn forget(&mut self, demand: DemandId) {
+        self.reasons.retain(|(id, _), _| *id != demand);
+        self.since.retain(|(id, _), _| *id != demand);
+    }
+}
+
+/// What a pass looks at.
+pub(crate) struct World<'a> {
+    pub(crate) lanes: &'a Lanes,
+    pub(crate) demands: &'a Demands,
+    pub(crate) derived: &'a mut DerivedTable,
+    pub(crate) fleet: &'a mut Fleet,
+    pub(crate) estimates: &'a Estimates,
+    pub(crate) waits: &'a mut Waits,
+    /// What a step takes beside its weights.
+    pub(crate) working_bytes: &'a dyn Fn(&super::demand::Demand, &Worker, Slicing) -> u64,
+    /// A run that may be paused for a critical step, of all those in a worker.
+    pub(crate) victim: &'a dyn Fn(&Worker) -> Option<StepKey>,
+    pub(crate) now: Duration,
+}
+
+/// What each demand means to each worker, derived when it is asked for.
+#[derive(Debug, Default)]
+pub(crate) struct DerivedTable {
+    by_demand: Vec<Derived>,
+}
+
+impl DerivedTable {
+    pub(crate) fn of(
+        &mut self,
+        id: DemandId,
+        generation: u64,
+        derive: impl FnOnce() -> Derived,
+    ) -> &Derived {
+        if self.by_demand.len() <= id.index() {
+            self.by_demand.resize_with(id.index() + 1, Derived::default);
+        }
+        let place = &mut self.by_demand[id.index()];
+        if place.generation != generation {
+            *place = derive();
+        }
+        place
+    }
+
+    /// The id is given to another demand next.
+    pub(crate) fn forget(&mut self, id: DemandId) {
+        if let Some(place) = self.by_demand.get_mut(id.index()) {
+            *place = Derived::default();
+        }
+    }
+}
+
+/// The pass under way: asks that it has found blocked, and when it must be made again at the latest.
+#[derive(Debug, Default)]
+pub(crate) struct Pass {
+    blocked: HashMap<Ask, WaitReason>,
+    /// Workers in which something is being freed or paused for somebody in this pass.
+    preempted: Vec<WorkerId>,
+    pub(crate) wake_at: Option<Duration>,
+}
+
+impl Pass {
+    /// The next decision; `None` when nothing more can be done now.
+    pub(crate) fn next(&mut self, world: &mut World<'_>) -> Option<Decision> {
+        loop {
+            let head = world.lanes.next(|ask| self.blocked.contains_key(&ask))?;
+            let ask = (head.lane.demand, head.lane.bound_to);
+            let Some(demand) = world.demands.get(head.lane.demand).cloned() else {
+                // No lane outlives its demand.
+                self.blocked.insert(ask, WaitReason::NoWorker);
+                continue;
+            };
+            let (fleet, working_bytes) = (&*world.fleet, world.working_bytes);
+            let derived = world.derived.of(ask.0, fleet.generation, || {
+                Derived::of(&demand, fleet, |worker, slicing| working_bytes(&demand, worker, slicing))
+            });
+            let asked = Asked {
+                id: ask.0,
+                demand: &demand,
+                derived,
+                bound_to: ask.1,
+                is_critical: head.lane.class == Class::Critical,
+            };
+            match place(asked, fleet, world.estimates, world.now) {
+                Placement::Start {
+                    worker,
+                    plan,
+                    working_bytes,
+                    lora_bytes,
+                } => {
+                    world.waits.since.remove(&ask);
+                    unreserve(world.fleet, ask.0);
+                    return Some(Decision::Start {
+                        head,
+                        worker,
+                        plan,
+                        working_bytes,
+                        lora_bytes,
+                    });
+                }
+                Placement::Load {
+                    worker,
+                    model,
+                    residency,
+                    weights_bytes,
+                } => {
+                    return Some(Decision::Load {
+                        head,
+                        worker,
+                        model,
+                        residency,
+                        weights_bytes,
+                    });
+                }
+                Placement::Evict { models } => {
+                    let worker = models.first().map(|(worker, _)| *worker);
+                    let name = worker.and_then(|id| world.fleet.worker(id));
+                    let worker = name.map_or_else(String::new, |worker| worker.spec.name.to_string());
+                    self.blocked.insert(ask, WaitReason::WorkerMovesModels { worker });
+                    return Some(Decision::Evict { models });
+                }
+                Placement::Recycle { worker } => {
+                    let name = world.fleet.worker(worker).map(|worker| worker.spec.name.to_string());
+                    let why = "its process is being replaced to free its memory".to_owned();
+                    let worker_name = name.unwrap_or_default();
+                    self.blocked.insert(ask, WaitReason::WorkerNotReady { worker: worker_name, why });
+                    return Some(Decision::Recycle { worker });
+                }
+                Placement::Wake { worker } => return Some(Decision::Wake { head, worker }),
+                Placement::Refuse(why) => return Some(Decision::Refuse { head, why }),
+                Placement::Wait { worker, reason } => {
+                    let preempts = worker.and_then(|worker| self.preempt(world, &head, worker, &reason));
+                    let reason = match (&preempts, worker.and_then(|id| world.fleet.worker(id))) {
+                        (Some(_), Some(worker)) => WaitReason::Preempts {
+                            worker: worker.spec.name.to_string(),
+                        },
+                        _ => reason,
+                    };
+                    self.block(world, ask, &demand.models, worker, reason);
+                    if let Some((worker, victim)) = preempts {
+                        return Some(Decision::Preempt { worker, victim });
+                    }
+                }
+            }
+        }
+    }
+
+    /// The reasons of this pass become those that clients see.
+    pub(crate) fn finish(self, waits: &mut Waits) -> Option<Duration> {
+        waits.since.retain(|ask, _| self.blocked.contains_key(ask));
+        waits.reasons = self.blocked;
+        self.wake_at
+    }
+
+    fn block(
+        &mut self,
+        world: &mut World<'_>,
+        ask: Ask,
+        models: &[ModelNeed],
+        worker: Option<WorkerId>,
+        reason: WaitReason,
+    ) {
+        if reason.can_starve()
+            && let Some(worker) = worker
+        {
+            let (_, since) = *world
+                .waits
+                .since
+                .entry(ask)
+                .and_modify(|(at, _)| *at = worker)
+                .or_insert((worker, world.now));
+            let due = since + reserve_after(world.fleet, world.estimates, worker, models);
+            if due <= world.now {
+                reserve(world.fleet, worker, ask.0);
+            } else {
+                self.wake_at = Some(self.wake_at.map_or(due, |at| at.min(due)));
+            }
+        }
+        self.blocked.insert(ask, reason);
+    }
+
+    /// A run to pause so that a critical step can start in this worker.
+    fn preempt(
+        &mut self,
+        world: &World<'_>,
+        head: &Head,
+        id: WorkerId,
+        reason: &WaitReason,
+    ) -> Option<(WorkerId, StepKey)> {
+        let helps = matches!(
+            reason,
+            WaitReason::PlacesTaken { .. }
+                | WaitReason::MemoryInUse { .. }
+                | WaitReason::LoadWaitsForRuns { .. }
+                | WaitReason::NeedsWorkerAlone { .. }
+                | WaitReason::WorkerRunsAlone { .. }
+        );
+        if head.lane.class != Class::Critical || !helps || self.preempted.contains(&id) {
+            return None;
+        }
+        let worker = world.fleet.worker(id)?;
+        let victim = worker.pauses().then(|| (world.victim)(worker)).flatten()?;
+        self.preempted.push(id);
+        Some((id, victim))
+    }
+}
+
+/// How long an ask waits before a worker is reserved for it: a multiple of what the switch to it costs, so that switching
+/// to and fro never takes more than a fixed share of the time.
+fn reserve_after(fleet: &Fleet, estimates: &Estimates, id: WorkerId, models: &[ModelNeed]) -> Duration {
+    let Some(worker) = fleet.worker(id) else {
+        return RESERVE_AFTER_LEAST;
+    };
+    let missing = models.iter().filter(|need| !worker.resident.contains_key(&need.model));
+    let load_ms: f64 = missing
+        .map(|need| estimates.load_ms(&worker.spec.kind, need.weights_bytes(worker.precision)))
+        .sum();
+    Duration::from_secs_f64((SWITCHES_WAITED * load_ms / 1e3).min(RESERVE_AFTER_MOST.as_secs_f64()))
+        .max(RESERVE_AFTER_LEAST)
+}
+
+/// Keeps a worker free for a demand, unless it is kept free for another or the demand has one already.
+fn reserve(fleet: &mut Fleet, id: WorkerId, demand: DemandId) {
+    if fleet.workers.iter().any(|worker| worker.reserved_for == Some(demand)) {
+        return;
+    }
+    if let Some(worker) = fleet.worker_mut(id)
+        && worker.reserved_for.is_none()
+    {
+        worker.reserved_for = Some(demand);
+    }
+}
+
+/// What was reserved for a demand is open to all again.
+pub(crate) fn unreserve(fleet: &mut Fleet, demand: DemandId) {
+    for worker in &mut fleet.workers {
+        if worker.reserved_for == Some(demand) {
+            worker.reserved_for = None;
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! The queue: lanes of steps with equal demands, and whose turn it is. Pure.
+//!
+//! Fairness is start-time fair queueing (Goyal, Vin and Cheng, 1996) on two levels: between classes by their weights, and
+//! within a class between clients, all equal. Each flow has a virtual time that grows by the device time its steps are
+//! estimated to take, divided by its weight; the flow with the least goes next. A flow that comes back after it was empty
+//! starts at the present virtual time, so that nobody saves up turns. The class `critical` goes before all others.
+//! Within a client the larger priority goes first, then the earlier arrival.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::WorkerId;
+use super::demand::DemandId;
+use crate::processing::Class;
+use crate::processing::job::StepKey;
+
+/// Virtual time: microseconds of device time at weight 1.
+type VirtualMicros = u64;
+
+/// The most that a flow may lag behind the present while its steps are blocked: it catches up by so much and no more, so
+/// that its return does not hold up everybody else.
+const CREDIT_MOST: VirtualMicros = 60_000_000;
+
+/// Steps of one client and class that ask for the same.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct LaneKey {
+    pub(crate) class: Class,
+    pub(crate) client: Arc<str>,
+    pub(crate) demand: DemandId,
+    /// The worker that holds the suspended work of its steps; `None` where any worker will do.
+    pub(crate) bound_to: Option<WorkerId>,
+}
+
+/// The order within a client: larger priority, then earlier arrival.
+type Order = (Reverse<i32>, StepKey);
+
+/// What a lane may be asked for: its demand, and where its work lies.
+pub(crate) type Ask = (DemandId, Option<WorkerId>);
+
+/// Every waiting step.
+#[derive(Debug, Default)]
+pub(crate) struct Lanes {
+    lanes: HashMap<LaneKey, BTreeSet<Order>>,
+    classes: [ClassFlows; Class::COUNT],
+    /// Virtual time of the classes.
+    now: VirtualMicros,
+    waiting: usize,
+}
+
+#[derive(Debug, Default)]
+struct ClassFlows {
+    finish: VirtualMicros,
+    /// The virtual time at which its next step starts.
+    turn: VirtualMicros,
+    /// Virtual time of the clients in it.
+    now: VirtualMicros,
+    /// Clients with waiting steps, the next one first.
+    turns: BTreeSet<(VirtualMicros, Arc<str>)>,
+    clients: HashMap<Arc<str>, ClientFlow>,
+}
+
+#[derive(Debug, Default)]
+struct ClientFlow {
+    finish: VirtualMicros,
+    /// Its key in `turns`.
+    turn: VirtualMicros,
+    /// Its lanes by the order of their heads.
+    heads: BTreeMap<Order, LaneKey>,
+}
+
+/// The step whose turn it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Head {
+    pub(crate) step: StepKey,
+    pub(crate) lane: LaneKey,
+}
+
+impl Lanes {
+    /// Adds a step to its lane.
+    pub(crate) fn push(&mut self, key: &LaneKey, priority: i32, step: StepKey) {
+        let order = (Reverse(priority), step);
+        let lane = self.lanes.entry(key.clone()).or_default();
+        let head_before = lane.first().copied();
+        if !lane.insert(order) {
+            return;
+        }
+        self.waiting += 1;
+        if head_before.is_none_or(|head| order < head) {
+            self.set_head(key, head_before, Some(order));
+        }
+    }
+
+    /// Takes a step out of its lane; says whether it was there.
+    pub(crate) fn remove(&mut self, key: &LaneKey, priority: i32, step: StepKey) -> bool {
+        let order = (Reverse(priority), step);
+        let Some(lane) = self.lanes.get_mut(key) else {
+            return false;
+        };
+        let head_before = lane.first().copied();
+        if !lane.remove(&order) {
+            return false;
+        }
+        self.waiting -= 1;
+        let head_after = lane.first().copied();
+        if head_after.is_none() {
+            self.lanes.remove(key);
+        }
+        if head_before != head_after {
+            self.set_head(key, head_before, head_after);
+        }
+        true
+    }
+
+    /// The step whose turn it is, of those lanes whose ask is not `blocked`.
+    pub(crate) fn next(&self, mut is_blocked: impl FnMut(Ask) -> bool) -> Option<Head> {
+        let mut order: Vec<(VirtualMicros, usize)> = self
+            .classes
+            .iter()
+            .enumerate()
+            .filter(|(_, class)| !class.turns.is_empty())
+            .map(|(index, class)| match Class::ALL.get(index) {
+                Some(Class::Critical) => (0, index),
+                _ => (class.turn.saturating_add(1), index),
+            })
+            .collect();
+        order.sort_unstable();
+        order
+            .into_iter()
+            .filter_map(|(_, index)| self.classes.get(index))
+            .find_map(|class| class.next(&mut is_blocked))
+    }
+
+    /// The head of the critical class, blocked or not.
+    pub(crate) fn critical_waits(&self) -> bool {
+        self.classes
+            .get(Class::Critical as usize)
+            .is_some_and(|class| !class.turns.is_empty())
+    }
+
+    /// Charges a lane's client and class with the device time that its step will take.
+    pub(crate) fn charge(&mut self, key: &LaneKey, device_micros: u64) {
+        let Some(class) = self.classes.get_mut(key.class as usize) else {
+            return;
+        };
+        if key.class != Class::Critical {
+            let start = class.turn.max(self.now.saturating_sub(CREDIT_MOST));
+            self.now = self.now.max(start);
+            class.finish = start.saturating_add(device_micros.saturating_mul(4) / key.class.quarter_weight());
+            class.turn = class.finish;
+        }
+        class.charge(&key.client, device_micros);
+    }
+
+    /// Corrects an earlier charge by what the step really took.
+    pub(crate) fn correct(&mut self, class: Class, client: &str, charged_micros: u64, took_micros: u64) {
+        let Some(flows) = self.classes.get_mut(class as usize) else {
+            return;
+        };
+        let shift = |finish: VirtualMicros, weight: u64| {
+            let (charged, took) = (charged_micros.saturating_mul(4) / weight, took_micros.saturating_mul(4) / weight);
+            finish.saturating_add(took).saturating_sub(charged)
+        };
+        if class != Class::Critical {
+            flows.finish = shift(flows.finish, class.quarter_weight());
+            flows.turn = flows.finish;
+        }
+        if let Some((client, flow)) = flows.clients.remove_entry(client) {
+            let (before, finish) = (flow.turn, shift(flow.finish, 4));
+            let waits = flows.turns.remove(&(before, Arc::clone(&client)));
+            let turn = if waits { finish } else { finish.max(flows.now) };
+            if waits {
+                flows.turns.insert((turn, Arc::clone(&client)));
+            }
+            flows.clients.insert(client, ClientFlow { finish, turn, ..flow });
+        }
+    }
+
+    /// How many steps wait.
+    pub(crate) fn len(&self) -> usize {
+        self.waiting
+    }
+
+    /// Every lane with the number of its steps.
+    pub(crate) fn asks(&self) -> impl Iterator<Item = (&LaneKey, usize)> {
+        self.lanes.iter().map(|(key, lane)| (key, lane.len()))
+    }
+
+    /// The rank of a step, from 1: waiting steps of its class with a larger priority or an earlier arrival go before it.
+    pub(crate) fn rank(&self, class: Class, priority: i32, step: StepKey) -> usize {
+        let order = (Reverse(priority), step);
+        let before = self.lanes.iter().filter(|(key, _)| key.class <= class).map(|(key, lane)| {
+            if key.class < class { lane.len() } else { lane.range(..order).count() }
+        });
+        before.sum::<usize>() + 1
+    }
+
+    /// Every waiting step in the order of [`rank`](Self::rank).
+    pub(crate) fn ranked(&self) -> Vec<(Class, Reverse<i32>, StepKey)> {
+        let mut all: Vec<_> = self
+            .lanes
+            .iter()
+            .flat_map(|(key, lane)| lane.iter().map(|(priority, step)| (key.class, *priority, *step)))
+            .collect();
+        all.sort_unstable();
+        all
+    }
+
+    fn set_head(&mut self, key: &LaneKey, before: Option<Order>, after: Option<Order>) {
+        let class_now = self.now;
+        let Some(class) = self.classes.get_mut(key.class as usize) else {
+            return;
+        };
+        let was_empty = class.turns.is_empty();
+        class.set_head(key, before, after);
+        if was_empty && !class.turns.is_empty() {
+            // A class that comes back starts now.
+            class.turn = class.finish.max(class_now);
+        }
+    }
+}
+
+impl ClassFlows {
+    fn set_head(&mut self, key: &LaneKey, before: Option<Order>, after: Option<Order>) {
+        let now = self.now;
+        let flow = self.clients.entry(Arc::clone(&key.client)).or_default();
+        let was_waiting = !flow.heads.is_empty();
+        if let Some(before) = before {
+            flow.heads.remove(&before);
+        }
+        if let Some(after) = after {
+            flow.heads.insert(after, key.clone());
+        }
+        let waits = !flow.heads.is_empty();
+        match (was_waiting, waits) {
+            (false, true) => {
+                flow.turn = flow.finish.max(now);
+                self.turns.insert((flow.turn, Arc::clone(&key.client)));
+            }
+            (true, false) => {
+                self.turns.remove(&(flow.turn, Arc::clone(&key.client)));
+                // What it has used beyond the present is remembered as long as it counts.
+                if flow.finish <= now {
+                    self.clients.remove(&key.client);
+                } else {
+                    self.forget_idle();
+                }
+            }
+            (true, true) | (false, false) => {}
+        }
+    }
+
+    /// Clients without waiting steps whose virtual time has passed need no entry: they would start at the present.
+    fn forget_idle(&mut self) {
+        const KEPT_IDLE_MOST: usize = 1024;
+        if self.clients.len() > self.turns.len() + KEPT_IDLE_MOST {
+            let now = self.now;
+            self.clients
+                .retain(|_, flow| !flow.heads.is_empty() || flow.finish > now);
+        }
+    }
+
+    fn next(&self, is_blocked: &mut impl FnMut(Ask) -> bool) -> Option<Head> {
+        self.turns.iter().find_map(|(_, client)| {
+            let heads = &self.clients.get(client)?.heads;
+            heads.iter().find_map(|((_, step), lane)| {
+                (!is_blocked((lane.demand, lane.bound_to))).then(|| Head {
+                    step: *step,
+                    lane: lane.clone(),
+                })
+            })
+        })
+    }
+
+    fn charge(&mut self, client: &Arc<str>, device_micros: u64) {
+        let flow = self.clients.entry(Arc::clone(client)).or_default();
+        let start = flow.turn.max(self.now.saturating_sub(CREDIT_MOST));
+        flow.finish = start.saturating_add(device_micros);
+        self.now = self.now.max(start);
+        if self.turns.remove(&(flow.turn, Arc::clone(client))) {
+            flow.turn = flow.finish;
+            self.turns.insert((flow.turn, Arc::clone(client)));
+        } else {
+            flow.turn = flow.finish;
+        }
+    }
+}
