@@ -86,7 +86,7 @@ impl Failure {
                 Code::QueueFull | Code::ShuttingDown | Code::NoWorker | Code::OutOfMemory => Exit::TryAgain,
                 Code::DeadlineMissed | Code::WorkerFailed | Code::Quarantined => Exit::Failed,
                 Code::Cancelled => Exit::Cancelled,
-                Code::StoreFailed | Code::Internal => Exit::Internal,
+                Code::StoreFailed | Code::StoreFull | Code::Internal => Exit::Internal,
             },
         }
     }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::device::Declared;
+use crate::store::Retention;
 use crate::worker::Timing;
 
 /// Settings of one engine.
@@ -33,6 +34,8 @@ pub struct Config {
     pub weight_cache_on_cpu: bool,
     /// CPU threads of a worker; 0 for its choice.
     pub threads: u32,
+    /// How many finished jobs are kept, with their artifacts.
+    pub retention: Retention,
     /// Every patience with a worker.
     pub timing: Timing,
 }
@@ -79,6 +82,7 @@ impl Config {
             weight_cache_share: 0.25,
             weight_cache_on_cpu: false,
             threads: 0,
+            retention: Retention::default(),
             timing: Timing::default(),
         }
     }

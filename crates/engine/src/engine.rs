@@ -1,7 +1,7 @@
 //! The facade: starts the domains in their order, and passes questions to the one who knows.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use calotype_protocol::JobId;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -17,7 +17,7 @@ use crate::processing::{
     Action, Command, Driver, Gate, JobRecord, JobState, JobView, Parts, Snapshot, view_of_record,
 };
 use crate::setting;
-use crate::store::{ArtifactHash, Artifacts, Inserted, JobFilter, NewJob, Store};
+use crate::store::{ArtifactHash, Artifacts, Inserted, JobFilter, NewJob, Store, keep_tidy};
 use crate::subscription::Subscription;
 use crate::view::{
     Artifact, DeviceView, Health, JobPage, JobQuery, MemoryView, SubmitOptions, Submitted, Validation,
@@ -25,8 +25,6 @@ use crate::view::{
 
 /// Event numbers taken from the journal at each start: more than one run can use, and 2^53 holds millions of starts.
 const EVENT_BLOCK: u64 = 1 << 30;
-/// Artifacts that no job refers to are kept for so long, for clients that still fetch them.
-const SWEEP_AGE: Duration = Duration::from_secs(3600);
 /// Largest page of jobs.
 const PAGE_MOST: usize = 500;
 const PAGE_DEFAULT: usize = 50;
@@ -61,8 +59,8 @@ impl Engine {
             .advice("choose another folder with --data-dir")
         })?;
         let store = Store::open(&config.data_dir)?;
-        let artifacts = Artifacts::open(&config.data_dir.join("artifacts"))?;
-        tokio::spawn(sweep(store.clone(), artifacts.clone()));
+        let artifacts = store.artifacts();
+        tokio::spawn(keep_tidy(store.downgrade(), config.retention));
         let dirs = config.model_dirs.clone();
         let catalogue = tokio::task::spawn_blocking(move || Catalogue::scan(&dirs))
             .await
@@ -136,10 +134,12 @@ impl Engine {
         let said = request.said().map_err(internal)?;
         let how = serde_json::to_vec(&(options.class, options.priority)).map_err(internal)?;
         let ticket = self.inner.gate.enter(said.len() as u64)?;
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&said);
-        hasher.update(&how);
-        let key_digest = hasher.finalize().to_hex().to_string();
+        let key_digest = options.key.as_ref().map_or_else(String::new, |_| {
+            let mut hasher = blake3::Hasher::new();
+            hasher.update(&said);
+            hasher.update(&how);
+            hasher.finalize().to_hex().to_string()
+        });
         let Planned {
             mut plan,
             warnings,
@@ -158,6 +158,7 @@ impl Engine {
             priority: options.priority,
             key: options.key.clone(),
             key_digest,
+            client: String::new(),
             plan: plan.clone(),
             promise: options.promise,
             created_at_ms,
@@ -171,6 +172,7 @@ impl Engine {
                     class: options.class,
                     priority: options.priority,
                     key: options.key,
+                    client: String::new(),
                     plan,
                     attempts: 0,
                     crashes: 0,
@@ -406,7 +408,7 @@ impl Engine {
     pub async fn artifact(&self, hash: &str) -> Result<Artifact, Error> {
         let missing = || Error::new(Code::NotFound, format!("there is no artifact {hash}"));
         let hash = ArtifactHash::parse(hash).ok_or_else(missing)?;
-        let bytes = self.inner.artifacts.read(&hash).await?.ok_or_else(missing)?;
+        let bytes = self.inner.artifacts.fetch(&hash).await?.ok_or_else(missing)?;
         let media_type = crate::store::media_type(&bytes);
         Ok(Artifact { bytes, media_type })
     }
@@ -500,21 +502,6 @@ impl Engine {
 
     async fn tell(&self, command: Command) -> Result<(), Error> {
         self.inner.commands.send(command).await.map_err(|_| going_down())
-    }
-}
-
-/// Beside the start, which does not wait for it: it reads every job there ever was.
-async fn sweep(store: Store, artifacts: Artifacts) {
-    let swept = async {
-        artifacts
-            .sweep(&store.referenced_artifacts().await?, SWEEP_AGE)
-            .await
-    };
-    match swept.await {
-        Ok(swept) => tracing::debug!("Swept the artifacts: {swept:?}"),
-        Err(error) => {
-            tracing::warn!("Failed to sweep the artifacts, loose ones stay until the next start: {error}")
-        }
     }
 }
 

@@ -69,8 +69,10 @@ codes! {
     Unauthorized = "UNAUTHORIZED", Server, false;
     /// The server is going down.
     ShuttingDown = "SHUTTING_DOWN", Server, true;
-    /// The disk or the database failed.
+    /// The disk or the database failed; nothing new can be accepted until it is mended.
     StoreFailed = "STORE_FAILED", Processing, true;
+    /// The disk of the data directory is full; deleting jobs makes room.
+    StoreFull = "STORE_FULL", Processing, true;
     /// A mistake of ours.
     Internal = "INTERNAL", Server, false;
 }

@@ -95,12 +95,10 @@ pub(crate) fn status(code: Code) -> StatusCode {
         | Code::NotSupported
         | Code::DoesNotFit => StatusCode::UNPROCESSABLE_ENTITY,
         Code::QueueFull => StatusCode::TOO_MANY_REQUESTS,
-        Code::WorkerFailed | Code::Quarantined | Code::StoreFailed | Code::Internal => {
-            StatusCode::INTERNAL_SERVER_ERROR
-        }
-        Code::NoWorker | Code::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+        Code::WorkerFailed | Code::Quarantined | Code::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        Code::NoWorker | Code::ShuttingDown | Code::StoreFailed => StatusCode::SERVICE_UNAVAILABLE,
         Code::DeadlineMissed => StatusCode::GATEWAY_TIMEOUT,
-        Code::OutOfMemory => StatusCode::INSUFFICIENT_STORAGE,
+        Code::OutOfMemory | Code::StoreFull => StatusCode::INSUFFICIENT_STORAGE,
     }
 }
 
@@ -116,6 +114,14 @@ mod tests {
             assert!(status.is_client_error() || status.is_server_error(), "{code:?}");
             assert!(names.insert(code.wire()), "{code:?}");
             assert_eq!(serde_json::to_value(code).unwrap(), code.wire());
+        }
+    }
+
+    #[test]
+    fn a_disk_at_fault_is_a_server_that_may_serve_again_later() {
+        for (code, expected) in [(Code::StoreFull, 507), (Code::StoreFailed, 503)] {
+            assert_eq!(status(code).as_u16(), expected);
+            assert!(code.retryable(), "{code:?}");
         }
     }
 

@@ -1,99 +1,22 @@
-//! Jobs, peaks and event numbers in `journal.sqlite`.
+//! What is asked of the journal: jobs, counts, peaks, event numbers.
 
-use std::collections::{HashMap, HashSet};
-use std::fs;
-use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
 
 use calotype_protocol::JobId;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Params, params};
 
-use super::lock::{self, Lock};
+use super::folder::Space;
+use super::open::Store;
 use super::rows::{COLUMNS, number, parsed, record, text};
-use super::writer::{Durable, Writer};
-use super::{ArtifactHash, StoreError};
-use crate::error::Error;
-use crate::inference::Plan;
-use crate::processing::{Class, JobRecord, JobResult, JobState, Promise};
-
-/// Each once, in order; the file's `user_version` counts those that were done.
-const MIGRATIONS: &[&str] = &[include_str!("migrations/1.sql"), include_str!("migrations/2.sql")];
-
-/// Values of several types for one statement.
-macro_rules! params_of {
-    ($($value:expr),* $(,)?) => { vec![$(Box::new($value) as Box<dyn rusqlite::ToSql>),*] };
-}
-
-/// A job to write down.
-#[derive(Debug, Clone)]
-pub struct NewJob {
-    /// Its name.
-    pub id: JobId,
-    /// Its class.
-    pub class: Class,
-    /// Its priority.
-    pub priority: i32,
-    /// The client's key.
-    pub key: Option<String>,
-    /// Digest of the request that came with the key.
-    pub key_digest: String,
-    /// What to do.
-    pub plan: Plan,
-    /// Whether it must be on disk before anybody is told.
-    pub promise: Promise,
-    /// Milliseconds since 1970.
-    pub created_at_ms: u64,
-}
-
-/// What became of it.
-#[derive(Debug)]
-pub enum Inserted {
-    /// On disk, at this place in the order of arrival.
-    New {
-        /// Its place.
-        sequence: u64,
-    },
-    /// The key was known, with the same request.
-    Existing(Box<JobRecord>),
-    /// The key was known, with another request.
-    KeyReused,
-}
-
-/// How a job ended.
-#[derive(Debug, Clone)]
-pub struct Finish {
-    /// A final state.
-    pub state: JobState,
-    /// Pictures and figures.
-    pub result: Option<JobResult>,
-    /// Why there are none.
-    pub error: Option<Error>,
-    /// Milliseconds since 1970.
-    pub finished_at_ms: u64,
-}
-
-/// What became of an end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Finished {
-    /// Written.
-    Now,
-    /// The job had ended before; nothing was changed.
-    Already,
-}
-
-/// Whether a job that waits again is held.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Held {
-    /// It may be claimed.
-    No,
-    /// Not before it is let go.
-    Yes,
-}
+use super::writer::Durable;
+use super::StoreError;
+use crate::processing::{JobRecord, JobState};
 
 /// Which jobs to list.
 #[derive(Debug, Clone, Default)]
 pub struct JobFilter {
-    /// Only in this state.
+    /// Only in this state. The journal knows `Queued`, `Running` (claimed), `Paused` and the final states; the states
+    /// between live only in memory, and nothing is ever found in them here.
     pub state: Option<JobState>,
     /// Only older ones than this place.
     pub before_sequence: Option<u64>,
@@ -101,184 +24,7 @@ pub struct JobFilter {
     pub limit: usize,
 }
 
-/// The journal. Cheap to clone; closes with its last clone.
-#[derive(Clone)]
-pub struct Store {
-    owned: Arc<Owned>,
-    reader: Arc<Mutex<Connection>>,
-    path: Arc<Path>,
-}
-
-/// In this order: the folder is given back only after the last write.
-struct Owned {
-    writer: Writer,
-    _lock: Lock,
-}
-
 impl Store {
-    /// Opens or makes the journal of a folder. Jobs that were claimed wait again.
-    pub fn open(dir: &Path) -> Result<Self, StoreError> {
-        fs::create_dir_all(dir)?;
-        let lock = lock::take(dir)?;
-        let path = dir.join("journal.sqlite");
-        let connection = Connection::open(&path)?;
-        let mode: String =
-            connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
-        if mode != "wal" {
-            return Err(StoreError::NoWal { mode });
-        }
-        migrate(&connection)?;
-        recover(&connection)?;
-        let reader = open_to_read(&path)?;
-        let owned = Owned {
-            writer: Writer::start(connection)?,
-            _lock: lock,
-        };
-        Ok(Self {
-            owned: Arc::new(owned),
-            reader: Arc::new(Mutex::new(reader)),
-            path: path.into(),
-        })
-    }
-
-    /// Writes a job down, once for each key.
-    pub async fn insert(&self, job: NewJob) -> Result<Inserted, StoreError> {
-        let durable = match job.promise {
-            Promise::Kept => Durable::Yes,
-            Promise::AtItsEnd => Durable::No,
-        };
-        self.owned
-            .writer
-            .submit(durable, move |connection| {
-                if let Some(key) = &job.key {
-                    let sql = format!("SELECT {COLUMNS}, key_digest FROM jobs WHERE key = ?1");
-                    let mut query = connection.prepare_cached(&sql)?;
-                    let mut rows = query.query([key])?;
-                    if let Some(row) = rows.next()? {
-                        let digest: String = row.get("key_digest")?;
-                        return Ok(if digest == job.key_digest {
-                            Inserted::Existing(Box::new(record(row)?))
-                        } else {
-                            Inserted::KeyReused
-                        });
-                    }
-                }
-                let mut insert = connection.prepare_cached(
-                    "INSERT INTO jobs (id, state, class, priority, key, key_digest, plan, created_at_ms)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-                )?;
-                let sequence = insert.insert(params![
-                    job.id.0,
-                    text(&JobState::Queued)?,
-                    text(&job.class)?,
-                    job.priority,
-                    job.key,
-                    job.key_digest,
-                    text(&job.plan)?,
-                    job.created_at_ms as i64,
-                ])?;
-                Ok(Inserted::New {
-                    sequence: sequence as u64,
-                })
-            })
-            .await
-    }
-
-    /// A worker has the job.
-    pub async fn claim(&self, job: &JobId, attempt: u32, worker: &str, at_ms: u64) -> Result<(), StoreError> {
-        let (job, worker) = (job.clone(), worker.to_owned());
-        self.change(
-            Durable::No,
-            "UPDATE jobs SET state = ?2, attempts = ?3, worker = ?4, started_at_ms = ?5
-             WHERE id = ?1 AND finished_at_ms IS NULL",
-            move || {
-                Ok(params_of![
-                    job.0,
-                    text(&JobState::Running)?,
-                    attempt,
-                    worker,
-                    at_ms as i64
-                ])
-            },
-        )
-        .await
-    }
-
-    /// The job waits again, or is held out of the queue: one write, so that no crash can tell the two apart.
-    pub async fn requeue(&self, job: &JobId, crashes: u32, held: Held) -> Result<(), StoreError> {
-        let job = job.clone();
-        let (state, durable) = match held {
-            Held::No => (JobState::Queued, Durable::No),
-            Held::Yes => (JobState::Paused, Durable::Yes),
-        };
-        self.change(
-            durable,
-            "UPDATE jobs SET state = ?2, crashes = ?3, worker = NULL WHERE id = ?1 AND finished_at_ms IS NULL",
-            move || Ok(params_of![job.0, text(&state)?, crashes]),
-        )
-        .await
-    }
-
-    /// The job is held.
-    pub async fn pause(&self, job: &JobId) -> Result<(), StoreError> {
-        self.hold(job, JobState::Paused).await
-    }
-
-    /// The job is let go.
-    pub async fn unpause(&self, job: &JobId) -> Result<(), StoreError> {
-        self.hold(job, JobState::Queued).await
-    }
-
-    async fn hold(&self, job: &JobId, state: JobState) -> Result<(), StoreError> {
-        let job = job.clone();
-        self.change(
-            Durable::Yes,
-            "UPDATE jobs SET state = ?2 WHERE id = ?1 AND finished_at_ms IS NULL",
-            move || Ok(params_of![job.0, text(&state)?]),
-        )
-        .await
-    }
-
-    /// The job has ended; the first end stays.
-    pub async fn finish(&self, job: &JobId, finish: Finish) -> Result<Finished, StoreError> {
-        if !finish.state.is_final() {
-            return Err(StoreError::NotFinal(finish.state));
-        }
-        let job = job.clone();
-        self.owned
-            .writer
-            .submit(Durable::Yes, move |connection| {
-                let mut update = connection.prepare_cached(
-                    "UPDATE jobs SET state = ?2, result = ?3, error = ?4, finished_at_ms = ?5
-                     WHERE id = ?1 AND finished_at_ms IS NULL",
-                )?;
-                let changed = update.execute(params![
-                    job.0,
-                    text(&finish.state)?,
-                    finish.result.as_ref().map(text).transpose()?,
-                    finish.error.as_ref().map(text).transpose()?,
-                    finish.finished_at_ms as i64,
-                ])?;
-                Ok(if changed == 0 {
-                    Finished::Already
-                } else {
-                    Finished::Now
-                })
-            })
-            .await
-    }
-
-    /// Forgets a job that has ended.
-    pub async fn delete(&self, job: &JobId) -> Result<(), StoreError> {
-        let job = job.clone();
-        self.change(
-            Durable::Yes,
-            "DELETE FROM jobs WHERE id = ?1 AND finished_at_ms IS NOT NULL",
-            move || Ok(params_of![job.0]),
-        )
-        .await
-    }
-
     /// One job.
     pub async fn job(&self, job: &JobId) -> Result<Option<JobRecord>, StoreError> {
         let job = job.clone();
@@ -291,6 +37,28 @@ impl Store {
         .await
     }
 
+    /// The job of an idempotency key, with the digest of the request that came with the key.
+    pub async fn by_key(&self, key: &str) -> Result<Option<(JobRecord, String)>, StoreError> {
+        let key = key.to_owned();
+        self.read(move |connection| by_key(connection, &key)).await
+    }
+
+    /// The jobs at these places in the order of arrival; those that were deleted are left out.
+    pub async fn by_sequences(&self, sequences: &[u64]) -> Result<Vec<JobRecord>, StoreError> {
+        let sequences = sequences.to_vec();
+        self.read(move |connection| {
+            let mut query =
+                connection.prepare_cached(&format!("SELECT {COLUMNS} FROM jobs WHERE sequence = ?1"))?;
+            let mut found = Vec::with_capacity(sequences.len());
+            for sequence in sequences {
+                let mut rows = query.query([sequence.cast_signed()])?;
+                found.extend(rows.next()?.map(record).transpose()?);
+            }
+            Ok(found)
+        })
+        .await
+    }
+
     /// Jobs, newest first.
     pub async fn jobs(&self, filter: JobFilter) -> Result<Vec<JobRecord>, StoreError> {
         self.read(move |connection| {
@@ -299,33 +67,24 @@ impl Store {
                 .before_sequence
                 .map_or(i64::MAX, |before| i64::try_from(before).unwrap_or(i64::MAX));
             let limit = i64::try_from(filter.limit).unwrap_or(i64::MAX);
-            let mut query = connection.prepare_cached(&format!(
-                "SELECT {COLUMNS} FROM jobs WHERE sequence < ?1 AND (?2 IS NULL OR state = ?2)
-                 ORDER BY sequence DESC LIMIT ?3"
-            ))?;
-            let mut rows = query.query(params![before, state, limit])?;
-            let mut records = Vec::new();
-            while let Some(row) = rows.next()? {
-                records.push(record(row)?);
+            match state {
+                Some(state) => {
+                    let sql = "WHERE state = ?1 AND sequence < ?2 ORDER BY sequence DESC LIMIT ?3";
+                    records(connection, sql, params![state, before, limit])
+                }
+                None => {
+                    let sql = "WHERE sequence < ?1 ORDER BY sequence DESC LIMIT ?2";
+                    records(connection, sql, params![before, limit])
+                }
             }
-            Ok(records)
         })
         .await
     }
 
     /// Jobs that have not ended, in the order of arrival.
     pub async fn unfinished(&self) -> Result<Vec<JobRecord>, StoreError> {
-        self.read(move |connection| {
-            let sql = format!("SELECT {COLUMNS} FROM jobs WHERE finished_at_ms IS NULL ORDER BY sequence");
-            let mut query = connection.prepare(&sql)?;
-            let mut rows = query.query([])?;
-            let mut records = Vec::new();
-            while let Some(row) = rows.next()? {
-                records.push(record(row)?);
-            }
-            Ok(records)
-        })
-        .await
+        self.read(|connection| records(connection, "WHERE finished_at_ms IS NULL ORDER BY sequence", []))
+            .await
     }
 
     /// How many jobs are in each state; a state without jobs is left out.
@@ -342,47 +101,10 @@ impl Store {
         .await
     }
 
-    /// Every artifact that a job refers to. Reads every job, by a connection of its own: no client waits behind it.
-    pub async fn referenced_artifacts(&self) -> Result<HashSet<ArtifactHash>, StoreError> {
-        let path = Arc::clone(&self.path);
-        tokio::task::spawn_blocking(move || {
-            let connection = open_to_read(&path)?;
-            let mut query = connection.prepare(&format!("SELECT {COLUMNS} FROM jobs"))?;
-            let mut rows = query.query([])?;
-            let mut kept = HashSet::new();
-            while let Some(row) = rows.next()? {
-                let record = record(row)?;
-                kept.extend(record.plan.inputs().cloned());
-                kept.extend(
-                    record
-                        .result
-                        .into_iter()
-                        .flat_map(|result| result.images)
-                        .map(|image| image.artifact),
-                );
-            }
-            Ok(kept)
-        })
-        .await
-        .map_err(|_| StoreError::Closed)?
-    }
-
-    /// Keeps the highest working set of a shape.
-    pub async fn record_peak(&self, shape: &str, bytes: u64) -> Result<(), StoreError> {
-        let shape = shape.to_owned();
-        self.change(
-            Durable::No,
-            "INSERT INTO peaks VALUES (?1, ?2, ?2, 1) ON CONFLICT (shape) DO UPDATE SET
-             highest_bytes = max(highest_bytes, ?2), last_bytes = ?2, times = times + 1",
-            move || Ok(params_of![shape, bytes as i64]),
-        )
-        .await
-    }
-
     /// The highest working set of each shape.
     pub async fn peaks(&self) -> Result<Vec<(String, u64)>, StoreError> {
         self.read(|connection| {
-            let mut query = connection.prepare("SELECT shape, highest_bytes FROM peaks")?;
+            let mut query = connection.prepare_cached("SELECT shape, highest_bytes FROM peaks")?;
             let rows = query.query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?)))?;
             let mut peaks = Vec::new();
             for row in rows {
@@ -398,7 +120,7 @@ impl Store {
     pub async fn reserve_event_ids(&self, count: u64) -> Result<u64, StoreError> {
         self.owned
             .writer
-            .submit(Durable::Yes, move |connection| {
+            .submit(Durable::Yes, Space::Keeps, move |connection| {
                 let next: i64 = connection
                     .query_row("SELECT value FROM facts WHERE name = 'next_event'", [], |row| {
                         row.get(0)
@@ -413,66 +135,27 @@ impl Store {
             })
             .await
     }
+}
 
-    async fn change(
-        &self,
-        durable: Durable,
-        sql: &'static str,
-        values: impl FnOnce() -> Result<Vec<Box<dyn rusqlite::ToSql>>, StoreError> + Send + 'static,
-    ) -> Result<(), StoreError> {
-        self.owned
-            .writer
-            .submit(durable, move |connection| {
-                connection
-                    .prepare_cached(sql)?
-                    .execute(rusqlite::params_from_iter(values()?))?;
-                Ok(())
-            })
-            .await
-    }
-
-    async fn read<T: Send + 'static>(
-        &self,
-        query: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
-    ) -> Result<T, StoreError> {
-        let reader = Arc::clone(&self.reader);
-        tokio::task::spawn_blocking(move || query(&reader.lock().unwrap_or_else(PoisonError::into_inner)))
-            .await
-            .map_err(|_| StoreError::Closed)?
+pub(super) fn by_key(
+    connection: &Connection,
+    key: &str,
+) -> Result<Option<(JobRecord, String)>, StoreError> {
+    let sql = format!("SELECT {COLUMNS}, key_digest FROM jobs WHERE key = ?1");
+    let mut query = connection.prepare_cached(&sql)?;
+    let mut rows = query.query([key])?;
+    match rows.next()? {
+        Some(row) => Ok(Some((record(row)?, row.get("key_digest")?))),
+        None => Ok(None),
     }
 }
 
-fn open_to_read(path: &Path) -> Result<Connection, StoreError> {
-    Ok(Connection::open_with_flags(
-        path,
-        OpenFlags::SQLITE_OPEN_READ_ONLY,
-    )?)
-}
-
-/// What was claimed by an engine that is no more waits again.
-fn recover(connection: &Connection) -> Result<(), StoreError> {
-    connection.execute(
-        "UPDATE jobs SET state = ?1, worker = NULL WHERE state = ?2",
-        params![text(&JobState::Queued)?, text(&JobState::Running)?],
-    )?;
-    Ok(())
-}
-
-fn migrate(connection: &Connection) -> Result<(), StoreError> {
-    let done: usize = connection
-        .pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))?
-        .unsigned_abs() as usize;
-    if done > MIGRATIONS.len() {
-        return Err(StoreError::TooNew {
-            found: done,
-            known: MIGRATIONS.len(),
-        });
+fn records(connection: &Connection, rest: &str, values: impl Params) -> Result<Vec<JobRecord>, StoreError> {
+    let mut query = connection.prepare_cached(&format!("SELECT {COLUMNS} FROM jobs {rest}"))?;
+    let mut rows = query.query(values)?;
+    let mut records = Vec::new();
+    while let Some(row) = rows.next()? {
+        records.push(record(row)?);
     }
-    for (index, migration) in MIGRATIONS.iter().enumerate().skip(done) {
-        connection.execute_batch(&format!(
-            "BEGIN; {migration} PRAGMA user_version = {}; COMMIT",
-            index + 1
-        ))?;
-    }
-    Ok(())
+    Ok(records)
 }

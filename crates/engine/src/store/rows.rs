@@ -10,7 +10,7 @@ use crate::processing::JobRecord;
 
 /// What [`record`] reads, in its order.
 pub(super) const COLUMNS: &str = "sequence, id, state, class, priority, key, plan, attempts, crashes, result, error, \
-    created_at_ms, started_at_ms, finished_at_ms";
+    created_at_ms, started_at_ms, finished_at_ms, client";
 
 /// A value as JSON text.
 pub(super) fn text(value: &impl Serialize) -> Result<String, StoreError> {
@@ -40,6 +40,7 @@ pub(super) fn record(row: &Row<'_>) -> Result<JobRecord, StoreError> {
         class: parsed(&row.get::<_, String>(3)?)?,
         priority: row.get(4)?,
         key: row.get(5)?,
+        client: row.get(14)?,
         plan: parsed(&row.get::<_, String>(6)?)?,
         attempts: number(row.get(7)?)?,
         crashes: number(row.get(8)?)?,

@@ -14,7 +14,7 @@ use crate::memory::memory_plan::{MemoryFeatures, Precision, Residency, Slicing};
 use crate::memory::{Ledger, Owner};
 use crate::processing::JobState;
 use crate::processing::policy::{self, Decision, Refusal, Resident, Room, Slot, Standing, Waiting};
-use crate::store::{ArtifactHash, Artifacts, Held};
+use crate::store::{ArtifactHash, Artifacts, Held, Write};
 
 /// Waiting jobs that one decision looks at; those behind them wait for the next.
 const LOOKED_AT: usize = 64;
@@ -228,13 +228,15 @@ impl Driver {
         live.record.attempts += 1;
         live.record.started_at_ms = Some(now_ms());
         live.started = Some(Instant::now());
-        let (store, artifacts, catalogue) = (
-            self.store.clone(),
-            self.artifacts.clone(),
-            Arc::clone(&self.catalogue),
-        );
+        let (artifacts, catalogue) = (self.artifacts.clone(), Arc::clone(&self.catalogue));
         let (job, attempt, plan) = (job.clone(), live.record.attempts, live.record.plan.clone());
-        let (worker, internal) = (worker.to_owned(), self.internal.clone());
+        let claimed = self.store.write(vec![Write::Claim {
+            job: job.clone(),
+            attempt,
+            worker: worker.to_owned(),
+            at_ms: now_ms(),
+        }]);
+        let internal = self.internal.clone();
         for one in together.into_iter().flatten() {
             if let Some(live) = self.jobs.get_mut(&one) {
                 live.accompanied = true;
@@ -243,7 +245,7 @@ impl Driver {
         self.tell(&job);
         tokio::spawn(async move {
             let work = async {
-                store.claim(&job, attempt, &worker, now_ms()).await?;
+                claimed.await?;
                 let files = read_inputs(&artifacts, &plan).await?;
                 if plan.inputs().next().is_none() {
                     return inference::work(&plan, &catalogue, &files);
@@ -318,11 +320,16 @@ impl Driver {
         } else {
             JobState::Queued
         };
-        let (store, job, crashes) = (self.store.clone(), job.clone(), live.record.crashes);
+        let (job, crashes) = (job.clone(), live.record.crashes);
+        let held = if paused { Held::Yes } else { Held::No };
+        let receipt = self.store.write(vec![Write::Requeue {
+            job: job.clone(),
+            crashes,
+            held,
+        }]);
         self.tell(&job);
         tokio::spawn(async move {
-            let held = if paused { Held::Yes } else { Held::No };
-            if let Err(error) = store.requeue(&job, crashes, held).await {
+            if let Err(error) = receipt.await {
                 tracing::error!(job.id = %job, "Failed to journal that a job waits again: {error}");
             }
         });

@@ -3,6 +3,7 @@
 use tokio::sync::oneshot;
 
 use super::{Action, Command, Driver, Live};
+use crate::store::{Held, Write};
 use crate::error::{Code, Error};
 use crate::inference::{AdapterNeed, ModelNeed, Needs, estimate};
 use crate::memory::memory_plan::Slicing;
@@ -196,14 +197,14 @@ impl Driver {
 
     /// Journals that a job is held or let go.
     pub(super) fn keep_paused(&self, job: &JobId, paused: bool) {
-        let (store, job) = (self.store.clone(), job.clone());
+        let job = job.clone();
+        let held = if paused { Held::Yes } else { Held::No };
+        let receipt = self.store.write(vec![Write::Hold {
+            job: job.clone(),
+            held,
+        }]);
         tokio::spawn(async move {
-            let kept = if paused {
-                store.pause(&job).await
-            } else {
-                store.unpause(&job).await
-            };
-            if let Err(error) = kept {
+            if let Err(error) = receipt.await {
                 tracing::error!(job.id = %job, "Failed to journal a pause: {error}");
             }
         });

@@ -12,7 +12,7 @@ use crate::event::EventKind;
 use crate::inference::{self, MaskArea, Plan, estimate};
 use crate::postprocessing;
 use crate::processing::{ImageView, JobResult, JobState};
-use crate::store::{ArtifactHash, Artifacts, Finish};
+use crate::store::{ArtifactHash, Artifacts, Finish, Write};
 
 impl Driver {
     /// The pictures are here: the place is free for the next job while they are encoded.
@@ -100,9 +100,10 @@ impl Driver {
             .saturating_sub(base_bytes.saturating_add(lora_bytes));
         let shape = estimate::peak_key(&live.record.plan, &post.kind, live.slicing);
         if took_bytes > 0 && self.peaks.measured(&shape, took_bytes) {
-            let store = self.store.clone();
+            let bytes = took_bytes;
+            let receipt = self.store.write(vec![Write::Peak { shape, bytes }]);
             tokio::spawn(async move {
-                if let Err(error) = store.record_peak(&shape, took_bytes).await {
+                if let Err(error) = receipt.await {
                     tracing::error!("Failed to keep a measured peak: {error}");
                 }
             });
@@ -179,8 +180,12 @@ async fn journal_end(
         error: error.clone(),
         finished_at_ms: now_ms(),
     };
-    let ended = match store.finish(&job, finish).await {
-        Ok(_) => Internal::Ended {
+    let write = Write::Finish {
+        job: job.clone(),
+        finish,
+    };
+    let ended = match store.write(vec![write]).await {
+        Ok(()) => Internal::Ended {
             job,
             state,
             result,

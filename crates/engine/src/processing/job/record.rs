@@ -213,6 +213,8 @@ pub struct JobRecord {
     pub priority: i32,
     /// The client's key.
     pub key: Option<String>,
+    /// Who submitted the job; empty where the server does not tell its clients apart.
+    pub client: String,
     /// What to do.
     pub plan: Plan,
     /// How often it was claimed.
