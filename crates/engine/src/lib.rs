@@ -12,7 +12,7 @@ mod memory;
 pub mod model;
 mod postprocessing;
 pub mod processing;
-mod setting;
+mod startup;
 pub mod store;
 mod subscription;
 mod view;

@@ -15,6 +15,8 @@ use crate::processing::{Class, JobState, JobView, Promise};
 pub struct SubmitOptions {
     /// The same key with the same request gives the same job.
     pub key: Option<String>,
+    /// Whose job it is: clients of one class share the devices equally.
+    pub client: String,
     /// Who goes first.
     pub class: Class,
     /// Larger goes first within the class.
@@ -54,6 +56,9 @@ pub struct Validation {
     /// The worker that would run it; none is ready when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker: Option<String>,
+    /// Why it would not start there at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits_for: Option<String>,
 }
 
 /// Which jobs to list, newest first.
@@ -131,7 +136,8 @@ pub struct DeviceView {
 pub struct LeaseView {
     /// Its name.
     pub id: String,
-    /// `weights`, `adapters` (weights that LoRAs have changed) or `working_set`.
+    /// `weights`, `adapters` (weights that LoRAs have changed), `working_set`, or `unreturned` (what unloads did not give
+    /// back).
     pub kind: String,
     /// The model or the job.
     pub owner: String,

@@ -1,10 +1,13 @@
 //! What a plan takes beside the weights, before it was ever measured. Pure.
+//!
+//! The memory of a plan follows from its [`WorkShape`] alone, so steps of one shape share a demand.
 
 use std::fmt::Write as _;
 
 use calotype_protocol::{ModelId, VaePlan};
 
 use super::Plan;
+use calotype_protocol::Mode;
 use crate::memory::Peaks;
 use crate::memory::memory_plan::{Precision, Slicing};
 
@@ -22,29 +25,90 @@ const DENOISE_BYTES_A_PIXEL: u64 = 512;
 /// What an accelerator's worker keeps for its captured steps, whatever their size.
 const GRAPHS_BYTES: u64 = 128 << 20;
 
-/// What is of one kind takes the same memory for the same work, for instance `python@cuda`.
+/// Workers of one kind share memory estimates, for instance `python@cuda`.
 pub fn worker_kind(runtime: &str, device_kind: &str) -> String {
     format!("{runtime}@{device_kind}")
 }
 
-/// What a plan takes in workers of a kind: measured, or else the guess. The flag says which.
+/// What decides the memory that a plan takes beside the weights.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct WorkShape {
+    /// Family of the resident model.
+    pub family: String,
+    /// The models that must be resident together.
+    pub models: Vec<ModelId>,
+    /// Width of the pictures that the worker makes, in pixels.
+    pub width: u32,
+    /// Height, in pixels.
+    pub height: u32,
+    /// How many pictures.
+    pub images: u32,
+    /// Whether both halves of the guidance are computed.
+    pub is_guided: bool,
+    /// What it starts from.
+    pub mode: Mode,
+}
+
+impl WorkShape {
+    /// Of a plan. `family` is that of the model which is resident.
+    pub fn of(plan: &Plan, family: &str) -> Self {
+        let (width, height) = plan.final_size();
+        Self {
+            family: family.to_owned(),
+            models: plan.models(),
+            width,
+            height,
+            images: plan.seeds.len() as u32,
+            is_guided: plan.guidance > 1.0,
+            mode: plan.mode,
+        }
+    }
+
+    /// Of a step that will not be run.
+    pub(crate) fn nothing() -> Self {
+        Self {
+            family: String::new(),
+            models: Vec::new(),
+            width: 0,
+            height: 0,
+            images: 0,
+            is_guided: false,
+            mode: Mode::TextToImage,
+        }
+    }
+
+    fn pixels(&self) -> u64 {
+        u64::from(self.width) * u64::from(self.height)
+    }
+}
+
+/// Megapixels times sampler steps: what a plan's device time is proportional to, within a model.
+pub fn work_units(plan: &Plan) -> f64 {
+    let pixels = |width: u32, height: u32| f64::from(width) * f64::from(height) / 1e6;
+    let (share, images) = (f64::from(plan.strength.clamp(0.0, 1.0)), plan.seeds.len().max(1) as f64);
+    // Decoding costs about as much as two steps.
+    let first = pixels(plan.width, plan.height) * (f64::from(plan.steps) * share.max(0.01) + 2.0);
+    let second = plan.hires.as_ref().map_or(0.0, |hires| {
+        pixels(hires.width, hires.height) * f64::from(hires.steps) * f64::from(hires.strength)
+    });
+    (first + second) * images
+}
+
+/// What a shape takes in workers of a kind: measured, or else the guess. The flag says which.
 pub fn need_bytes(
-    plan: &Plan,
-    family: &str,
+    shape: &WorkShape,
     device_kind: &str,
     worker_kind: &str,
     slicing: Slicing,
     peaks: &Peaks,
 ) -> (u64, bool) {
-    let guess_bytes = working_set_bytes(plan, family, device_kind, slicing);
-    peaks.need_bytes(&peak_key(plan, worker_kind, slicing), guess_bytes)
+    let guess_bytes = working_set_bytes(shape, device_kind, slicing);
+    peaks.need_bytes(&peak_key(shape, worker_kind, slicing), guess_bytes)
 }
 
-/// A guess on the large side; measured peaks replace it. `family` is that of the model which is resident.
-fn working_set_bytes(plan: &Plan, family: &str, device_kind: &str, slicing: Slicing) -> u64 {
-    let (width, height) = plan.final_size();
-    let pixels = u64::from(width) * u64::from(height);
-    let images = plan.seeds.len() as u64;
+/// A guess on the large side; measured peaks replace it.
+fn working_set_bytes(shape: &WorkShape, device_kind: &str, slicing: Slicing) -> u64 {
+    let (pixels, images, family) = (shape.pixels(), u64::from(shape.images), shape.family.as_str());
     let decoded_bytes = pixels.saturating_mul(DECODED_BYTES_A_PIXEL.saturating_mul(images));
     let (at_once, steps_bytes) = match Precision::of(device_kind) {
         // A processor decodes one picture after the other.
@@ -109,23 +173,20 @@ fn square_bytes(tokens: u64, rows: u64) -> u64 {
         .saturating_mul(rows.saturating_mul(2 * 2))
 }
 
-/// Plans of one shape take the same memory in workers of one kind, for instance `python@cuda`, if the same is done in
-/// slicing.
-pub fn peak_key(plan: &Plan, kind: &str, slicing: Slicing) -> String {
-    let (width, height) = plan.final_size();
-    let guided = if plan.guidance > 1.0 { "guided" } else { "plain" };
+/// Names a shape in workers of one kind, for instance `python@cuda`, with what is done in pieces.
+pub fn peak_key(shape: &WorkShape, worker_kind: &str, slicing: Slicing) -> String {
+    let guided = if shape.is_guided { "guided" } else { "plain" };
+    let models: Vec<&str> = shape.models.iter().map(ModelId::as_str).collect();
     let mut key = format!(
-        "{kind}|{}|{width}x{height}|{}|{}|{guided}",
-        plan.models()
-            .iter()
-            .map(ModelId::as_str)
-            .collect::<Vec<_>>()
-            .join("&"),
-        plan.seeds.len(),
-        plan.mode.name()
+        "{worker_kind}|{}|{}x{}|{}|{}|{guided}",
+        models.join("&"),
+        shape.width,
+        shape.height,
+        shape.images,
+        shape.mode.name()
     );
-    for word in slicing.labels() {
-        let _ = write!(key, "|{word}");
+    for label in slicing.labels() {
+        let _ = write!(key, "|{label}");
     }
     key
 }
@@ -160,7 +221,7 @@ mod tests {
 
     #[test]
     fn more_pixels_and_more_images_take_more() {
-        let bytes = |edge, count| working_set_bytes(&planned(edge, count), "sd", "cpu", Slicing::default());
+        let bytes = |edge, count| working_set_bytes(&WorkShape::of(&planned(edge, count), "sd"), "cpu", Slicing::default());
         assert!(bytes(512, 1) > bytes(256, 1) && bytes(256, 8) > bytes(256, 1));
     }
 
@@ -168,7 +229,7 @@ mod tests {
     #[test]
     fn the_guess_for_an_accelerator_is_above_what_an_h100_took_and_below_the_double_of_it() {
         for (edge, took_bytes) in [(512, 513_990_144), (1024, 1_743_600_128)] {
-            let guess_bytes = working_set_bytes(&planned(edge, 1), "sd", "cuda", Slicing::default());
+            let guess_bytes = working_set_bytes(&WorkShape::of(&planned(edge, 1), "sd"), "cuda", Slicing::default());
             assert!(
                 (took_bytes..2 * took_bytes).contains(&guess_bytes),
                 "{guess_bytes}"
@@ -181,7 +242,7 @@ mod tests {
         for (edge, count) in [(256, 1), (512, 1), (1024, 4), (2048, 1)] {
             let plan = resized(edge, count);
             for (family, kind) in [("sd", "cpu"), ("sd", "cuda"), ("sdxl", "mps"), ("flux", "mps")] {
-                let of = |vae, attention| working_set_bytes(&plan, family, kind, Slicing { vae, attention });
+                let of = |vae, attention| working_set_bytes(&WorkShape::of(&plan, family), kind, Slicing { vae, attention });
                 for attention in [false, true] {
                     let spare_bytes = u64::from(edge * edge * count) * DECODED_BYTES_A_PIXEL;
                     assert!(of(VaePlan::Slicing, attention) <= of(VaePlan::Whole, attention) + spare_bytes);
@@ -195,7 +256,7 @@ mod tests {
                 vae,
                 attention: false,
             };
-            working_set_bytes(&resized(edge, 1), "sdxl", "cuda", slicing)
+            working_set_bytes(&WorkShape::of(&resized(edge, 1), "sdxl"), "cuda", slicing)
         };
         assert!(of(2048, VaePlan::Tiling) < of(1024, VaePlan::Whole) / 2);
     }
@@ -208,7 +269,7 @@ mod tests {
                 vae: VaePlan::Tiling,
                 attention,
             };
-            working_set_bytes(&planned(512, 1), "sd", kind, slicing)
+            working_set_bytes(&WorkShape::of(&planned(512, 1), "sd"), kind, slicing)
         };
         assert_eq!(of(false, "mps"), (4096 * 4096 * 16 * 4) + GRAPHS_BYTES);
         assert!(of(true, "mps") < of(false, "mps"));
@@ -224,12 +285,12 @@ mod tests {
             steps: 9,
             ..plan.clone()
         };
-        let key = |plan: &Plan, kind| peak_key(plan, kind, Slicing::default());
+        let key = |plan: &Plan, kind| peak_key(&WorkShape::of(plan, "sd"), kind, Slicing::default());
         assert_eq!(key(&plan, "a"), key(&other, "a"));
         assert_ne!(key(&plan, "a"), key(&planned(256, 1), "a"));
         assert_ne!(key(&plan, "a"), key(&planned(512, 2), "a"));
         assert_ne!(key(&plan, "a"), key(&plan, "b"));
-        let mut keys: Vec<String> = Slicing::ALL.map(|slicing| peak_key(&plan, "a", slicing)).to_vec();
+        let mut keys: Vec<String> = Slicing::ALL.map(|slicing| peak_key(&WorkShape::of(&plan, "sd"), "a", slicing)).to_vec();
         keys.sort();
         keys.dedup();
         assert_eq!(keys.len(), Slicing::ALL.len());

@@ -1,12 +1,11 @@
 //! From a request to a plan that can run: validation (`validate`, `control`, `parts`, `extras`, `loras`) against what workers
-//! can do (`abilities`), prompt syntax (`prompt`), what it will take (`estimate`) and where (`forecast`), what its worker must
-//! be able to do (`needs`), and the work that goes down the pipe (`work`).
+//! can do (`abilities`), prompt syntax (`prompt`), what it will take (`estimate`), what its worker must be able to do (`needs`),
+//! and the work that goes down the pipe (`work`).
 
 mod abilities;
 mod control;
-pub(crate) mod estimate;
+mod estimate;
 mod extras;
-mod forecast;
 mod images;
 mod loras;
 mod mask;
@@ -18,7 +17,8 @@ mod validate;
 mod work;
 
 pub use abilities::Abilities;
-pub(crate) use forecast::forecast;
+pub(crate) use estimate::{need_bytes, peak_key, work_units, worker_kind};
+pub use estimate::WorkShape;
 pub(crate) use images::check_image;
 pub use images::{InputImage, Inputs};
 pub(crate) use mask::paste_back;

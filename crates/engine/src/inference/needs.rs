@@ -11,7 +11,7 @@ use crate::memory::memory_plan::Precision;
 use crate::model::Catalogue;
 
 /// What a worker must be able to do.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Needs {
     /// Family of each model that must be resident.
     pub families: Vec<String>,
@@ -142,7 +142,7 @@ impl Needs {
 }
 
 /// A model that a job needs, with what its weights take.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ModelNeed {
     /// Which.
     pub model: ModelId,
@@ -183,7 +183,7 @@ impl ModelNeed {
 
 /// The LoRAs that a job lays on its model. What they change lies beside the plain weights as long as a job uses it, once
 /// for all jobs with the same set.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct AdapterNeed {
     /// The model with the set, each LoRA with its weight.
     pub set: Arc<str>,
@@ -226,7 +226,7 @@ impl AdapterNeed {
 }
 
 /// What a worker lacks for a job.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct MissingFeature {
     /// The field of the request that asks for it.
     pub field: &'static str,

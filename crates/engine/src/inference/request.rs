@@ -113,12 +113,19 @@ pub struct GenerateRequest {
 }
 
 impl GenerateRequest {
-    /// What was said in it, as JSON. Fields that were left out are not in it: a version that knows more of them says the
-    /// same of the same request.
-    pub(crate) fn said(&self) -> serde_json::Result<Vec<u8>> {
+    /// Canonical JSON without null fields: the digest of a request survives new optional fields.
+    pub(crate) fn canonical_json(&self) -> serde_json::Result<Vec<u8>> {
         let mut whole = serde_json::to_value(self)?;
         drop_nulls(&mut whole);
         serde_json::to_vec(&whole)
+    }
+
+    /// What it holds of memory while it is being accepted, about: its texts and images.
+    pub(crate) fn size_bytes(&self) -> u64 {
+        let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        let control = self.control.iter().flatten().map(|unit| unit.image.len());
+        let images = text(&self.init_image) + text(&self.mask) + control.sum::<usize>();
+        (images + self.prompt.len() + text(&self.negative_prompt)) as u64
     }
 }
 
@@ -461,12 +468,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_field_that_is_left_out_is_not_said() {
+    fn a_field_that_is_left_out_is_not_in_the_canonical_json() {
         let request: GenerateRequest =
             serde_json::from_str(r#"{"prompt":"a","control":[{"model":"m","image":"x"}],"seed":null}"#)
                 .unwrap();
         assert_eq!(
-            String::from_utf8(request.said().unwrap()).unwrap(),
+            String::from_utf8(request.canonical_json().unwrap()).unwrap(),
             r#"{"control":[{"image":"x","model":"m"}],"prompt":"a"}"#
         );
     }

@@ -27,6 +27,11 @@ pub enum Owner {
     },
     /// What a job needs beside the weights.
     WorkingSet(JobId),
+    /// What unloads in a worker did not give back; its process's end does.
+    Unreturned {
+        /// The worker.
+        worker: String,
+    },
 }
 
 impl fmt::Display for Owner {
@@ -35,6 +40,7 @@ impl fmt::Display for Owner {
             Owner::Weights { worker, model } => write!(f, "weights:{worker}:{model}"),
             Owner::Adapters { worker, set } => write!(f, "adapters:{worker}:{set}"),
             Owner::WorkingSet(job) => write!(f, "working_set:{job}"),
+            Owner::Unreturned { worker } => write!(f, "unreturned:{worker}"),
         }
     }
 }
@@ -65,6 +71,8 @@ pub enum NoRoom {
 pub struct Ledger {
     budget_bytes: u64,
     leases: BTreeMap<Owner, u64>,
+    /// The sum of `leases`.
+    leased_bytes: u64,
     high_water_bytes: u64,
 }
 
@@ -74,6 +82,7 @@ impl Ledger {
         Self {
             budget_bytes,
             leases: BTreeMap::new(),
+            leased_bytes: 0,
             high_water_bytes: 0,
         }
     }
@@ -85,9 +94,7 @@ impl Ledger {
 
     /// The sum of the leases. More than the budget only after a measured figure corrected an estimate upwards.
     pub fn leased_bytes(&self) -> u64 {
-        self.leases
-            .values()
-            .fold(0, |sum, bytes| sum.saturating_add(*bytes))
+        self.leased_bytes
     }
 
     /// What can still be leased.
@@ -132,6 +139,11 @@ impl Ledger {
         }
     }
 
+    /// Writes down memory that is held whether or not it was granted.
+    pub fn hold(&mut self, owner: Owner, held_bytes: u64) {
+        self.set(owner, held_bytes);
+    }
+
     /// What an owner has; 0 where it has no lease.
     pub fn of(&self, owner: &Owner) -> u64 {
         self.leases.get(owner).copied().unwrap_or(0)
@@ -139,11 +151,14 @@ impl Ledger {
 
     /// Takes a lease back and says how much it was.
     pub fn release(&mut self, owner: &Owner) -> u64 {
-        self.leases.remove(owner).unwrap_or(0)
+        let bytes = self.leases.remove(owner).unwrap_or(0);
+        self.leased_bytes -= bytes;
+        bytes
     }
 
     fn set(&mut self, owner: Owner, bytes: u64) {
-        self.leases.insert(owner, bytes);
+        let before_bytes = self.leases.insert(owner, bytes).unwrap_or(0);
+        self.leased_bytes = (self.leased_bytes - before_bytes).saturating_add(bytes);
         self.high_water_bytes = self.high_water_bytes.max(self.leased_bytes());
     }
 }

@@ -7,4 +7,4 @@ mod peaks;
 pub(crate) mod weight_cache;
 
 pub use ledger::{Ledger, Owner};
-pub use peaks::{Peaks, WorkingSets};
+pub use peaks::Peaks;

@@ -1,66 +1,64 @@
 //! What jobs of a shape really took: corrects the estimate of the next one. Pure; the store keeps the figures.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
-use super::memory_plan::Slicing;
+/// Shapes whose figures are kept; beyond them the longest unmeasured is forgotten, and guessed again.
+const KEPT_MOST: usize = 4096;
 
 /// Measured working sets by shape of work.
 #[derive(Debug, Clone, Default)]
 pub struct Peaks {
-    highest_bytes: HashMap<String, u64>,
+    by_shape: HashMap<String, Peak>,
+    measurements: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Peak {
+    highest_bytes: u64,
+    /// Number of the measurement.
+    measured: u64,
 }
 
 impl Peaks {
     /// From the store.
     pub fn new(kept: impl IntoIterator<Item = (String, u64)>) -> Self {
-        Self {
-            highest_bytes: kept.into_iter().collect(),
+        let mut peaks = Self::default();
+        for (shape, bytes) in kept {
+            peaks.measured(&shape, bytes);
         }
+        peaks
     }
 
     /// The need of a shape: measured, with a twentieth to spare, or else the guess. The flag says which.
     pub fn need_bytes(&self, shape: &str, guess_bytes: u64) -> (u64, bool) {
-        match self.highest_bytes.get(shape) {
-            Some(measured) => (measured.saturating_add(measured / 20), true),
+        match self.by_shape.get(shape) {
+            Some(peak) => (peak.highest_bytes.saturating_add(peak.highest_bytes / 20), true),
             None => (guess_bytes, false),
         }
     }
 
     /// Takes a measurement in; says whether it is news for the store.
     pub fn measured(&mut self, shape: &str, bytes: u64) -> bool {
-        let highest = self.highest_bytes.entry(shape.to_owned()).or_insert(0);
-        let news = bytes > *highest;
-        *highest = bytes.max(*highest);
-        news
-    }
-}
-
-/// What a job takes beside the weights, by what of it is done in slicing and by the kind of worker that runs it:
-/// `python@cuda` takes other than `native@cpu`.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct WorkingSets {
-    by_kind: Vec<(Arc<str>, ByPieces)>,
-}
-
-/// In the order of `Pieces::ALL`.
-type ByPieces = [u64; Slicing::ALL.len()];
-
-impl WorkingSets {
-    /// In a worker of this kind; of one that nobody has spoken of, the most of all others.
-    pub fn of(&self, kind: &str, slicing: Slicing) -> u64 {
-        let in_pieces = |bytes: &ByPieces| bytes.get(slicing.index()).copied().unwrap_or(0);
-        let own = self.by_kind.iter().find(|(known, _)| **known == *kind);
-        let most = || self.by_kind.iter().map(|(_, bytes)| in_pieces(bytes)).max();
-        own.map(|(_, bytes)| in_pieces(bytes)).or_else(most).unwrap_or(0)
-    }
-}
-
-impl FromIterator<(Arc<str>, ByPieces)> for WorkingSets {
-    fn from_iter<I: IntoIterator<Item = (Arc<str>, ByPieces)>>(by_kind: I) -> Self {
-        Self {
-            by_kind: by_kind.into_iter().collect(),
+        self.measurements += 1;
+        let measured = self.measurements;
+        if let Some(peak) = self.by_shape.get_mut(shape) {
+            let is_news = bytes > peak.highest_bytes;
+            peak.highest_bytes = bytes.max(peak.highest_bytes);
+            peak.measured = measured;
+            return is_news;
         }
+        if self.by_shape.len() >= KEPT_MOST {
+            let oldest = self.by_shape.iter().min_by_key(|(_, peak)| peak.measured);
+            if let Some(oldest) = oldest.map(|(shape, _)| shape.clone()) {
+                self.by_shape.remove(&oldest);
+            }
+        }
+        let peak = Peak {
+            highest_bytes: bytes,
+            measured,
+        };
+        self.by_shape.insert(shape.to_owned(), peak);
+        true
     }
 }
 
@@ -69,27 +67,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_worker_of_an_unknown_kind_is_taken_for_the_hungriest() {
-        let sliced = Slicing::ALL.map(|slicing| if slicing.attention { 1 } else { 3 });
-        let sets = [("native@cpu".into(), [7; 6]), ("python@cuda".into(), sliced)];
-        let sets: WorkingSets = sets.into_iter().collect();
-        let of = |kind, attention| {
-            let slicing = Slicing {
-                attention,
-                ..Slicing::default()
-            };
-            sets.of(kind, slicing)
-        };
-        assert_eq!((of("python@cuda", false), of("python@cuda", true)), (3, 1));
-        assert_eq!(of("python@xpu", true), 7);
-    }
-
-    #[test]
     fn a_measured_peak_replaces_the_guess_and_only_grows() {
         let mut peaks = Peaks::default();
         assert_eq!(peaks.need_bytes("a", 500), (500, false));
         assert!(peaks.measured("a", 100));
         assert!(!peaks.measured("a", 80));
         assert_eq!(peaks.need_bytes("a", 500), (105, true));
+    }
+
+    #[test]
+    fn the_longest_unmeasured_shape_is_forgotten_when_there_are_too_many() {
+        let mut peaks = Peaks::default();
+        for shape in 0..KEPT_MOST {
+            peaks.measured(&shape.to_string(), 1);
+        }
+        peaks.measured("0", 1);
+        peaks.measured("one more", 1);
+        assert_eq!(peaks.by_shape.len(), KEPT_MOST);
+        assert!(peaks.need_bytes("0", 9).1 && !peaks.need_bytes("1", 9).1);
     }
 }

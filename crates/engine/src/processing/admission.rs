@@ -77,6 +77,16 @@ impl Gate {
     }
 }
 
+impl Ticket {
+    /// The same place, holding fewer bytes from now on.
+    pub(crate) fn shrunk_to(mut self, bytes: u64) -> Self {
+        let spare = self.bytes.saturating_sub(bytes);
+        self.gate.bytes.fetch_sub(spare, Ordering::SeqCst);
+        self.bytes -= spare;
+        self
+    }
+}
+
 impl Drop for Ticket {
     fn drop(&mut self) {
         self.gate.jobs.fetch_sub(1, Ordering::SeqCst);

@@ -1,11 +1,14 @@
-//! Jobs: what they are (`job`), how many may wait (`admission`), who goes next (`policy`, pure), and the one task that
-//! decides and acts (`driver`).
+//! Jobs: what they are (`job`), how many may wait (`admission`), which step runs next and where (`schedule`, pure), and the
+//! one task that owns everything live (`dispatch`).
 
 mod admission;
-mod driver;
+mod dispatch;
 mod job;
-mod policy;
+mod schedule;
 
 pub(crate) use admission::{Gate, Ticket};
-pub(crate) use driver::{Action, Command, Driver, NewPost, Parts, Snapshot, now_ms, view_of_record};
+pub(crate) use dispatch::{
+    AcceptedJob, Action, Command, Driver, DriverParts, Snapshot, StepView, WorkerSetup, now_ms, view_of,
+};
+pub(crate) use schedule::Demand;
 pub use job::{Class, ImageView, JobProgress, JobRecord, JobResult, JobState, JobView, Promise};

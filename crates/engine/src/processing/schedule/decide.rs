@@ -90,6 +90,8 @@ pub(crate) struct World<'a> {
     pub(crate) waits: &'a mut Waits,
     /// What a step takes beside its weights.
     pub(crate) working_bytes: &'a dyn Fn(&super::demand::Demand, &Worker, Slicing) -> u64,
+    /// Device time that a step is estimated to take, in milliseconds.
+    pub(crate) step_ms: &'a dyn Fn(StepKey, &super::demand::Demand) -> f64,
     /// A run that may be paused for a critical step, of all those in a worker.
     pub(crate) victim: &'a dyn Fn(&Worker) -> Option<StepKey>,
     pub(crate) now: Duration,
@@ -155,6 +157,7 @@ impl Pass {
                 demand: &demand,
                 derived,
                 bound_to: ask.1,
+                waiting_ms: (world.step_ms)(head.step, &demand) * (world.lanes.waiting_with(ask.0) - 1) as f64,
                 is_critical: head.lane.class == Class::Critical,
             };
             match place(asked, fleet, world.estimates, world.now) {

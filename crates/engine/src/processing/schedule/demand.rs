@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::inference::{AdapterNeed, MissingFeature, ModelNeed, Needs, WorkShape};
+use crate::error::Error;
+use crate::inference::{AdapterNeed, MissingFeature, ModelNeed, Needs, Plan, WorkShape};
+use crate::model::Catalogue;
 
 /// What a step asks of a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -22,11 +24,43 @@ pub(crate) struct Demand {
     pub(crate) refused_by: Vec<(String, MissingFeature)>,
 }
 
+impl Demand {
+    /// Of a plan. An error where its models are no longer in the catalogue.
+    pub(crate) fn of(plan: &Plan, catalogue: &Catalogue) -> Result<Self, Error> {
+        let needs = Needs::of(plan, catalogue)?;
+        Ok(Self {
+            shape: Arc::new(WorkShape::of(plan, needs.family())),
+            needs: Arc::new(needs),
+            models: ModelNeed::all_of(plan, catalogue)?.into(),
+            adapters: AdapterNeed::of(plan, catalogue)?.map(Arc::new),
+            exclusive: false,
+            refused_by: Vec::new(),
+        })
+    }
+
+    /// Of a step that will not be run.
+    pub(crate) fn nothing() -> Self {
+        Self {
+            needs: Arc::new(Needs::nothing()),
+            models: Arc::from([]),
+            adapters: None,
+            shape: Arc::new(WorkShape::nothing()),
+            exclusive: false,
+            refused_by: Vec::new(),
+        }
+    }
+}
+
 /// One demand, as long as a step has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct DemandId(u32);
 
 impl DemandId {
+    /// Of a demand that no step has: for questions.
+    pub(crate) fn none() -> Self {
+        Self(u32::MAX)
+    }
+
     /// Its index in tables that are kept beside [`Demands`].
     pub(crate) fn index(self) -> usize {
         self.0 as usize

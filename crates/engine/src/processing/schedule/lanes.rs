@@ -46,6 +46,8 @@ pub(crate) struct Lanes {
     /// Virtual time of the classes.
     now: VirtualMicros,
     waiting: usize,
+    /// Steps of each demand.
+    by_demand: HashMap<DemandId, usize>,
 }
 
 #[derive(Debug, Default)]
@@ -86,6 +88,7 @@ impl Lanes {
             return;
         }
         self.waiting += 1;
+        *self.by_demand.entry(key.demand).or_insert(0) += 1;
         if head_before.is_none_or(|head| order < head) {
             self.set_head(key, head_before, Some(order));
         }
@@ -102,6 +105,12 @@ impl Lanes {
             return false;
         }
         self.waiting -= 1;
+        if let Some(count) = self.by_demand.get_mut(&key.demand) {
+            *count -= 1;
+            if *count == 0 {
+                self.by_demand.remove(&key.demand);
+            }
+        }
         let head_after = lane.first().copied();
         if head_after.is_none() {
             self.lanes.remove(key);
@@ -174,6 +183,11 @@ impl Lanes {
             }
             flows.clients.insert(client, ClientFlow { finish, turn, ..flow });
         }
+    }
+
+    /// How many steps wait that have a demand.
+    pub(crate) fn waiting_with(&self, demand: DemandId) -> usize {
+        self.by_demand.get(&demand).copied().unwrap_or(0)
     }
 
     /// How many steps wait.

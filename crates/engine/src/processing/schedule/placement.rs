@@ -103,6 +103,8 @@ pub(crate) struct Asked<'a> {
     pub(crate) derived: &'a Derived,
     /// The worker that holds its suspended work.
     pub(crate) bound_to: Option<WorkerId>,
+    /// Device time of the steps behind it that ask for the same, in milliseconds.
+    pub(crate) waiting_ms: f64,
     /// Whether reservations for others hold it up.
     pub(crate) is_critical: bool,
 }
@@ -227,12 +229,26 @@ fn choose(asked: Asked<'_>, fleet: &Fleet, estimates: &Estimates, now: Duration)
         return Some(only);
     }
     let mut soonest: Option<(f64, usize, usize, WorkerId)> = None;
+    let has_models = |worker: &Worker| {
+        let mut models = asked.demand.models.iter();
+        models.all(|need| {
+            let pending = worker.pending.as_ref();
+            worker.resident.contains_key(&need.model)
+                || pending.is_some_and(|pending| pending.model == need.model)
+        })
+    };
+    let holders = equals.iter().filter_map(|id| fleet.worker(*id)).filter(|worker| has_models(worker));
+    // Those behind it wait for the same workers; another worker is worth a load to them too.
+    let queue_ms = asked.waiting_ms / holders.count().max(1) as f64;
     for id in equals {
         let Some(worker) = fleet.worker(id) else { continue };
         if worker.reserved_for == Some(asked.id) {
             return Some(id);
         }
-        let (ms, missing) = done_after_ms(asked, fleet, (id, worker), estimates, now);
+        let (mut ms, missing) = done_after_ms(asked, fleet, (id, worker), estimates, now);
+        if has_models(worker) && (worker.pending.is_some() || worker.runs.len() >= fleet.places(worker)) {
+            ms += queue_ms;
+        }
         let key = (ms, missing, worker.runs.len(), id);
         let is_better = soonest.is_none_or(|best| {
             key.0.total_cmp(&best.0).then((key.1, key.2, key.3).cmp(&(best.1, best.2, best.3))).is_lt()

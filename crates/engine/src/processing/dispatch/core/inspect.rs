@@ -6,10 +6,16 @@ use std::cmp::Reverse;
 use calotype_protocol::JobId;
 
 use super::Core;
+use super::message::Now;
 use super::step::Step;
+use crate::error::Error;
+use crate::inference::{self, ModelNeed};
+use crate::memory::memory_plan::{Precision, Slicing, lora_on_device_bytes, on_device_bytes};
 use crate::processing::job::state::StepState;
 use crate::processing::job::{JobProgress, JobState, StepKey};
-use crate::processing::schedule::Fleet;
+use crate::processing::schedule::{
+    Asked, Demand, DemandId, Derived, Fleet, Placement, Readiness, Serves, WaitReason, Worker, place,
+};
 
 /// A live step as clients see it.
 #[derive(Debug, Clone, PartialEq)]
@@ -129,5 +135,86 @@ impl Core {
             (Some((text, code)), None) => Some((text, Some(code))),
             (None, note) => note,
         }
+    }
+}
+
+/// Where a demand would run now, and what it would take there.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Forecast {
+    /// The worker that the scheduler would choose; absent where none that could run it is ready.
+    pub(crate) worker: Option<String>,
+    /// Of its models on the device, with what LoRAs change of them.
+    pub(crate) weights_bytes: u64,
+    /// Beside them.
+    pub(crate) working_set_bytes: u64,
+    /// Whether the working set was measured.
+    pub(crate) is_measured: bool,
+    /// How the job would be made to fit, in the words of a result's plan.
+    pub(crate) memory_plan: Vec<String>,
+    /// Why it would not start now.
+    pub(crate) waits_for: Option<WaitReason>,
+    /// Why it never could.
+    pub(crate) refusal: Option<Error>,
+}
+
+impl Core {
+    /// Where the scheduler would place a demand now: the same `place` that the dispatcher asks.
+    pub(crate) fn forecast(&self, demand: &Demand, now: Now) -> Forecast {
+        let working = |worker: &Worker, slicing| {
+            let spec = &worker.spec;
+            inference::need_bytes(&demand.shape, &spec.device_kind, &spec.kind, slicing, &self.peaks)
+        };
+        let derived = Derived::of(demand, &self.fleet, |worker, slicing| working(worker, slicing).0);
+        let asked = Asked {
+            id: DemandId::none(),
+            demand,
+            derived: &derived,
+            bound_to: None,
+            waiting_ms: 0.0,
+            is_critical: false,
+        };
+        let (chosen, waits_for, refusal) = match place(asked, &self.fleet, &self.estimates, now.since_start) {
+            Placement::Start { worker, .. } | Placement::Load { worker, .. } => (Some(worker), None, None),
+            Placement::Evict { models } => (models.first().map(|(worker, _)| *worker), None, None),
+            Placement::Recycle { worker } | Placement::Wake { worker } => (Some(worker), None, None),
+            Placement::Wait { worker, reason } => (worker, Some(reason), None),
+            Placement::Refuse(why) => (None, None, Some(self.refusal(why))),
+        };
+        let worker = chosen.and_then(|id| Some((id, self.fleet.worker(id)?)));
+        // Where nobody can run it: as on a processor, which is the last resort of every job.
+        let kind = inference::worker_kind("native", "cpu");
+        let default_working = |slicing| inference::need_bytes(&demand.shape, "cpu", &kind, slicing, &self.peaks);
+        let precision = worker.map_or(Precision::Single, |(_, worker)| worker.precision);
+        let weights_bytes = ModelNeed::sum(&demand.models, precision);
+        let lora_bytes = demand.adapters.as_ref().map_or(0, |need| need.bytes(precision));
+        let whole = Slicing::default();
+        let (working_set_bytes, is_measured) =
+            worker.map_or_else(|| default_working(whole), |(_, worker)| working(worker, whole));
+        let mut forecast = Forecast {
+            worker: worker
+                .filter(|(_, worker)| worker.readiness() == Readiness::Ready)
+                .map(|(_, worker)| worker.spec.name.to_string()),
+            weights_bytes: weights_bytes.saturating_add(lora_bytes),
+            working_set_bytes,
+            is_measured,
+            memory_plan: Vec::new(),
+            waits_for,
+            refusal,
+        };
+        if let Some((id, worker)) = worker
+            && let Serves::Yes { plan, .. } = derived.of_worker(id)
+        {
+            let lora_bytes = lora_on_device_bytes(lora_bytes, plan.offload);
+            forecast.weights_bytes = on_device_bytes(weights_bytes, plan.offload).saturating_add(lora_bytes);
+            (forecast.working_set_bytes, forecast.is_measured) = working(worker, plan.slicing);
+            forecast.memory_plan = plan.labels().map(str::to_owned).collect();
+        }
+        forecast
+    }
+
+    /// Whether an end or outputs are on their way to the store.
+    pub(crate) fn has_unwritten_ends(&self) -> bool {
+        let mut steps = self.steps.iter();
+        steps.any(|step| matches!(step.state(), StepState::Finishing | StepState::Ending))
     }
 }

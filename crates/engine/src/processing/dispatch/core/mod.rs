@@ -28,22 +28,23 @@ use std::time::Duration;
 
 use calotype_protocol::{JobId, ModelId};
 
-pub(crate) use inspect::{StepView, Totals};
+pub(crate) use inspect::{Forecast, StepView};
 pub(crate) use message::{
     Action, Effect, Ended, Input, Now, Outputs, StoreFault, StoreOutputsError, StoredOutputs, Then, Token,
 };
-pub(crate) use step::{Accepted, StepEnd};
+pub(crate) use run::worker_timings;
+pub(crate) use step::Accepted;
 
 use self::journal::Outage;
 use self::step::Steps;
-use super::super::job::StepKey;
-use super::super::job::state::{Kept, StepState};
-use super::super::schedule::{Estimates, Fleet, ProcessState, WaitReason};
+
+use crate::processing::job::state::{Kept, StepState};
+use crate::processing::schedule::{Estimates, Fleet, ProcessState, WaitReason};
 use crate::error::Error;
 use crate::event::EventKind;
 use crate::inference::ModelNeed;
 use crate::memory::{Owner, Peaks};
-use crate::processing::job::JobState;
+use crate::processing::job::{JobState, StepKey};
 
 /// What a core is made of.
 pub(crate) struct CoreParts {
@@ -177,7 +178,7 @@ impl Core {
         let (mut demand, problem) = match demand {
             Ok(demand) => (demand, None),
             // A model that was taken away since the job was accepted: the job is kept, and ends with that reason.
-            Err(error) => (super::super::schedule::Demand::nothing(), Some(error)),
+            Err(error) => (crate::processing::schedule::Demand::nothing(), Some(error)),
         };
         demand.exclusive = crashed;
         self.steps.add(accepted, demand, state, now.since_start);
@@ -234,7 +235,7 @@ impl Core {
     }
 
     /// Gives back a working set, and the changed weights that no other run in the worker needs.
-    fn release_working_set(&mut self, key: StepKey, worker: super::super::schedule::WorkerId) {
+    fn release_working_set(&mut self, key: StepKey, worker: crate::processing::schedule::WorkerId) {
         let Some(step) = self.steps.get(key) else { return };
         let (job, demand) = (step.job.clone(), self.steps.demands.get(step.demand).cloned());
         let set = demand.and_then(|demand| demand.adapters.as_ref().map(|need| Arc::clone(&need.set)));
@@ -290,6 +291,6 @@ impl Core {
 }
 
 /// The models of a demand, or none.
-fn models_of(demand: Option<&Arc<super::super::schedule::Demand>>) -> Arc<[ModelNeed]> {
+fn models_of(demand: Option<&Arc<crate::processing::schedule::Demand>>) -> Arc<[ModelNeed]> {
     demand.map_or_else(|| Arc::from([]), |demand| Arc::clone(&demand.models))
 }

@@ -74,6 +74,10 @@ impl Core {
                 let spec = &worker.spec;
                 inference::need_bytes(&demand.shape, &spec.device_kind, &spec.kind, slicing, peaks).0
             },
+            step_ms: &|key, demand| {
+                let units = by_key.get(&key).map_or(0.0, |step| step.work_units);
+                demand.models.first().map_or(0.0, |need| estimates.run_anywhere_ms(&need.model, units))
+            },
             victim: &|worker| victim(by_key, worker),
             now: now.since_start,
         };

@@ -7,11 +7,11 @@ use crate::device::Device;
 use crate::memory::Ledger;
 use crate::memory::weight_cache::WeightCache;
 use crate::model::segment;
-use crate::processing::NewPost;
+use crate::processing::WorkerSetup;
 use crate::worker::{WorkerConfig, WorkerName};
 
 /// The workers that there can be: one for each device and runtime that go together, accelerators first.
-pub(crate) fn posts(config: &Config, devices: &[Device]) -> Vec<NewPost> {
+pub(crate) fn workers(config: &Config, devices: &[Device]) -> Vec<WorkerSetup> {
     let pairs = devices.iter().flat_map(|device| {
         config
             .runtimes
@@ -23,7 +23,7 @@ pub(crate) fn posts(config: &Config, devices: &[Device]) -> Vec<NewPost> {
         .filter(|(device, _, runtime)| runtime.device_kinds.contains(&device.kind))
         .map(|(device, order, runtime)| {
             let is_cpu = device.kind == "cpu";
-            NewPost {
+            WorkerSetup {
                 device: device.id.clone(),
                 runtime: runtime.name.clone(),
                 rank: if is_cpu {
@@ -32,8 +32,8 @@ pub(crate) fn posts(config: &Config, devices: &[Device]) -> Vec<NewPost> {
                     order
                 },
                 config: worker_config(config, device, runtime),
-                asleep: is_cpu && runtime.on_cpu == StartOnCpu::WhenNeeded,
-                cached: config.weight_cache_on_cpu || !is_cpu,
+                starts_when_needed: is_cpu && runtime.on_cpu == StartOnCpu::WhenNeeded,
+                takes_segments: config.weight_cache_on_cpu || !is_cpu,
             }
         })
         .collect()
@@ -75,13 +75,13 @@ pub(crate) fn ledgers(config: &Config, devices: Vec<Device>, cache_bytes: u64) -
 }
 
 /// The cache of weights, which is off where no worker would take any from it, or there is no shared memory.
-pub(crate) async fn weight_cache(config: &Config, devices: &[Device], posts: &[NewPost]) -> WeightCache {
+pub(crate) async fn weight_cache(config: &Config, devices: &[Device], workers: &[WorkerSetup]) -> WeightCache {
     let host_bytes = devices
         .iter()
         .find(|device| device.kind == "cpu")
         .map_or(0, |host| host.total_bytes);
     let share_bytes = share_of(host_bytes, config.weight_cache_share);
-    if share_bytes == 0 || !posts.iter().any(|post| post.cached) {
+    if share_bytes == 0 || !workers.iter().any(|worker| worker.takes_segments) {
         return WeightCache::default();
     }
     let data_dir = config.data_dir.clone();

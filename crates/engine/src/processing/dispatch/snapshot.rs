@@ -1,0 +1,214 @@
+//! The live state as people see it.
+
+use std::collections::BTreeMap;
+
+use super::core::{Core, StepView};
+use crate::device::Device;
+use crate::error::Domain;
+use crate::memory::weight_cache::WeightCache;
+use crate::memory::{Ledger, Owner};
+use crate::model::Catalogue;
+use crate::processing::job::{JobRecord, JobView};
+use crate::processing::schedule::{ProcessState, Worker};
+use crate::view::{DeviceView, DomainHealth, LeaseView, MemoryView, WorkerView};
+
+/// Devices, memory and health of one moment.
+pub(crate) struct Snapshot {
+    pub(crate) devices: Vec<DeviceView>,
+    pub(crate) memory: Vec<MemoryView>,
+    pub(crate) chain: Vec<DomainHealth>,
+    pub(crate) jobs: BTreeMap<String, usize>,
+}
+
+pub(super) fn take(core: &Core, devices: &[Device], catalogue: &Catalogue, cache: &WeightCache) -> Snapshot {
+    let totals = core.totals();
+    let jobs = totals.by_state.iter().map(|(state, count)| (state.name().to_owned(), *count));
+    Snapshot {
+        devices: devices.iter().map(|device| device_view(core, device)).collect(),
+        memory: devices.iter().map(|device| memory_view(core, device, cache)).collect(),
+        chain: chain(core, catalogue),
+        jobs: jobs.collect(),
+    }
+}
+
+/// The workers of a device, the preferred one first.
+fn workers_of<'a>(core: &'a Core, device: &Device) -> Vec<&'a Worker> {
+    let fleet = core.fleet();
+    let is_its = |worker: &&Worker| fleet.device(worker.spec.device).is_some_and(|memory| memory.id == device.id);
+    let mut workers: Vec<&Worker> = fleet.workers.iter().filter(is_its).collect();
+    workers.sort_by_key(|worker| worker.spec.rank);
+    workers
+}
+
+fn device_view(core: &Core, device: &Device) -> DeviceView {
+    let workers = workers_of(core, device);
+    let is_ready = |worker: &&Worker| worker.process == ProcessState::Ready;
+    let state = if workers.is_empty() {
+        "unserved"
+    } else if workers.iter().any(|worker| !worker.runs.is_empty()) {
+        "busy"
+    } else if workers.iter().any(is_ready) {
+        "available"
+    } else {
+        "offline"
+    };
+    DeviceView {
+        device: device.clone(),
+        state: state.into(),
+        workers: workers.into_iter().map(|worker| worker_view(core, worker)).collect(),
+    }
+}
+
+fn memory_view(core: &Core, device: &Device, cache: &WeightCache) -> MemoryView {
+    let mut memories = core.fleet().devices.iter();
+    let ledger = memories.find(|memory| memory.id == device.id).map(|memory| &memory.ledger);
+    let leases = ledger.into_iter().flat_map(Ledger::leases).map(|(owner, bytes)| {
+        let (kind, of) = match owner {
+            Owner::Weights { model, .. } => ("weights", model.to_string()),
+            Owner::Adapters { set, .. } => ("adapters", set.to_string()),
+            Owner::WorkingSet(job) => ("working_set", job.to_string()),
+            Owner::Unreturned { worker } => ("unreturned", worker.clone()),
+        };
+        LeaseView {
+            id: owner.to_string(),
+            kind: kind.into(),
+            owner: of,
+            bytes,
+        }
+    });
+    MemoryView {
+        device: device.id.clone(),
+        total_bytes: device.total_bytes,
+        free_bytes: device.free_bytes,
+        budget_bytes: ledger.map_or(0, Ledger::budget_bytes),
+        leased_bytes: ledger.map_or(0, Ledger::leased_bytes),
+        high_water_bytes: ledger.map_or(0, Ledger::high_water_bytes),
+        worker_used_bytes: workers_of(core, device).iter().map(|worker| worker.used_bytes).sum(),
+        leases: leases.collect(),
+        // It is of the host, which is the processor's device.
+        cache: (device.kind == "cpu").then(|| cache.view()).flatten(),
+    }
+}
+
+fn chain(core: &Core, catalogue: &Catalogue) -> Vec<DomainHealth> {
+    let link = |domain, healthy, detail: String| DomainHealth {
+        domain,
+        healthy,
+        detail,
+    };
+    let workers = &core.fleet().workers;
+    let count = |state| workers.iter().filter(|worker| worker.process == state).count();
+    let (ready, asleep) = (count(ProcessState::Ready), count(ProcessState::Asleep));
+    let usable = catalogue.models().filter(|model| model.problem.is_none()).count();
+    let engines: Vec<&str> = workers
+        .iter()
+        .filter(|worker| worker.process == ProcessState::Ready)
+        .filter_map(|worker| worker.capabilities.as_deref())
+        .map(|can| can.engine.as_str())
+        .collect();
+    let over: Vec<&str> = core
+        .fleet()
+        .devices
+        .iter()
+        .filter(|device| device.ledger.leased_bytes() > device.ledger.budget_bytes())
+        .map(|device| device.id.as_str())
+        .collect();
+    let outage = core.store_outage();
+    vec![
+        link(
+            Domain::Device,
+            ready > 0,
+            match asleep {
+                0 => format!("{ready} of {} workers ready", workers.len()),
+                asleep => format!("{ready} of {} workers ready, {asleep} asleep", workers.len()),
+            },
+        ),
+        link(
+            Domain::Memory,
+            over.is_empty(),
+            if over.is_empty() {
+                "leases within budget".into()
+            } else {
+                format!("over budget: {}", over.join(", "))
+            },
+        ),
+        link(
+            Domain::Model,
+            usable > 0,
+            format!("{usable} models usable, {} not loadable", core.unusable_models().count()),
+        ),
+        link(
+            Domain::Processing,
+            outage.is_none(),
+            match outage {
+                None => format!("{} jobs live, journal open", core.live()),
+                Some(message) => format!("{} jobs live; {message}", core.live()),
+            },
+        ),
+        link(
+            Domain::Inference,
+            ready > 0,
+            if engines.is_empty() {
+                "no runtime ready".into()
+            } else {
+                engines.join(", ")
+            },
+        ),
+        link(Domain::Postprocessing, true, "png, jpeg, webp".into()),
+    ]
+}
+
+/// A job from its record, with how it stands if it is live.
+pub(crate) fn view_of(record: JobRecord, live: Option<StepView>) -> JobView {
+    let mut view = JobView {
+        id: record.id,
+        state: record.state,
+        reason: None,
+        reason_code: None,
+        position: None,
+        class: record.class,
+        priority: record.priority,
+        attempts: record.attempts,
+        model: record.plan.model.clone(),
+        plan: record.plan,
+        progress: None,
+        result: record.result,
+        error: record.error,
+        created_at_ms: record.created_at_ms,
+        started_at_ms: record.started_at_ms,
+        finished_at_ms: record.finished_at_ms,
+    };
+    // An end that is in the journal is true, also while the dispatcher has yet to hear of it.
+    if let Some(live) = live.filter(|_| !view.state.is_final()) {
+        view.state = live.state;
+        view.reason = live.reason;
+        view.reason_code = live.reason_code.map(str::to_owned);
+        view.position = live.position;
+        view.attempts = live.attempts;
+        view.progress = live.progress;
+        view.started_at_ms = live.started_at_ms.or(view.started_at_ms);
+    }
+    view
+}
+
+fn worker_view(core: &Core, worker: &Worker) -> WorkerView {
+    let jobs = worker.runs.keys().chain(worker.parked.keys());
+    WorkerView {
+        name: worker.spec.name.to_string(),
+        runtime: worker.spec.runtime.clone(),
+        state: match worker.process {
+            ProcessState::Asleep => "asleep",
+            ProcessState::Starting => "starting",
+            ProcessState::Ready => "ready",
+            ProcessState::Gone => "gone",
+        }
+        .into(),
+        pid: worker.pid,
+        incarnation: worker.incarnation,
+        last_exit: worker.last_exit.clone(),
+        program: worker.hello.as_ref().map(|hello| hello.worker.clone()),
+        capabilities: worker.capabilities.as_deref().cloned(),
+        resident: worker.resident.keys().cloned().collect(),
+        jobs: jobs.filter_map(|key| core.job_of(*key)).map(ToString::to_string).collect(),
+    }
+}
