@@ -116,6 +116,7 @@ pub(crate) fn ready(offloads: bool) -> Ready {
             adapters: vec!["lora".to_owned()],
             plans: plans.into_iter().map(str::to_owned).collect(),
             segments: offloads,
+            loads_beside_runs: false,
             max_batch: 8,
             pauses: true,
             previews: true,

@@ -36,6 +36,7 @@ fn can() -> Capabilities {
         adapters: vec!["lora".into()],
         plans: Vec::new(),
         segments: false,
+        loads_beside_runs: false,
         max_batch: 2,
         pauses: true,
         previews: true,
