@@ -438,21 +438,8 @@ impl Driver {
             return;
         }
         // A job whose claim is still being journaled never reached the process; `prepared` puts it back.
-        let guilty = match &report.cause {
-            ExitCause::Recycled { .. } | ExitCause::Stopped => false,
-            ExitCause::StepDeadline { job: late } => late == job,
-            ExitCause::FailedToStart
-            | ExitCause::ExitedBeforeReady
-            | ExitCause::WrongVersion { .. }
-            | ExitCause::ProtocolError { .. }
-            | ExitCause::HelloTimeout
-            | ExitCause::ReadyTimeout
-            | ExitCause::Silent
-            | ExitCause::LoadDeadline
-            | ExitCause::Fatal { .. }
-            | ExitCause::Killed { .. }
-            | ExitCause::Exited => live.sent,
-        };
+        let late = matches!(&report.cause, ExitCause::StepDeadline { .. });
+        let guilty = (live.sent || late) && report.cause.may_be_of(job);
         if guilty {
             live.record.crashes += 1;
             live.alone = true;
