@@ -98,10 +98,11 @@ class Device:
             raise DeviceLost(f"torch {torch.__version__} finds no device of the kind `{asked.kind}`")
         if kind == "mps":
             return Device(asked.kind, torch.device("mps"))
-        if asked.index >= accelerator.device_count():
-            raise DeviceLost(f"torch finds {accelerator.device_count()} devices, none with the index {asked.index}")
-        accelerator.set_device(asked.index)
-        return Device(asked.kind, torch.device(kind, asked.index))
+        index = asked.index if kind != "cuda" else _index_by_uuid(asked)
+        if index >= accelerator.device_count():
+            raise DeviceLost(f"torch finds {accelerator.device_count()} devices, none with the index {index}")
+        accelerator.set_device(index)
+        return Device(asked.kind, torch.device(kind, index))
 
     def fence(self) -> Fence:
         """The end of what was launched until now on the current stream."""
@@ -285,6 +286,45 @@ class Device:
     def engine(self) -> str:
         """What computes, for instance `torch 2.11.0 cuda`."""
         return f"torch {torch.__version__.split('+')[0]} {self.kind}"
+
+
+def _index_by_uuid(asked: WorkerDevice) -> int:
+    """The index at which torch sees the card of that UUID; raises `DeviceLost` where it does not see it.
+
+    CUDA_VISIBLE_DEVICES hides cards and numbers the others anew: by index alone another card would be taken.
+    """
+    if asked.uuid is None:
+        return asked.index
+    cards = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    seen = [_uuids(card) for card in cards]
+    for index, uuids in enumerate(seen):
+        if _plain(asked.uuid) in uuids:
+            return index
+    # A part of a card tells its own UUID and not the card's, an old torch tells none, and what ROCm's driver and
+    # torch tell is not of one form in all versions.
+    if asked.kind != "cuda" or any(not uuids for uuids in seen) or any("MIG" in card.name for card in cards):
+        return asked.index
+    names = ", ".join(f"GPU-{card.uuid}" for card in cards) or "none"
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    raise DeviceLost(
+        f"the card {asked.uuid} is hidden from this process: CUDA_VISIBLE_DEVICES is `{hidden}`, torch sees {names}"
+        if hidden is not None
+        else f"torch does not see the card {asked.uuid}; it sees {names}"
+    )
+
+
+def _uuids(card: Any) -> set[str]:
+    """What a card's UUID may be written as, plainly; empty where torch tells none."""
+    uuid = getattr(card, "uuid", None)
+    if uuid is None:
+        return set()
+    # HIP puts the digits of the card's id there as text.
+    text = bytes(getattr(uuid, "bytes", b"")).decode("ascii", errors="ignore")
+    return {_plain(str(uuid)), _plain(text)} - {""}
+
+
+def _plain(uuid: str) -> str:
+    return uuid.lower().removeprefix("gpu-").replace("-", "")
 
 
 def _processor() -> str:

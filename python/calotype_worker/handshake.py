@@ -56,6 +56,8 @@ def ready(device: "Device") -> up.Ready:
             adapters=list(registry.ADAPTERS),
             plans=plans(device),
             segments=True,
+            # A load runs on the loop's thread.
+            loads_beside_runs=False,
             max_batch=Stepper(device).max_jobs,
             pauses=True,
             previews=True,

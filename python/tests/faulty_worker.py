@@ -13,6 +13,8 @@ by this process or the next, goes well.
     device_assert   step 3 has a CUDA device find out, later, that an index is beyond its tensor: likewise
     kill            step 2 kills the process with SIGKILL
     stop            step 2 stops it with SIGSTOP; SIGCONT lets it go on
+    slow_load       each load after the first takes 6 s more, with progress at its end only; beats go on
+    hung_load       the load after the first never ends; beats go on
 """
 
 import sys
@@ -31,6 +33,7 @@ import ctypes  # noqa: E402
 import os  # noqa: E402
 import signal  # noqa: E402
 import subprocess  # noqa: E402
+import time  # noqa: E402
 from collections.abc import Callable, Sequence  # noqa: E402
 from importlib.machinery import ModuleSpec  # noqa: E402
 from typing import Any  # noqa: E402
@@ -138,15 +141,48 @@ STEPS: dict[str, tuple[int, Callable[[], None]]] = {
     "stop": (2, send(signal.SIGSTOP)),
 }
 """Faults of a step: from which on, and what happens."""
-FAULTS = ("none", "import_error", *STEPS)
+LOADS: dict[str, float] = {"slow_load": 6.0, "hung_load": float("inf")}
+"""Faults of a load: seconds that it takes more."""
+FAULTS = ("none", "import_error", *STEPS, *LOADS)
+
+
+def when_ready(change: Callable[[], None]) -> None:
+    """Change what imports torch, which `hello` does not wait for: it is there once `ready` is said."""
+    ready = handshake.ready
+
+    def changed(device: Any) -> Any:
+        change()
+        return ready(device)
+
+    handshake.ready = changed
+
+
+def at_loads(seconds: float, once: Once) -> None:
+    """Have each load after the first take longer."""
+
+    def change() -> None:
+        from calotype_worker.pipelines import registry
+
+        load, loads = registry.load, 0
+
+        def faulty(*arguments: Any) -> Any:
+            nonlocal loads
+            loads += 1
+            if loads > 1 and once.happens():
+                end = time.monotonic() + seconds
+                while time.monotonic() < end:
+                    time.sleep(0.1)
+            return load(*arguments)
+
+        registry.load = faulty  # type: ignore[assignment]
+
+    when_ready(change)
 
 
 def at_steps(first: int, fault: Callable[[], None], once: Once) -> None:
     """Have a fault happen at steps."""
-    # What is to be changed imports torch, which `hello` does not wait for: it is there once `ready` is said.
-    ready = handshake.ready
 
-    def changed(device: Any) -> Any:
+    def change() -> None:
         from calotype_worker.graphs import StepGraphs
 
         denoise, steps = StepGraphs.denoise, 0
@@ -159,9 +195,8 @@ def at_steps(first: int, fault: Callable[[], None], once: Once) -> None:
             return denoise(graphs, *arguments)
 
         StepGraphs.denoise = faulty  # type: ignore[method-assign, assignment]
-        return ready(device)
 
-    handshake.ready = changed
+    when_ready(change)
 
 
 def inject(fault: str, once: Once) -> None:
@@ -176,6 +211,8 @@ def inject(fault: str, once: Once) -> None:
         once = Once(None)
     if fault in STEPS:
         at_steps(*STEPS[fault], once)
+    if fault in LOADS:
+        at_loads(LOADS[fault], once)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ use crate::memory::Ledger;
 use crate::memory::weight_cache::WeightCache;
 use crate::model::segment;
 use crate::processing::WorkerSetup;
-use crate::worker::{WorkerConfig, WorkerName};
+use crate::worker::{MemoryKillCounters, WorkerConfig, WorkerName};
 
 /// The workers that there can be: one for each device and runtime that go together, accelerators first.
 pub(crate) fn workers(config: &Config, devices: &[Device]) -> Vec<WorkerSetup> {
@@ -57,6 +57,7 @@ fn worker_config(config: &Config, device: &Device, runtime: &Runtime) -> WorkerC
         },
         threads: config.threads,
         timing: config.timing,
+        memory_kills: MemoryKillCounters::of_this_system(),
     }
 }
 

@@ -1,17 +1,26 @@
 //! The supervisor's faults with the Python worker: each ends in the right outcome for the job, with the cause told. The
 //! faults are those of `python/tests/faulty_worker.py`. Runs where `CALOTYPE_PYTHON` names a Python with the worker's
 //! packages, as `cargo xtask test` sets it; says aloud that it was skipped elsewhere.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use calotype_engine::inference::GenerateRequest;
 use calotype_engine::processing::{JobState, JobView};
-use calotype_engine::worker::Timing;
+use calotype_engine::worker::{
+    ExitCause, MemoryKillCounters, Timing, WorkerConfig, WorkerEvent, WorkerEventKind, WorkerHandle,
+    WorkerName, start,
+};
 use calotype_engine::{Code, Config, Engine, SubmitOptions, WorkerView};
+use calotype_protocol::{
+    Attempt, BlobRef, Down, Dtype, Frame, Generate, Load, LoadPlan, Mode, ModelFormat, ModelSpec,
+    NoiseSource, Phase, Run, Sampler, Schedule, Up, VaePlan, Work, WorkerDevice,
+};
 use support::{PATIENCE, repository};
+use tokio::sync::mpsc;
 
 /// Faults of the whole worker, one at a time: two cores have no room for more PyTorch.
 static ONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
@@ -146,4 +155,174 @@ async fn a_job_that_never_has_memory_fails_with_the_numbers() {
     );
     assert!(error.message.contains("bytes are free"), "{}", error.message);
     assert_eq!((seen.view.attempts, seen.worker.incarnation), (2, 1));
+}
+
+/// The worker alone, without an engine: what becomes of a job beside the second load of a worker with this fault.
+struct Alone {
+    handle: WorkerHandle,
+    events: mpsc::Receiver<WorkerEvent>,
+    _scratch: tempfile::TempDir,
+}
+
+impl Alone {
+    /// With a model and a job of many steps that has begun; the second load is on its way.
+    async fn loading_beside_a_job(fault: &str, load_least: Duration) -> Option<Alone> {
+        let worker = repository().join("python/tests/faulty_worker.py");
+        let args = vec![worker.display().to_string(), fault.into()];
+        let runtime = support::python(args, Vec::new())?;
+        let scratch = tempfile::tempdir().unwrap();
+        let (tell, events) = mpsc::channel(64);
+        let config = WorkerConfig {
+            name: WorkerName("python".into()),
+            program: runtime.program,
+            args: runtime.args,
+            env: runtime.env,
+            device: WorkerDevice {
+                kind: "cpu".into(),
+                index: 0,
+                uuid: None,
+            },
+            scratch: scratch.path().to_owned(),
+            threads: 1,
+            timing: Timing {
+                silence: Duration::from_secs(15),
+                // Of a step, and far less than the load takes.
+                step_least: Duration::from_secs(3),
+                load_least,
+                load_bytes_per_s: 1_000_000_000,
+                ..Timing::default()
+            },
+            memory_kills: MemoryKillCounters::of_this_system(),
+        };
+        let mut alone = Alone {
+            handle: start(config, tell),
+            events,
+            _scratch: scratch,
+        };
+        while !matches!(alone.next().await, WorkerEventKind::Ready { .. }) {}
+        // The first load imports diffusers, which makes no progress for long.
+        alone.load("first", 120);
+        alone.until(|message| matches!(message, Up::Loaded(_))).await;
+        alone.run();
+        let begun =
+            |message: &Up| matches!(message, Up::Progress(progress) if progress.phase == Phase::Denoise);
+        alone.until(begun).await;
+        alone.load("second", 0);
+        Some(alone)
+    }
+
+    fn load(&self, id: &str, budget_gb: u64) {
+        let root = repository().join("models/calotype-tiny");
+        let load = Load {
+            load: id.into(),
+            model: ModelSpec {
+                id: id.into(),
+                family: "sd".into(),
+                format: ModelFormat::Diffusers,
+                components: BTreeMap::from([("root".to_owned(), root.display().to_string())]),
+                segments: BTreeMap::new(),
+            },
+            dtype: Dtype::F32,
+            budget_bytes: budget_gb * 1_000_000_000,
+            plan: LoadPlan::default(),
+        };
+        self.handle.send(Down::Load(load).into());
+    }
+
+    fn run(&self) {
+        let shape = vec![1, 4, 8, 8];
+        let numbers = calotype_protocol::noise::normal(7, calotype_protocol::noise::INITIAL, 4 * 8 * 8);
+        let work = Work::Generate(Generate {
+            model: "first".into(),
+            mode: Mode::TextToImage,
+            prompt: Vec::new(),
+            negative_prompt: Vec::new(),
+            width: 64,
+            height: 64,
+            steps: 100,
+            guidance: 1.0,
+            sampler: Sampler::Euler,
+            schedule: Schedule::Default,
+            seeds: vec![7],
+            noise: NoiseSource::Philox,
+            initial_noise: BlobRef {
+                blob: 0,
+                dtype: Dtype::F32,
+                shape,
+            },
+            init_image: None,
+            mask: None,
+            strength: 1.0,
+            adapters: Vec::new(),
+            control: Vec::new(),
+            refiner: None,
+            hires: None,
+            clip_skip: 0,
+            preview_every: 0,
+        });
+        let run = Run {
+            job: "job".into(),
+            attempt: Attempt(1),
+            step: "generate".into(),
+            priority: 0,
+            deadline_ms: None,
+            vae: VaePlan::Whole,
+            work,
+        };
+        self.handle.send(Frame {
+            message: Down::Run(Box::new(run)),
+            blobs: vec![numbers.iter().flat_map(|number| number.to_le_bytes()).collect()],
+        });
+    }
+
+    async fn next(&mut self) -> WorkerEventKind {
+        let event = tokio::time::timeout(PATIENCE, self.events.recv()).await;
+        event.unwrap().unwrap().kind
+    }
+
+    async fn until(&mut self, wanted: impl Fn(&Up) -> bool) {
+        loop {
+            match self.next().await {
+                WorkerEventKind::Message(frame) if wanted(&frame.message) => return,
+                WorkerEventKind::Message(frame) => {
+                    let bad = matches!(
+                        frame.message,
+                        Up::LoadFailed { .. } | Up::Failed { .. } | Up::Cancelled { .. }
+                    );
+                    assert!(!bad, "{:?}", frame.message);
+                }
+                WorkerEventKind::Gone(report) => panic!("{report:?}"),
+                WorkerEventKind::Starting { .. } | WorkerEventKind::Ready { .. } => {}
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_slow_load_costs_the_job_beside_it_nothing() {
+    let _alone = ONE.lock().await;
+    let Some(mut worker) = Alone::loading_beside_a_job("slow_load", Duration::from_secs(60)).await else {
+        return;
+    };
+    worker.until(|message| matches!(message, Up::Loaded(_))).await;
+    worker
+        .until(|message| matches!(message, Up::Result(result) if result.batch_sizes.len() == 100))
+        .await;
+    worker.handle.stop(PATIENCE).await;
+}
+
+#[tokio::test]
+async fn a_load_that_hangs_ends_the_worker_and_the_job_beside_it_is_not_blamed() {
+    let _alone = ONE.lock().await;
+    let Some(mut worker) = Alone::loading_beside_a_job("hung_load", Duration::from_secs(5)).await else {
+        return;
+    };
+    let cause = loop {
+        if let WorkerEventKind::Gone(report) = worker.next().await {
+            break report.cause;
+        }
+    };
+    assert_eq!(cause, ExitCause::LoadDeadline);
+    assert!(!cause.may_be_of(&"job".into()));
+    worker.handle.stop(Duration::ZERO).await;
 }

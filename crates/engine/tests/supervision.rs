@@ -7,16 +7,18 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use calotype_engine::worker::{
-    ExitCause, ExitReport, Timing, WorkerConfig, WorkerEvent, WorkerEventKind, WorkerHandle, WorkerName,
-    start,
+    ExitCause, ExitReport, MemoryKillCounters, Timing, WorkerConfig, WorkerEvent, WorkerEventKind,
+    WorkerHandle, WorkerName, start,
 };
 use calotype_protocol::{
-    Attempt, BlobRef, Down, Dtype, Frame, Generate, JobId, Load, Mode, ModelFormat, ModelSpec, NoiseSource,
-    Outcome, PROTOCOL, Run, RunResult, Sampler, Schedule, Up, VaePlan, Version, Work, WorkerDevice,
+    Attempt, Beat, BlobRef, Down, Dtype, Frame, Generate, JobId, Load, Mode, ModelFormat, ModelSpec,
+    NoiseSource, Outcome, PROTOCOL, Run, RunResult, Sampler, Schedule, Up, VaePlan, Version, Work,
+    WorkerDevice,
 };
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+const FAKE_WORKER: &str = env!("CARGO_BIN_EXE_fake_worker");
 /// Far more than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -45,15 +47,17 @@ impl Slot {
     }
 
     fn start_with(fault: &str, timing: Timing, env: &[(&str, String)]) -> Slot {
-        Slot::start_program(
-            PathBuf::from(env!("CARGO_BIN_EXE_fake_worker")),
-            fault,
-            timing,
-            env,
-        )
+        let counters = MemoryKillCounters::of_this_system();
+        Slot::start_program(FAKE_WORKER.into(), fault, timing, env, counters)
     }
 
-    fn start_program(program: PathBuf, fault: &str, timing: Timing, env: &[(&str, String)]) -> Slot {
+    fn start_program(
+        program: PathBuf,
+        fault: &str,
+        timing: Timing,
+        env: &[(&str, String)],
+        memory_kills: MemoryKillCounters,
+    ) -> Slot {
         let scratch = tempfile::tempdir().unwrap();
         let (tell, events) = mpsc::channel(16);
         let config = WorkerConfig {
@@ -72,6 +76,7 @@ impl Slot {
             scratch: scratch.path().to_owned(),
             threads: 1,
             timing,
+            memory_kills,
         };
         Slot {
             handle: start(config, tell),
@@ -121,6 +126,16 @@ impl Slot {
         loop {
             if let WorkerEventKind::Gone(report) = self.next().await {
                 return report;
+            }
+        }
+    }
+
+    async fn beat(&mut self) -> Beat {
+        loop {
+            if let WorkerEventKind::Message(frame) = self.next().await
+                && let Up::Beat(beat) = frame.message
+            {
+                return beat;
             }
         }
     }
@@ -220,6 +235,23 @@ fn result(frame: Frame<Up>) -> (Box<RunResult>, Vec<Vec<u8>>) {
     }
 }
 
+fn pause(job: &str, offload: bool) -> Frame<Down> {
+    Down::Pause {
+        job: job.into(),
+        attempt: Attempt(1),
+        offload,
+    }
+    .into()
+}
+
+fn resume(job: &str) -> Frame<Down> {
+    Down::Resume {
+        job: job.into(),
+        attempt: Attempt(1),
+    }
+    .into()
+}
+
 fn cancel(job: &str) -> Frame<Down> {
     Down::Cancel {
         job: job.into(),
@@ -298,6 +330,143 @@ async fn a_paused_job_waits_and_a_resumed_one_ends() {
 }
 
 #[tokio::test]
+async fn each_pause_and_each_resume_has_one_answer_in_order_until_the_job_has_ended() {
+    let mut slot = Slot::start_with("good", brisk(), &[("FAKE_STEP_MS", "5".to_owned())]);
+    slot.ready().await;
+    slot.run("a", 1_000_000, 1);
+    for line in [
+        pause("a", true),
+        resume("a"),
+        resume("a"),
+        pause("a", false),
+        pause("a", true),
+        cancel("a"),
+        resume("a"),
+        pause("a", true),
+    ] {
+        slot.handle.send(line);
+    }
+    slot.run("b", 1, 1);
+    let mut words = Vec::new();
+    loop {
+        words.push(match slot.answer().await.message {
+            Up::Paused { .. } => "paused",
+            Up::Resumed { .. } => "resumed",
+            Up::Cancelled { .. } => "cancelled",
+            Up::Result(_) => break,
+            other => panic!("{other:?}"),
+        });
+    }
+    assert_eq!(
+        words,
+        ["paused", "resumed", "resumed", "paused", "paused", "cancelled"]
+    );
+}
+
+#[tokio::test]
+async fn paused_jobs_take_no_place_and_an_unload_or_a_drain_ends_them() {
+    let mut slot = Slot::start_with("good", brisk(), &[("FAKE_MAX_BATCH", "4".to_owned())]);
+    slot.ready().await;
+    let held = ["a", "b", "c", "d"];
+    for job in held {
+        slot.run(job, 1_000_000, 1);
+        slot.handle.send(pause(job, true));
+        assert!(matches!(slot.answer().await.message, Up::Paused { .. }));
+    }
+    slot.run("new", 3, 1);
+    assert_eq!(result(slot.answer().await).0.batch_sizes, [1, 1, 1]);
+    slot.handle.send(
+        Down::Unload {
+            unload: "u".into(),
+            model: Some("tiny".into()),
+        }
+        .into(),
+    );
+    for job in held {
+        let Up::Failed {
+            job: failed, failure, ..
+        } = slot.answer().await.message
+        else {
+            panic!("not failed")
+        };
+        assert_eq!((failed, failure.outcome), (JobId::from(job), Outcome::Failed));
+    }
+    assert!(matches!(slot.answer().await.message, Up::Unloaded { .. }));
+    slot.run("held", 1_000_000, 1);
+    slot.handle.send(pause("held", true));
+    assert!(matches!(slot.answer().await.message, Up::Paused { .. }));
+    slot.handle.stop(PATIENCE).await;
+    assert!(matches!(slot.answer().await.message, Up::Failed { .. }));
+    assert_eq!(slot.gone().await.cause, ExitCause::Stopped);
+}
+
+#[tokio::test]
+async fn no_more_jobs_share_a_tick_than_the_worker_says() {
+    let env = [
+        ("FAKE_MAX_BATCH", "2".to_owned()),
+        ("FAKE_STEP_MS", "5".to_owned()),
+    ];
+    let mut slot = Slot::start_with("good", brisk(), &env);
+    slot.ready().await;
+    for job in ["a", "b", "c"] {
+        slot.run(job, 3, 1);
+    }
+    let mut results = Vec::new();
+    for _ in 0..3 {
+        results.push(*result(slot.answer().await).0);
+    }
+    assert_eq!(results[2].job, JobId::from("c"));
+    assert!(
+        results
+            .iter()
+            .all(|result| result.batch_sizes.iter().all(|samples| *samples <= 2))
+    );
+}
+
+#[tokio::test]
+async fn many_workers_drain_at_the_same_time() {
+    const WORKERS: usize = 64;
+    let mut slots: Vec<Slot> = (0..WORKERS)
+        .map(|_| Slot::start_with("good", brisk(), &[("FAKE_STEP_MS", "1000".to_owned())]))
+        .collect();
+    for slot in &mut slots {
+        slot.ready().await;
+        slot.run("a", 1, 1);
+    }
+    // One after the other they would take a second each.
+    let stops: Vec<_> = slots
+        .iter()
+        .map(|slot| {
+            let handle = slot.handle.clone();
+            tokio::spawn(async move { handle.stop(PATIENCE).await })
+        })
+        .collect();
+    let all = async {
+        for stop in stops {
+            stop.await.unwrap();
+        }
+    };
+    timeout(PATIENCE, all)
+        .await
+        .expect("all of them at the same time");
+    for slot in &mut slots {
+        assert!(!lives(slot.pid));
+        result(slot.answer().await);
+        assert_eq!(slot.gone().await.cause, ExitCause::Stopped);
+    }
+}
+
+#[tokio::test]
+async fn work_that_outlasts_the_grace_is_left_and_the_worker_leaves() {
+    let mut slot = Slot::start_with("good", brisk(), &[("FAKE_STEP_MS", "5".to_owned())]);
+    slot.ready().await;
+    slot.run("a", 1_000_000, 1);
+    slot.handle.stop(Duration::from_millis(100)).await;
+    assert!(!lives(slot.pid));
+    assert_eq!(slot.gone().await.cause, ExitCause::Stopped);
+}
+
+#[tokio::test]
 async fn a_drained_worker_finishes_its_work_first() {
     let mut slot = Slot::start_with("good", brisk(), &[("FAKE_STEP_MS", "5".to_owned())]);
     slot.ready().await;
@@ -320,7 +489,8 @@ async fn a_stop_without_grace_does_not_wait_for_work() {
 
 #[tokio::test]
 async fn what_cannot_be_started_is_tried_again_with_growing_waits() {
-    let mut slot = Slot::start_program(PathBuf::from("/nonexistent/worker"), "good", brisk(), &[]);
+    let counters = MemoryKillCounters::of_this_system();
+    let mut slot = Slot::start_program("/nonexistent/worker".into(), "good", brisk(), &[], counters);
     let mut waits = Vec::new();
     for _ in 0..4 {
         let report = slot.gone().await;
@@ -556,6 +726,32 @@ async fn killed_mid_step_again_and_again_with_growing_waits() {
 }
 
 #[tokio::test]
+async fn a_kill_while_the_kernels_out_of_memory_killer_ran_is_told_as_such() {
+    let folder = tempfile::tempdir().unwrap();
+    let events = folder.path().join("memory.events");
+    let count = |kills: u32| std::fs::write(&events, format!("oom 9\noom_kill {kills}\n")).unwrap();
+    count(3);
+    let counters = MemoryKillCounters::in_files(vec![folder.path().join("no"), events.clone()]);
+    let mut slot = Slot::start_program(FAKE_WORKER.into(), "killed_mid_step", brisk(), &[], counters);
+    // The killer did not run: somebody else's signal.
+    slot.ready().await;
+    slot.run("a", 4, 1);
+    assert_eq!(slot.gone().await.cause, ExitCause::Killed { signal: 9 });
+    slot.ready().await;
+    slot.handle.send(load());
+    assert!(matches!(slot.answer().await.message, Up::Loaded(_)));
+    while slot.beat().await.used_bytes == 0 {}
+    count(4);
+    slot.run("a", 4, 1);
+    let used_bytes = Some(1000);
+    assert_eq!(slot.gone().await.cause, ExitCause::OutOfMemoryKill { used_bytes });
+    // What it killed before does not count for the next one.
+    slot.ready().await;
+    slot.run("a", 4, 1);
+    assert_eq!(slot.gone().await.cause, ExitCause::Killed { signal: 9 });
+}
+
+#[tokio::test]
 async fn never_finishes() {
     let timing = Timing {
         step_first: Duration::from_millis(150),
@@ -569,6 +765,60 @@ async fn never_finishes() {
         slot.gone().await.cause,
         ExitCause::StepDeadline { job: "a".into() }
     );
+}
+
+/// Each step must come within 400 ms, and each piece of a load too.
+fn strict() -> Timing {
+    let patience = Duration::from_millis(400);
+    Timing {
+        step_first: patience,
+        step_least: patience,
+        load_least: patience,
+        ..brisk()
+    }
+}
+
+#[tokio::test]
+async fn a_slow_load_costs_the_job_beside_it_nothing() {
+    let env = [
+        ("FAKE_STEP_MS", "5".to_owned()),
+        ("FAKE_LOAD_MS", "1600".to_owned()),
+    ];
+    let mut slot = Slot::start_with("good", strict(), &env);
+    slot.ready().await;
+    slot.run("a", 40, 1);
+    assert!(matches!(slot.message().await.message, Up::Progress(_)));
+    slot.handle.send(load());
+    assert!(matches!(slot.answer().await.message, Up::Loaded(_)));
+    assert_eq!(result(slot.answer().await).0.batch_sizes.len(), 40);
+    assert_eq!(slot.newest, (1, false));
+}
+
+#[tokio::test]
+async fn a_load_that_hangs_ends_the_worker_and_the_job_beside_it_is_not_blamed() {
+    let mut slot = Slot::start_with("load_hangs", strict(), &[("FAKE_STEP_MS", "5".to_owned())]);
+    slot.ready().await;
+    slot.run("a", 1_000_000, 1);
+    assert!(matches!(slot.message().await.message, Up::Progress(_)));
+    slot.handle.send(load());
+    let cause = slot.gone().await.cause;
+    assert_eq!(cause, ExitCause::LoadDeadline);
+    assert!(!cause.may_be_of(&"a".into()));
+}
+
+#[tokio::test]
+async fn a_job_that_hangs_before_a_load_is_blamed_itself() {
+    let timing = Timing {
+        load_least: Duration::from_millis(500),
+        ..strict()
+    };
+    let mut slot = Slot::start_with("never_finishes", timing, &[]);
+    slot.ready().await;
+    slot.run("a", 4, 1);
+    while slot.beat().await.oldest_step_ms < 100 {}
+    slot.handle.send(load());
+    let job = "a".into();
+    assert_eq!(slot.gone().await.cause, ExitCause::StepDeadline { job });
 }
 
 #[tokio::test]

@@ -23,7 +23,8 @@ pub enum Down {
         /// Which.
         segment: SegmentId,
     },
-    /// Drop one model, or all of them; answered by `unloaded`.
+    /// Drop one model, or all of them; answered by `unloaded`, after a `failed` for each job that needs it, paused ones
+    /// included.
     Unload {
         /// To match the answer.
         unload: LoadId,
@@ -33,17 +34,24 @@ pub enum Down {
     },
     /// Start a job beside those that run.
     Run(Box<Run>),
-    /// Leave the tick loop at the next step and keep the state.
+    /// Leave the tick loop at the next step and keep the state. Answered by exactly one `paused`, also where the job is
+    /// paused already; a job that has ended, or was never here, answers nothing. Answers to `pause` and `resume` come in
+    /// the order of the lines, however many come between two steps.
+    ///
+    /// A paused job takes no place: it counts neither against `max_batch` nor against what others may use.
     Pause {
         /// Which.
         job: JobId,
         /// Of which attempt.
         attempt: Attempt,
-        /// Whether the state leaves the device too.
+        /// Whether the state leaves the device too. Then the job holds no more than its latents, the sampler's state and
+        /// its conditioning, in host memory: no working buffers, no cached blocks of the device, and no merged LoRA
+        /// weights, which are merged again when it is resumed. On a processor all of it is in host memory already.
         #[serde(default)]
         offload: bool,
     },
-    /// Rejoin the tick loop.
+    /// Rejoin the tick loop. Answered by exactly one `resumed`, also where the job is running; by `failed` where its
+    /// state cannot come back, which ends it; by nothing where it has ended.
     Resume {
         /// Which.
         job: JobId,
@@ -76,7 +84,7 @@ pub enum Down {
         /// To match the answer.
         seq: u64,
     },
-    /// Finish what runs, take nothing new, say `bye` and leave.
+    /// Finish what runs, take nothing new, say `bye` and leave. Paused jobs end with `failed` at once.
     Drain {},
     /// Leave now.
     Exit {},

@@ -42,6 +42,7 @@ pub fn golden() -> Vec<(&'static str, Vec<Line>)> {
         ("load", load()),
         ("generate", generate()),
         ("hold_and_drop", hold_and_drop()),
+        ("pauses", pauses()),
         ("upkeep", upkeep()),
         (
             "fatal",
@@ -99,6 +100,7 @@ fn handshake() -> Vec<Line> {
             adapters: vec!["lora".into()],
             plans: vec!["compile".into()],
             segments: false,
+            loads_beside_runs: true,
             max_batch: 4,
             pauses: true,
             previews: true,
@@ -342,6 +344,77 @@ fn hold_and_drop() -> Vec<Line> {
             attempt,
             at_step: 3,
         }),
+    ]
+}
+
+/// Each `pause` and each `resume` has one answer, in their order, until the job has ended; paused jobs of a model that is
+/// unloaded fail.
+fn pauses() -> Vec<Line> {
+    let (job, attempt) = (crate::JobId("job_1".into()), Attempt(1));
+    let pause = |offload| {
+        let job = job.clone();
+        Line::Down(Down::Pause {
+            job,
+            attempt,
+            offload,
+        })
+    };
+    let resume = || {
+        let job = job.clone();
+        Line::Down(Down::Resume { job, attempt })
+    };
+    let at_step = 2;
+    let paused = || {
+        let job = job.clone();
+        Line::Up(Up::Paused {
+            job,
+            attempt,
+            at_step,
+        })
+    };
+    let resumed = || {
+        let job = job.clone();
+        Line::Up(Up::Resumed {
+            job,
+            attempt,
+            at_step,
+        })
+    };
+    let unload = crate::LoadId("unload_1".into());
+    vec![
+        // Both within one tick.
+        pause(true),
+        resume(),
+        paused(),
+        resumed(),
+        // Of a job that runs.
+        resume(),
+        resumed(),
+        // Of a job that is paused.
+        pause(false),
+        pause(true),
+        paused(),
+        paused(),
+        Line::Down(Down::Unload {
+            unload: unload.clone(),
+            model: Some("calotype-tiny".into()),
+        }),
+        Line::Up(Up::Failed {
+            job: job.clone(),
+            attempt,
+            failure: Failure {
+                outcome: Outcome::Failed,
+                message: "the job's model was unloaded".into(),
+                detail: None,
+            },
+        }),
+        Line::Up(Up::Unloaded {
+            unload,
+            freed_bytes: 90_700_000,
+        }),
+        // It has ended: neither has an answer.
+        resume(),
+        pause(true),
     ]
 }
 

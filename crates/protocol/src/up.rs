@@ -81,7 +81,7 @@ pub enum Up {
         /// Steps that had been done.
         at_step: u32,
     },
-    /// A job left the tick loop and keeps its state.
+    /// A job left the tick loop and keeps its state: the one answer to a `pause`.
     Paused {
         /// Which job.
         job: JobId,
@@ -90,7 +90,7 @@ pub enum Up {
         /// Steps done.
         at_step: u32,
     },
-    /// A job ticks again.
+    /// A job ticks again: the one answer to a `resume`.
     Resumed {
         /// Which job.
         job: JobId,
@@ -210,7 +210,11 @@ pub struct Capabilities {
     /// Whether weights may come in shared memory.
     #[serde(default)]
     pub segments: bool,
-    /// Most jobs in one tick.
+    /// Whether the worker goes on with running jobs while it loads a model, on another thread. Where it is false a load
+    /// stops every running job until it is over: the orchestrator starts no load beside running work there.
+    #[serde(default)]
+    pub loads_beside_runs: bool,
+    /// Most jobs in one tick. Paused jobs do not count.
     pub max_batch: u32,
     /// Whether jobs pause and resume.
     pub pauses: bool,

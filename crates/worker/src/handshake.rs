@@ -49,6 +49,7 @@ pub(crate) fn ready(engine: &dyn Engine) -> Up {
             adapters: words(&["lora"]),
             plans: Vec::new(),
             segments: false,
+            loads_beside_runs: false,
             max_batch: MAX_BATCH as u32,
             pauses: true,
             previews: true,

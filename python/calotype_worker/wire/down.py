@@ -107,7 +107,10 @@ class Run(Message, frozen=True, kw_only=True, tag="run"):
 
 
 class Pause(Message, frozen=True, kw_only=True, tag="pause"):
-    """Leave the tick loop at the next step and keep the state; `offload` moves it off the device too."""
+    """Leave the tick loop at the next step and keep the state; `offload` moves it off the device too.
+
+    Answered by one `paused`, also where the job is paused already; by nothing where it has ended.
+    """
 
     job: str
     attempt: int
@@ -115,7 +118,7 @@ class Pause(Message, frozen=True, kw_only=True, tag="pause"):
 
 
 class Resume(Message, frozen=True, kw_only=True, tag="resume"):
-    """Rejoin the tick loop."""
+    """Rejoin the tick loop. Answered by one `resumed`, also where the job runs; by nothing where it has ended."""
 
     job: str
     attempt: int

@@ -25,7 +25,10 @@ class DeviceFacts(Message, frozen=True, kw_only=True):
 
 
 class Capabilities(Message, frozen=True, kw_only=True):
-    """What may be asked of this worker."""
+    """What may be asked of this worker.
+
+    `loads_beside_runs` is whether running jobs go on while a model is loaded; `max_batch` counts no paused jobs.
+    """
 
     engine: str
     families: list[str]
@@ -37,6 +40,7 @@ class Capabilities(Message, frozen=True, kw_only=True):
     adapters: list[str]
     plans: list[str] | None = None
     segments: bool = False
+    loads_beside_runs: bool = False
     max_batch: int
     pauses: bool
     previews: bool
@@ -151,7 +155,7 @@ class Cancelled(Message, frozen=True, kw_only=True, tag="cancelled"):
 
 
 class Paused(Message, frozen=True, kw_only=True, tag="paused"):
-    """A job left the tick loop and keeps its state."""
+    """A job left the tick loop and keeps its state: the one answer to a `pause` of a job that is here."""
 
     job: str
     attempt: int
@@ -159,7 +163,7 @@ class Paused(Message, frozen=True, kw_only=True, tag="paused"):
 
 
 class Resumed(Message, frozen=True, kw_only=True, tag="resumed"):
-    """A job ticks again."""
+    """A job ticks again: the one answer to a `resume` of a job that is here."""
 
     job: str
     attempt: int

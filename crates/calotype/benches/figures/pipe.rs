@@ -5,7 +5,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use calotype_engine::worker::{
-    ExitCause, Timing, WorkerConfig, WorkerEvent, WorkerEventKind, WorkerHandle, WorkerName, start,
+    ExitCause, MemoryKillCounters, Timing, WorkerConfig, WorkerEvent, WorkerEventKind, WorkerHandle,
+    WorkerName, start,
 };
 use calotype_protocol::{
     Attempt, BlobRef, Down, Dtype, Frame, Generate, MemoryOp, Mode, NoiseSource, Run, Sampler, Schedule,
@@ -61,6 +62,7 @@ fn config(program: &Path, scratch: &Path) -> WorkerConfig {
             backoff_most: Duration::ZERO,
             ..Timing::default()
         },
+        memory_kills: MemoryKillCounters::of_this_system(),
     }
 }
 

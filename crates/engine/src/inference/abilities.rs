@@ -75,6 +75,7 @@ impl Abilities {
             adapters: vec!["lora".into()],
             plans: Vec::new(),
             segments: false,
+            loads_beside_runs: false,
             max_batch: 4,
             pauses: true,
             previews: true,

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use calotype_protocol::WorkerDevice;
 
+use super::memory_kills::MemoryKillCounters;
+
 /// Names a slot; its processes come and go under it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WorkerName(pub String);
@@ -35,6 +37,8 @@ pub struct WorkerConfig {
     pub threads: u32,
     /// Every patience that we have with it.
     pub timing: Timing,
+    /// By which a kill of the kernel's for memory is known.
+    pub memory_kills: MemoryKillCounters,
 }
 
 /// Every patience that the supervisor has.

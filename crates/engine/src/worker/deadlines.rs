@@ -1,4 +1,8 @@
 //! By when each job and each load must have moved on. Pure: it is told the time and what crosses the pipe.
+//!
+//! A worker does one thing at a time, so no job's clock ticks while a load moves, and a load's clock begins when the
+//! step before it has ended: whatever hangs is found by its own deadline, and nothing else is blamed for it. Beats tell
+//! since when the step under way lasts, and so whether it is older than a load that was sent.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -38,6 +42,9 @@ pub(super) struct Deadlines {
     timing: Timing,
     jobs: BTreeMap<JobId, JobClock>,
     loads: BTreeMap<LoadId, LoadClock>,
+    /// Since when the jobs' clocks stand still because a load moves; none while no load is under way. What was due
+    /// before that moment is overdue all the same.
+    jobs_stand_since: Option<Instant>,
     /// Of any job; what a job's first step is measured against.
     recent_step: Option<Duration>,
 }
@@ -74,8 +81,11 @@ enum Stage {
 
 #[derive(Debug)]
 struct LoadClock {
+    sent: Instant,
     due: Instant,
     done_bytes: u64,
+    /// Bytes that are left of it, which say how long it may take without progress.
+    remaining_bytes: u64,
 }
 
 impl Deadlines {
@@ -85,6 +95,7 @@ impl Deadlines {
             timing,
             jobs: BTreeMap::new(),
             loads: BTreeMap::new(),
+            jobs_stand_since: None,
             recent_step: None,
         }
     }
@@ -118,9 +129,14 @@ impl Deadlines {
                 }
             }
             Down::Load(load) => {
-                let due = now + self.load_allowance(load.budget_bytes);
-                self.loads
-                    .insert(load.load.clone(), LoadClock { due, done_bytes: 0 });
+                let clock = LoadClock {
+                    sent: now,
+                    due: now + self.load_allowance(load.budget_bytes),
+                    done_bytes: 0,
+                    remaining_bytes: load.budget_bytes,
+                };
+                self.loads.insert(load.load.clone(), clock);
+                self.jobs_stand_since.get_or_insert(now);
             }
             // A pause counts from when it is true, at the end of the step under way.
             Down::Pause { .. }
@@ -173,22 +189,20 @@ impl Deadlines {
                 done_bytes,
                 total_bytes,
             } => {
-                let due = now + self.load_allowance(total_bytes.saturating_sub(*done_bytes));
+                let remaining_bytes = total_bytes.saturating_sub(*done_bytes);
+                let due = now + self.load_allowance(remaining_bytes);
                 if let Some(clock) = self.loads.get_mut(load)
                     && *done_bytes > clock.done_bytes
                 {
-                    *clock = LoadClock {
-                        due,
-                        done_bytes: *done_bytes,
-                    };
+                    clock.done_bytes = *done_bytes;
+                    clock.remaining_bytes = remaining_bytes;
+                    clock.due = due;
+                    self.loads_wait_their_turn(now, Some(load));
                 }
             }
-            Up::Loaded(loaded) => {
-                self.loads.remove(&loaded.load);
-            }
-            Up::LoadFailed { load, failure: _ } => {
-                self.loads.remove(load);
-            }
+            Up::Loaded(loaded) => self.load_ended(&loaded.load, now),
+            Up::LoadFailed { load, failure: _ } => self.load_ended(load, now),
+            Up::Beat(beat) => self.step_lasts(Duration::from_millis(beat.oldest_step_ms), now),
             Up::Hello(_)
             | Up::Ready(_)
             | Up::Unloaded { .. }
@@ -197,7 +211,6 @@ impl Deadlines {
             | Up::Memory { .. }
             | Up::Probed { .. }
             | Up::Pong { .. }
-            | Up::Beat(_)
             | Up::Log { .. }
             | Up::Fatal { .. }
             | Up::Bye {} => {}
@@ -207,14 +220,16 @@ impl Deadlines {
     /// When to ask again.
     pub(super) fn next(&self) -> Option<Instant> {
         let jobs = self.jobs.values().filter_map(|clock| clock.due);
+        let jobs = jobs.filter(|due| self.jobs_stand_since.is_none_or(|since| *due <= since));
         jobs.chain(self.loads.values().map(|clock| clock.due)).min()
     }
 
     /// What is overdue at `now`. A job that is reported as [`Overdue::Step`] counts as asked to cancel from here on.
     pub(super) fn overdue(&mut self, now: Instant) -> Vec<Overdue> {
         let mut overdue = Vec::new();
+        let jobs_now = self.jobs_stand_since.map_or(now, |since| since.min(now));
         for (job, clock) in &mut self.jobs {
-            if clock.due.is_none_or(|due| due > now) {
+            if clock.due.is_none_or(|due| due > jobs_now) {
                 continue;
             }
             match clock.stage {
@@ -278,6 +293,62 @@ impl Deadlines {
             // them moves on, something hangs.
             clock.due = if other == job { due } else { clock.due.max(due) };
         }
+        // Until now the worker was with its jobs, or it loads beside them.
+        self.jobs_stand_since = self.jobs_stand_since.map(|_| now);
+    }
+
+    /// The step under way has lasted so long when the worker wrote it, which was no later than `now`. A load that was sent
+    /// after its begin has not begun: until now the jobs' clocks ticked, and the load's did not.
+    fn step_lasts(&mut self, lasts: Duration, now: Instant) {
+        let steps = self.jobs.values().any(|clock| clock.stage != Stage::Paused);
+        if !steps || self.jobs_stand_since.is_none() {
+            return;
+        }
+        let waits =
+            |clock: &LoadClock| clock.done_bytes == 0 && now.saturating_duration_since(clock.sent) < lasts;
+        if self.loads.values().all(waits) {
+            self.jobs_stand_since = Some(now);
+            self.loads_wait_their_turn(now, None);
+        }
+    }
+
+    /// Each load but the one that moves has its whole time from `now` on: behind another load, or behind a step, it
+    /// cannot move yet.
+    fn loads_wait_their_turn(&mut self, now: Instant, moves: Option<&LoadId>) {
+        let timing = self.timing;
+        for (load, clock) in &mut self.loads {
+            if moves == Some(load) {
+                continue;
+            }
+            clock.due = clock
+                .due
+                .max(now + load_allowance(&timing, clock.remaining_bytes));
+        }
+    }
+
+    /// A load is over. After the last one the jobs' clocks go on, each with all the time that it had at first.
+    fn load_ended(&mut self, load: &LoadId, now: Instant) {
+        if self.loads.remove(load).is_none() {
+            return;
+        }
+        self.loads_wait_their_turn(now, None);
+        if !self.loads.is_empty() {
+            return;
+        }
+        let Some(since) = self.jobs_stand_since.take() else {
+            return;
+        };
+        let stood = now.saturating_duration_since(since);
+        let (timing, recent_step) = (self.timing, self.recent_step);
+        for clock in self.jobs.values_mut() {
+            let least = match clock.stage {
+                Stage::Running => step_allowance(&timing, clock.recent_step.or(recent_step), clock.piece),
+                // `cancel` could not be read before now.
+                Stage::Cancelling => timing.term_grace,
+                Stage::Paused => continue,
+            };
+            clock.due = clock.due.map(|due| (due + stood).max(now + least));
+        }
     }
 
     fn runs_again(&mut self, job: &JobId, attempt: Attempt, now: Instant) {
@@ -308,17 +379,27 @@ impl Deadlines {
     }
 
     fn step_allowance(&self, recent: Option<Duration>, piece: Piece) -> Duration {
-        let step = recent.or(self.recent_step).unwrap_or_default();
-        let least = match piece {
-            Piece::First => self.timing.step_first,
-            Piece::Further => self.timing.step_least,
-        };
-        step.saturating_mul(self.timing.step_factor).max(least)
+        step_allowance(&self.timing, recent.or(self.recent_step), piece)
     }
 
     fn load_allowance(&self, bytes: u64) -> Duration {
-        self.timing.load_least + Duration::from_secs(bytes / self.timing.load_bytes_per_s.max(1))
+        load_allowance(&self.timing, bytes)
     }
+}
+
+fn step_allowance(timing: &Timing, recent: Option<Duration>, piece: Piece) -> Duration {
+    let least = match piece {
+        Piece::First => timing.step_first,
+        Piece::Further => timing.step_least,
+    };
+    recent
+        .unwrap_or_default()
+        .saturating_mul(timing.step_factor)
+        .max(least)
+}
+
+fn load_allowance(timing: &Timing, bytes: u64) -> Duration {
+    timing.load_least + Duration::from_secs(bytes / timing.load_bytes_per_s.max(1))
 }
 
 #[cfg(test)]

@@ -272,6 +272,7 @@ impl Driver {
             | ExitCause::LoadDeadline
             | ExitCause::Fatal { .. }
             | ExitCause::Killed { .. }
+            | ExitCause::OutOfMemoryKill { .. }
             | ExitCause::Exited => self.backoff.failed(came, now.into_std()),
         };
         self.slot = Slot::Waiting { until: now + wait };

@@ -1,5 +1,6 @@
 //! What a slot tells the dispatcher.
 
+use std::fmt;
 use std::time::Duration;
 
 use calotype_protocol::{Frame, Hello, JobId, Ready, Up, Version};
@@ -90,10 +91,15 @@ pub enum ExitCause {
         /// Its words.
         reason: String,
     },
-    /// A signal that was not ours ended it; 9 is most often the kernel's out-of-memory killer.
+    /// A signal that was not ours ended it.
     Killed {
         /// The signal's number.
         signal: i32,
+    },
+    /// SIGKILL that was not ours ended it, and the kernel's out-of-memory killer ran at that time.
+    OutOfMemoryKill {
+        /// Memory of the process at its last beat; none where it never beat.
+        used_bytes: Option<u64>,
     },
     /// It left without being asked.
     Exited,
@@ -104,4 +110,93 @@ pub enum ExitCause {
     },
     /// We stopped the slot.
     Stopped,
+}
+
+impl ExitCause {
+    /// Whether a run of this job that was in the process may have brought its end about. A run is never blamed for a
+    /// load that hung, for another run's deadline, or for what we asked for.
+    pub fn may_be_of(&self, job: &JobId) -> bool {
+        match self {
+            ExitCause::Recycled { .. } | ExitCause::Stopped | ExitCause::LoadDeadline => false,
+            ExitCause::StepDeadline { job: late } => late == job,
+            ExitCause::FailedToStart
+            | ExitCause::ExitedBeforeReady
+            | ExitCause::WrongVersion { .. }
+            | ExitCause::ProtocolError { .. }
+            | ExitCause::HelloTimeout
+            | ExitCause::ReadyTimeout
+            | ExitCause::Silent
+            | ExitCause::Fatal { .. }
+            | ExitCause::Killed { .. }
+            | ExitCause::OutOfMemoryKill { .. }
+            | ExitCause::Exited => true,
+        }
+    }
+}
+
+/// For a person, as the end of "the worker is gone: ...".
+impl fmt::Display for ExitCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ExitCause::FailedToStart => f.write_str("its program could not be started"),
+            ExitCause::ExitedBeforeReady => f.write_str("it left before it was ready"),
+            ExitCause::WrongVersion { worker, ours } => write!(
+                f,
+                "it speaks protocol {}.{}, this server {}.{}",
+                worker.major, worker.minor, ours.major, ours.minor
+            ),
+            ExitCause::ProtocolError { reason } => write!(f, "it broke the protocol: {reason}"),
+            ExitCause::HelloTimeout => f.write_str("it said no `hello` in time"),
+            ExitCause::ReadyTimeout => f.write_str("it was not ready in time"),
+            ExitCause::Silent => f.write_str("it fell silent: not even a beat came"),
+            ExitCause::StepDeadline { job } => {
+                write!(f, "job {job} made no progress and could not be cancelled")
+            }
+            ExitCause::LoadDeadline => f.write_str("a load made no progress"),
+            ExitCause::Fatal { reason } => write!(f, "its device is lost: {reason}"),
+            ExitCause::Killed { signal } => write!(f, "signal {signal}, not from this server, ended it"),
+            ExitCause::OutOfMemoryKill { used_bytes } => {
+                f.write_str(
+                    "the kernel killed it for memory (out of memory): the kernel's out-of-memory killer ran at that time",
+                )?;
+                match used_bytes {
+                    Some(bytes) => write!(f, ", and the worker had used {bytes} bytes at its last beat"),
+                    None => Ok(()),
+                }
+            }
+            ExitCause::Exited => f.write_str("it left without being asked"),
+            ExitCause::Recycled { reason } => write!(f, "this server recycled it: {reason}"),
+            ExitCause::Stopped => f.write_str("this server stopped it"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_load_that_hung_is_no_runs_fault_and_a_late_step_only_its_own() {
+        let (late, other) = (JobId::from("late"), JobId::from("other"));
+        assert!(!ExitCause::LoadDeadline.may_be_of(&late));
+        let cause = ExitCause::StepDeadline { job: late.clone() };
+        assert!(cause.may_be_of(&late) && !cause.may_be_of(&other));
+        assert!(ExitCause::OutOfMemoryKill { used_bytes: None }.may_be_of(&other));
+    }
+
+    #[test]
+    fn a_kill_for_memory_is_told_as_what_is_known_of_it() {
+        let known = ExitCause::OutOfMemoryKill {
+            used_bytes: Some(4096),
+        };
+        assert_eq!(
+            known.to_string(),
+            "the kernel killed it for memory (out of memory): the kernel's out-of-memory killer ran at that time, \
+             and the worker had used 4096 bytes at its last beat"
+        );
+        assert_eq!(
+            ExitCause::Killed { signal: 9 }.to_string(),
+            "signal 9, not from this server, ended it"
+        );
+    }
 }

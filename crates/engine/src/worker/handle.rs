@@ -49,7 +49,11 @@ impl WorkerHandle {
     }
 
     /// Ends the slot: work may finish within `grace`, then the process is told to leave, then it is killed. Returns
-    /// after the reap.
+    /// after the reap; stops of many workers may be awaited together.
+    ///
+    /// The events must be received meanwhile, and until their channel ends: what the worker finished within the grace,
+    /// and its `Gone`, come there and may still wait there when this returns. A receiver that is dropped ends the
+    /// process at once, whatever it works on.
     pub async fn stop(&self, grace: Duration) {
         let (stopped, stop) = oneshot::channel();
         self.command(Command::Stop { grace, stopped });

@@ -19,9 +19,13 @@ use super::config::WorkerConfig;
 use super::deadlines::{Deadlines, Overdue};
 use super::event::{ExitCause, WorkerEventKind};
 use super::limiter::{Admission, Limiter};
+use super::memory_kills::MemoryKills;
 use super::process::{Ended, Process, Program};
 use super::state::{IllegalMove, Move, State};
 
+const SIGKILL: i32 = rustix::process::Signal::KILL.as_raw();
+/// How often a worker's beat makes us look at the kernel's counters: a file of a few KiB.
+const MEMORY_KILLS_EVERY: Duration = Duration::from_secs(10);
 /// `log` lines of a worker that are logged in a second.
 const LOGS_PER_SECOND: u32 = 50;
 
@@ -41,6 +45,10 @@ pub(super) struct Incarnation {
     logs: Limiter,
     leaving: Option<Leaving>,
     stdout: Stdout,
+    /// The kernel's kills for memory when they were last looked at, and when that was.
+    memory_kills: (MemoryKills, Instant),
+    /// Its memory at the last beat.
+    used_bytes: Option<u64>,
 }
 
 /// Why it leaves, and how far we have gone to make it.
@@ -99,6 +107,7 @@ impl Incarnation {
         let (program, args, env) = (config.program.clone(), config.args.clone(), config.env.clone());
         let scratch = config.scratch.clone();
         let clean_up = move |pid| remove_scratch(&scratch_of(&scratch, pid));
+        let memory_kills = (config.memory_kills.read(), Instant::now());
         let (process, ends) = Process::start(Program { program, args, env }, clean_up).await?;
         let (channel, ended) = Channel::open(config.name.clone(), ends)?;
         let now = Instant::now();
@@ -117,6 +126,8 @@ impl Incarnation {
             logs: Limiter::new(LOGS_PER_SECOND),
             leaving: None,
             stdout: Stdout::Open,
+            memory_kills,
+            used_bytes: None,
         })
     }
 
@@ -318,6 +329,11 @@ impl Incarnation {
             Stdout::Open | Stdout::Abandoned => None,
         };
         match (ended.signal(), cut_off) {
+            (Some(SIGKILL), _) if self.config.memory_kills.read().rose_since(&self.memory_kills.0) => {
+                ExitCause::OutOfMemoryKill {
+                    used_bytes: self.used_bytes,
+                }
+            }
             // Being killed inside a frame is no fault of the writer.
             (None, Some(reason)) => ExitCause::ProtocolError { reason },
             (_, _) if self.came == Came::NotReady => ExitCause::ExitedBeforeReady,
@@ -379,10 +395,22 @@ impl Incarnation {
             // A pulse may begin before `ready`; nobody knows that worker yet.
             Up::Beat(_) if self.came == Came::NotReady => Ok(None),
             message => {
+                if let Up::Beat(beat) = &message {
+                    self.note_memory(beat.used_bytes, now);
+                }
                 self.state = self.state.on(Move::Message)?;
                 self.deadlines.heard(&message, now.into_std());
                 Ok(Some(WorkerEventKind::Message(Frame { message, blobs })))
             }
+        }
+    }
+
+    /// Remembers what is said should the kernel kill it. The counters are looked at now and then, so that a kill of long
+    /// ago is not taken for this process's.
+    fn note_memory(&mut self, used_bytes: u64, now: Instant) {
+        self.used_bytes = Some(used_bytes);
+        if now.saturating_duration_since(self.memory_kills.1) >= MEMORY_KILLS_EVERY {
+            self.memory_kills = (self.config.memory_kills.read(), now);
         }
     }
 

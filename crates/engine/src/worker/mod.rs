@@ -14,6 +14,7 @@
 //! - `driver` is the one task of a slot: commands in, events out, restarts with `backoff`.
 //! - `incarnation` is one process from spawn to reap: handshake (`state`), `deadlines`, leave-taking.
 //! - `channel` moves frames and stderr; `process` is the only place that starts processes and sends signals.
+//! - `memory_kills` reads the kernel's counters, by which a kill for memory is told from any other.
 //! - `state`, `backoff`, `deadlines` and `limiter` are pure.
 //!
 //! It knows the protocol and no domain: which job goes where, and what becomes of it, is the dispatcher's.
@@ -27,9 +28,11 @@ mod event;
 mod handle;
 mod incarnation;
 mod limiter;
+mod memory_kills;
 mod process;
 mod state;
 
 pub use config::{Timing, WorkerConfig, WorkerName};
 pub use event::{ExitCause, ExitReport, WorkerEvent, WorkerEventKind};
 pub use handle::{WorkerHandle, start};
+pub use memory_kills::MemoryKillCounters;

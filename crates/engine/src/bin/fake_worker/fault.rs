@@ -61,6 +61,8 @@ faults! {
     Fails = "fails",
     /// Every load fails.
     ModelLoad = "model_load",
+    /// Stuck in every load, after the first progress of it; beats go on.
+    LoadHangs = "load_hangs",
     /// Loses its device at the first run.
     LosesItsDevice = "loses_its_device",
     /// Good; the name is for the test of what every worker does.

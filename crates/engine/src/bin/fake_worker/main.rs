@@ -1,8 +1,20 @@
-//! A worker without a model, for tests of the supervisor and the dispatcher. Its first argument names how it fails;
-//! `good` does not fail. The same seed always gives the same pixels.
+//! A worker without a model, for tests of the supervisor and the dispatcher, for benchmarks and for scheduling. The same
+//! seed always gives the same pixels.
 //!
-//! Environment: `FAKE_STEP_MS`, time of one tick (0); `FAKE_MARKER`, the file by which `killed_once` knows that it was
-//! already killed; `FAKE_OFFLOADS`, set where weights may wait in host memory, and in segments.
+//! `fake_worker [FAULT] [OPTION]...`: the fault is one of `fault.rs`, `good` where none is given. Each option can be said
+//! by a variable of the environment too; the argument is stronger.
+//!
+//! | option | variable | meaning, and what holds without it |
+//! |---|---|---|
+//! | `--step-ms MS` | `FAKE_STEP_MS` | time of a tick with one run in it, a decimal fraction is taken; 0 |
+//! | `--share PART` | `FAKE_SHARE` | what each further run adds, 0 to 1: a tick of n runs takes step × (1 + (n − 1) × share); 0 |
+//! | `--load-ms MS` | `FAKE_LOAD_MS` | time of a load, in ten pieces with progress; it stops running jobs, as in the real workers; 0 |
+//! | `--model-bytes BYTES[,MODEL=BYTES]...` | `FAKE_MODEL_BYTES` | what a model takes, for all and for single ones; 1000 |
+//! | `--max-batch N` | `FAKE_MAX_BATCH` | most runs in a tick, the most urgent and the oldest first; 8 |
+//! | `--total-bytes BYTES` | `FAKE_TOTAL_BYTES` | memory of the device; 1 GiB |
+//! | `--quiet` | `FAKE_QUIET` | neither progress nor previews are told |
+//! | `--offloads` | `FAKE_OFFLOADS` | weights may wait in host memory, and in segments |
+//! | `--marker FILE` | `FAKE_MARKER` | the file by which `killed_once` knows that it was already killed |
 
 #![expect(
     clippy::expect_used,
@@ -10,6 +22,8 @@
 )]
 
 mod fault;
+mod models;
+mod options;
 mod pipe;
 mod says;
 mod work;
@@ -17,22 +31,27 @@ mod work;
 use std::io::{self, BufReader};
 use std::process::{Command, exit};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
 use calotype_protocol::{Down, Frame, FrameReader, LogLevel, Up};
 
 use fault::Fault;
+use options::Options;
 use pipe::{Pipe, Shared, beat, listen};
 use says::{hello, ready};
 use work::Worker;
 
 fn main() {
-    let name = std::env::args().nth(1).unwrap_or_else(|| "good".to_owned());
-    let Some(fault) = Fault::from_name(&name) else {
-        eprintln!("unknown fault `{name}`");
-        exit(2);
+    let options = match Options::of_process() {
+        Ok(options) => options,
+        Err(error) => {
+            eprintln!("{error}");
+            exit(2);
+        }
     };
+    let fault = options.fault;
     match fault {
         Fault::DiesAtImport => {
             eprintln!("Traceback (most recent call last):\n  File \"worker.py\", line 1, in <module>");
@@ -60,18 +79,13 @@ fn main() {
         }) => Duration::from_millis(welcome.heartbeat.every_ms),
         Ok(_) | Err(_) => exit(4),
     };
-    pipe.say(Up::Ready(Box::new(ready(
-        std::env::var_os("FAKE_OFFLOADS").is_some(),
-    ))));
+    pipe.say(Up::Ready(Box::new(ready(&options))));
     fail_when_ready(fault, &pipe);
     let state = Arc::new(Shared::default());
+    state.total_bytes.store(options.total_bytes, Ordering::Relaxed);
     beat(pipe.clone(), Arc::clone(&state), beat_every);
     let frames = listen(reader, pipe.clone());
-    let step_ms = std::env::var("FAKE_STEP_MS")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(0);
-    Worker::new(fault, pipe, Duration::from_millis(step_ms), state).work(&frames);
+    Worker::new(options, pipe, state).work(&frames);
 }
 
 /// Faults that need no work.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use calotype_protocol::{Beat, Down, Frame, FrameError, FrameReader, JobId, ModelId, Up, write_frame};
 
@@ -16,18 +16,28 @@ pub(crate) struct Shared {
     pub(crate) seq: AtomicU64,
     pub(crate) resident: Mutex<Vec<ModelId>>,
     pub(crate) running: Mutex<Vec<JobId>>,
+    pub(crate) used_bytes: AtomicU64,
+    pub(crate) total_bytes: AtomicU64,
+    /// When the step or load under way began.
+    pub(crate) since: Mutex<Option<Instant>>,
     pub(crate) leaving: AtomicBool,
 }
 
 impl Shared {
     pub(crate) fn pulse(&self) -> Beat {
+        let used_bytes = self.used_bytes.load(Ordering::Relaxed);
+        let since = *self.since.lock().expect("no panic");
+        let oldest = since.map_or(Duration::ZERO, |since| since.elapsed());
         Beat {
             seq: self.seq.fetch_add(1, Ordering::Relaxed),
-            free_bytes: 1 << 30,
-            used_bytes: 1000,
+            free_bytes: self
+                .total_bytes
+                .load(Ordering::Relaxed)
+                .saturating_sub(used_bytes),
+            used_bytes,
             resident: self.resident.lock().expect("no panic").clone(),
             running: self.running.lock().expect("no panic").clone(),
-            oldest_step_ms: 0,
+            oldest_step_ms: u64::try_from(oldest.as_millis()).unwrap_or(u64::MAX),
         }
     }
 }

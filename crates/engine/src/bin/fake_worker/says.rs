@@ -8,6 +8,7 @@ use calotype_protocol::{
 };
 
 use crate::fault::Fault;
+use crate::options::Options;
 use crate::work::Job;
 
 pub(crate) fn result(job: &Job, attempt: Attempt, step_ms: f64) -> Frame<Up> {
@@ -92,7 +93,8 @@ pub(crate) fn hello(fault: Fault) -> Hello {
     }
 }
 
-pub(crate) fn ready(offloads: bool) -> Ready {
+pub(crate) fn ready(options: &Options) -> Ready {
+    let offloads = options.offloads;
     let mut plans = vec!["vae_slicing", "vae_tiling", "attention_slicing"];
     if offloads {
         plans.extend(["offload_model", "offload_sequential"]);
@@ -100,8 +102,8 @@ pub(crate) fn ready(offloads: bool) -> Ready {
     Ready {
         device: DeviceFacts {
             name: "fake".to_owned(),
-            total_bytes: 1 << 30,
-            free_bytes: 1 << 30,
+            total_bytes: options.total_bytes,
+            free_bytes: options.total_bytes,
             dtypes: vec!["f32".to_owned()],
             compute_capability: None,
         },
@@ -116,7 +118,8 @@ pub(crate) fn ready(offloads: bool) -> Ready {
             adapters: vec!["lora".to_owned()],
             plans: plans.into_iter().map(str::to_owned).collect(),
             segments: offloads,
-            max_batch: 8,
+            loads_beside_runs: false,
+            max_batch: options.max_batch,
             pauses: true,
             previews: true,
             max_edge: 4096,

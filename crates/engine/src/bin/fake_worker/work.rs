@@ -1,19 +1,20 @@
 //! Jobs in its hands: taken, ticked and answered, each in the way of its fault.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::process::exit;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::thread;
-use std::time::Duration;
+use std::time::Instant;
 
 use calotype_protocol::{
-    Attempt, Down, Failure, Frame, Generate, JobId, Load, Loaded, MemoryReport, ModelId, Outcome, Phase,
-    Progress, Run, Up, Work,
+    Attempt, Down, Failure, Frame, Generate, JobId, ModelId, Outcome, Phase, Progress, Run, Up, Work,
 };
 
 use crate::fault::Fault;
+use crate::options::Options;
 use crate::pipe::{Pipe, Shared};
 use crate::says::{pictures, preview, result};
 use crate::sleep_for_ever;
@@ -21,6 +22,7 @@ use crate::sleep_for_ever;
 pub(crate) struct Job {
     pub(crate) job: JobId,
     pub(crate) attempt: Attempt,
+    priority: i32,
     pub(crate) work: Generate,
     pub(crate) pictures: Vec<Vec<u8>>,
     pub(crate) done: u32,
@@ -35,24 +37,23 @@ enum Turn {
 }
 
 pub(crate) struct Worker {
-    fault: Fault,
-    pipe: Pipe,
-    step: Duration,
+    pub(crate) options: Options,
+    pub(crate) pipe: Pipe,
+    /// In the order in which they came.
     jobs: Vec<Job>,
-    resident: Vec<ModelId>,
+    pub(crate) resident: BTreeMap<ModelId, u64>,
     runs: u32,
     draining: bool,
-    state: Arc<Shared>,
+    pub(crate) state: Arc<Shared>,
 }
 
 impl Worker {
-    pub(crate) fn new(fault: Fault, pipe: Pipe, step: Duration, state: Arc<Shared>) -> Self {
+    pub(crate) fn new(options: Options, pipe: Pipe, state: Arc<Shared>) -> Self {
         Self {
-            fault,
+            options,
             pipe,
-            step,
             jobs: Vec::new(),
-            resident: Vec::new(),
+            resident: BTreeMap::new(),
             runs: 0,
             draining: false,
             state,
@@ -62,7 +63,8 @@ impl Worker {
     pub(crate) fn work(mut self, frames: &Receiver<Frame<Down>>) {
         loop {
             loop {
-                let busy = self.jobs.iter().any(|job| job.turn == Turn::Takes) && self.fault != Fault::Stalls;
+                let takes = self.jobs.iter().any(|job| job.turn == Turn::Takes);
+                let busy = takes && self.options.fault != Fault::Stalls;
                 let frame = if busy {
                     match frames.try_recv() {
                         Ok(frame) => frame,
@@ -91,16 +93,10 @@ impl Worker {
     fn obey(&mut self, message: Down) {
         match message {
             Down::Load(load) => self.load(load),
-            Down::Unload { unload, model } => {
-                let before = self.resident.len();
-                self.resident
-                    .retain(|resident| model.as_ref().is_some_and(|model| model != resident));
-                let freed_bytes = 1000 * (before - self.resident.len()) as u64;
-                self.pipe.say(Up::Unloaded { unload, freed_bytes });
-            }
+            Down::Unload { unload, model } => self.unload(unload, model.as_ref()),
             Down::Run(run) => self.run(*run),
             Down::Cancel { job, attempt } => {
-                if self.fault != Fault::IgnoresCancel
+                if self.options.fault != Fault::IgnoresCancel
                     && let Some(at) = self.find(&job, attempt)
                 {
                     let at_step = self.jobs.remove(at).done;
@@ -139,16 +135,7 @@ impl Worker {
             }
             Down::Release { segment } => self.pipe.say(Up::Released { segment }),
             Down::Memory { seq, op: _ } => {
-                let used_bytes = 1000 * self.resident.len() as u64;
-                let total_bytes = 1 << 30;
-                let free_bytes = total_bytes - used_bytes;
-                let report = MemoryReport {
-                    total_bytes,
-                    free_bytes,
-                    used_bytes,
-                    peak_bytes: used_bytes,
-                    cached_bytes: 0,
-                };
+                let report = self.memory();
                 self.pipe.say(Up::Memory { seq, report });
             }
             Down::Probe { seq, op: _ } => {
@@ -157,44 +144,15 @@ impl Worker {
                     figures: BTreeMap::from([("step_ms".to_owned(), 0.0)]),
                 });
             }
-            Down::Drain {} => self.draining = true,
+            Down::Drain {} => {
+                self.draining = true;
+                self.fail_jobs("the worker left while the job was paused", |job| {
+                    job.turn == Turn::Paused
+                });
+            }
             Down::Exit {} | Down::Bye { .. } => self.leave(),
             Down::Welcome(_) | Down::Ping { .. } => {}
         }
-    }
-
-    fn load(&mut self, load: Load) {
-        let Load {
-            load,
-            model,
-            dtype: _,
-            budget_bytes: _,
-            plan: _,
-        } = load;
-        if self.fault == Fault::ModelLoad {
-            let failure = Failure {
-                outcome: Outcome::ModelLoad,
-                message: "the file ends in the middle of a tensor".to_owned(),
-                detail: Some("unet.safetensors: conv_in.weight".to_owned()),
-            };
-            self.pipe.say(Up::LoadFailed { load, failure });
-            return;
-        }
-        self.pipe.say(Up::LoadProgress {
-            load: load.clone(),
-            done_bytes: 500,
-            total_bytes: 1000,
-        });
-        if !self.resident.contains(&model.id) {
-            self.resident.push(model.id.clone());
-        }
-        let phases_ms = BTreeMap::from([("read".to_owned(), 0.0)]);
-        self.pipe.say(Up::Loaded(Loaded {
-            load,
-            model: model.id,
-            resident_bytes: 1000,
-            phases_ms,
-        }));
     }
 
     fn run(&mut self, run: Run) {
@@ -202,13 +160,13 @@ impl Worker {
             job,
             attempt,
             step: _,
-            priority: _,
+            priority,
             deadline_ms: _,
             vae: _,
             work,
         } = run;
         self.runs += 1;
-        let refusal = match (self.fault, &work) {
+        let refusal = match (self.options.fault, &work) {
             (Fault::OutOfMemory, _) => Some((Outcome::OutOfMemory, "4000 bytes asked for, 1000 free")),
             (Fault::OutOfMemoryOnce, _) if self.runs == 1 => {
                 Some((Outcome::OutOfMemory, "4000 bytes asked for, 1000 free"))
@@ -231,8 +189,9 @@ impl Worker {
             });
             return;
         }
-        match self.fault {
+        match self.options.fault {
             Fault::NeverFinishes => {
+                *self.state.since.lock().expect("no panic") = Some(Instant::now());
                 self.state.running.lock().expect("no panic").push(job);
                 sleep_for_ever();
             }
@@ -248,6 +207,7 @@ impl Worker {
             self.jobs.push(Job {
                 job,
                 attempt,
+                priority,
                 pictures: pictures(&work),
                 work,
                 done: 0,
@@ -257,52 +217,28 @@ impl Worker {
         }
     }
 
-    /// One step of every job that takes its turn.
+    /// One step of the jobs whose turn it is: the most urgent and the oldest first, as many as go together.
     fn tick(&mut self) {
-        if !self.step.is_zero() {
-            thread::sleep(self.step);
+        let mut chosen: Vec<usize> = (0..self.jobs.len())
+            .filter(|at| self.jobs[*at].turn == Turn::Takes)
+            .collect();
+        chosen.sort_by_key(|at| Reverse(self.jobs[*at].priority));
+        chosen.truncate(self.options.max_batch as usize);
+        let started = Instant::now();
+        *self.state.since.lock().expect("no panic") = Some(started);
+        let tick = self.options.tick(chosen.len());
+        if !tick.is_zero() {
+            thread::sleep(tick);
         }
-        let batch: usize = self
-            .jobs
-            .iter()
-            .filter(|job| job.turn == Turn::Takes)
-            .map(|job| job.work.seeds.len())
-            .sum();
-        let step_ms = self.step.as_secs_f64() * 1000.0;
-        for job in self.jobs.iter_mut().filter(|job| job.turn == Turn::Takes) {
-            if job.done < job.work.steps {
-                job.done += 1;
-                job.batch_sizes.push(u32::try_from(batch).unwrap_or(u32::MAX));
-                let (phase, done, total) = (Phase::Denoise, job.done, job.work.steps);
-                let (id, attempt) = (job.job.clone(), job.attempt);
-                self.pipe.say(Up::Progress(Progress {
-                    job: id,
-                    attempt,
-                    phase,
-                    done,
-                    total,
-                    step_ms,
-                }));
-                let every = job.work.preview_every;
-                if every > 0 && done % every == 0 {
-                    self.pipe.send(&preview(job));
-                }
-            }
-            let at_half = job.done * 2 >= job.work.steps;
-            match self.fault {
-                Fault::KilledMidStep if at_half => kill_myself(),
-                Fault::KilledOnce if at_half => {
-                    let marker = std::env::var_os("FAKE_MARKER").expect("FAKE_MARKER");
-                    if std::fs::File::create_new(marker).is_ok() {
-                        kill_myself();
-                    }
-                }
-                _ => {}
-            }
+        *self.state.since.lock().expect("no panic") = None;
+        let samples: usize = chosen.iter().map(|at| self.jobs[*at].work.seeds.len()).sum();
+        let step_ms = tick.as_secs_f64() * 1000.0;
+        for at in chosen {
+            self.step(at, u32::try_from(samples).unwrap_or(u32::MAX), step_ms);
         }
-        let (fault, pipe) = (self.fault, &self.pipe);
+        let (fault, pipe) = (self.options.fault, &self.pipe);
         self.jobs.retain(|job| {
-            if job.done < job.work.steps {
+            if job.turn == Turn::Paused || job.done < job.work.steps {
                 return true;
             }
             if fault == Fault::StaleAttempt {
@@ -313,6 +249,57 @@ impl Worker {
         });
     }
 
+    fn step(&mut self, at: usize, samples: u32, step_ms: f64) {
+        let job = &mut self.jobs[at];
+        if job.done < job.work.steps {
+            job.done += 1;
+            job.batch_sizes.push(samples);
+            if !self.options.quiet {
+                self.pipe.say(Up::Progress(Progress {
+                    job: job.job.clone(),
+                    attempt: job.attempt,
+                    phase: Phase::Denoise,
+                    done: job.done,
+                    total: job.work.steps,
+                    step_ms,
+                }));
+                let every = job.work.preview_every;
+                if every > 0 && job.done % every == 0 {
+                    self.pipe.send(&preview(job));
+                }
+            }
+        }
+        let at_half = job.done * 2 >= job.work.steps;
+        match self.options.fault {
+            Fault::KilledMidStep if at_half => kill_myself(),
+            Fault::KilledOnce if at_half => {
+                let marker = self.options.marker.as_ref().expect("FAKE_MARKER");
+                if std::fs::File::create_new(marker).is_ok() {
+                    kill_myself();
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Ends these jobs without a picture.
+    pub(crate) fn fail_jobs(&mut self, why: &str, which: impl Fn(&Job) -> bool) {
+        let (failed, kept): (Vec<Job>, Vec<Job>) =
+            std::mem::take(&mut self.jobs).into_iter().partition(which);
+        self.jobs = kept;
+        for job in failed {
+            self.pipe.say(Up::Failed {
+                job: job.job,
+                attempt: job.attempt,
+                failure: Failure {
+                    outcome: Outcome::Failed,
+                    message: why.to_owned(),
+                    detail: None,
+                },
+            });
+        }
+    }
+
     fn find(&self, job: &JobId, attempt: Attempt) -> Option<usize> {
         self.jobs
             .iter()
@@ -320,11 +307,10 @@ impl Worker {
     }
 
     fn publish(&self) {
+        *self.state.resident.lock().expect("no panic") = self.resident.keys().cloned().collect();
         self.state
-            .resident
-            .lock()
-            .expect("no panic")
-            .clone_from(&self.resident);
+            .used_bytes
+            .store(self.memory().used_bytes, Ordering::Relaxed);
         *self.state.running.lock().expect("no panic") = self.jobs.iter().map(|job| job.job.clone()).collect();
     }
 

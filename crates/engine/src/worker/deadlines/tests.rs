@@ -1,4 +1,6 @@
-use calotype_protocol::{Dtype, Embed, Load, ModelFormat, ModelSpec, Run, StepId, VaePlan, Work};
+use calotype_protocol::{
+    Beat, Dtype, Embed, Load, Loaded, ModelFormat, ModelSpec, Run, StepId, VaePlan, Work,
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -190,10 +192,8 @@ fn a_job_that_waits_for_its_turn_lives_by_the_progress_of_others() {
     assert_eq!(deadlines.overdue(last + s(10)), [step_of("a"), step_of("b")]);
 }
 
-#[test]
-fn a_load_has_time_by_its_bytes_and_more_with_each_new_byte() {
-    let mut deadlines = Deadlines::new(Timing::default());
-    let start = Instant::now();
+/// A load of 200 MB, which may take 40 s without progress.
+fn load(load: &str) -> Down {
     let model = ModelSpec {
         id: "tiny".into(),
         family: "sd".into(),
@@ -201,20 +201,186 @@ fn a_load_has_time_by_its_bytes_and_more_with_each_new_byte() {
         components: BTreeMap::new(),
         segments: BTreeMap::new(),
     };
-    let load = Load {
-        load: "l".into(),
+    Down::Load(Load {
+        load: load.into(),
         model,
         dtype: Dtype::F32,
         budget_bytes: 200_000_000,
         plan: calotype_protocol::LoadPlan::default(),
-    };
-    deadlines.sent(&Down::Load(load), start);
-    assert_eq!(deadlines.next(), Some(start + s(40)));
-    let halfway = Up::LoadProgress {
-        load: "l".into(),
-        done_bytes: 100_000_000,
+    })
+}
+
+fn load_progress(load: &str, done_bytes: u64) -> Up {
+    Up::LoadProgress {
+        load: load.into(),
+        done_bytes,
         total_bytes: 200_000_000,
+    }
+}
+
+fn loaded(load: &str) -> Up {
+    Up::Loaded(Loaded {
+        load: load.into(),
+        model: "tiny".into(),
+        resident_bytes: 1,
+        phases_ms: BTreeMap::new(),
+    })
+}
+
+fn beat(oldest_step_ms: u64) -> Up {
+    Up::Beat(Beat {
+        seq: 1,
+        free_bytes: 1,
+        used_bytes: 1,
+        resident: Vec::new(),
+        running: Vec::new(),
+        oldest_step_ms,
+    })
+}
+
+#[test]
+fn no_jobs_clock_ticks_while_a_load_moves_and_each_has_its_whole_time_after_it() {
+    let mut deadlines = Deadlines::new(Timing::default());
+    let start = Instant::now();
+    deadlines.sent(&run("a", 1), start);
+    deadlines.sent(&run("b", 1), start);
+    deadlines.heard(&progress("a", 1, 1, 1000.0), start + s(1));
+    deadlines.sent(&load("l"), start + s(2));
+    // Far more than the 10 s of a step.
+    for part in 1..=7 {
+        let now = start + s(2 + 20 * part);
+        deadlines.heard(&load_progress("l", part * 20_000_000), now);
+        assert_eq!(deadlines.overdue(now), []);
+    }
+    deadlines.heard(&loaded("l"), start + s(145));
+    assert_eq!(deadlines.overdue(start + s(154)), []);
+    assert_eq!(deadlines.next(), Some(start + s(155)));
+    // The first step of the other has more, and had 119 s of it left.
+    assert_eq!(deadlines.overdue(start + s(155)), [step_of("a")]);
+    deadlines.heard(
+        &Up::Cancelled {
+            job: "a".into(),
+            attempt: Attempt(1),
+            at_step: 1,
+        },
+        start + s(155),
+    );
+    assert_eq!(deadlines.next(), Some(start + s(265)));
+}
+
+#[test]
+fn a_load_that_failed_gives_the_jobs_their_time_back_too() {
+    let mut deadlines = Deadlines::new(Timing::default());
+    let start = Instant::now();
+    deadlines.sent(&run("a", 1), start);
+    deadlines.heard(&progress("a", 1, 1, 1.0), start);
+    deadlines.sent(&load("l"), start);
+    let failure = calotype_protocol::Failure {
+        outcome: calotype_protocol::Outcome::ModelLoad,
+        message: "no such file".into(),
+        detail: None,
     };
+    let load = "l".into();
+    deadlines.heard(&Up::LoadFailed { load, failure }, start + s(30));
+    assert_eq!(deadlines.overdue(start + s(30)), []);
+    assert_eq!(deadlines.next(), Some(start + s(40)));
+}
+
+#[test]
+fn a_load_that_hangs_is_found_and_no_job_beside_it_is_blamed() {
+    let mut deadlines = Deadlines::new(Timing::default());
+    let start = Instant::now();
+    deadlines.sent(&run("a", 1), start);
+    deadlines.heard(&progress("a", 1, 1, 1.0), start);
+    deadlines.sent(&load("l"), start + s(5));
+    assert_eq!(deadlines.next(), Some(start + s(45)));
+    // Beats tell of the load itself, which began after it was sent.
+    deadlines.heard(&beat(39_000), start + s(44));
+    assert_eq!(deadlines.overdue(start + s(44)), []);
+    assert_eq!(
+        deadlines.overdue(start + s(45)),
+        [Overdue::Load { load: "l".into() }]
+    );
+}
+
+#[test]
+fn a_step_that_hangs_before_a_load_is_blamed_itself() {
+    let mut deadlines = Deadlines::new(Timing::default());
+    let start = Instant::now();
+    deadlines.sent(&run("a", 1), start);
+    deadlines.heard(&progress("a", 1, 1, 1.0), start);
+    deadlines.sent(&load("l"), start + s(5));
+    // The step under way began before the load was sent.
+    deadlines.heard(&beat(8_000), start + s(8));
+    assert_eq!(deadlines.overdue(start + s(8)), []);
+    deadlines.heard(&beat(10_000), start + s(10));
+    assert_eq!(deadlines.next(), Some(start + s(10)));
+    assert_eq!(deadlines.overdue(start + s(10)), [step_of("a")]);
+    deadlines.heard(&beat(12_000), start + s(12));
+    assert_eq!(
+        deadlines.overdue(start + s(12)),
+        [Overdue::Cancel { job: "a".into() }]
+    );
+}
+
+#[test]
+fn a_load_behind_a_slow_step_has_its_whole_time_from_the_steps_end() {
+    let timing = Timing {
+        step_first: s(300),
+        ..Timing::default()
+    };
+    let mut deadlines = Deadlines::new(timing);
+    let start = Instant::now();
+    deadlines.sent(&run("a", 1), start);
+    deadlines.sent(&load("l"), start + s(1));
+    for at in 2..100 {
+        deadlines.heard(&beat(at * 1000), start + s(at));
+        assert_eq!(deadlines.overdue(start + s(at)), []);
+    }
+    deadlines.heard(&progress("a", 1, 1, 99_000.0), start + s(100));
+    assert_eq!(deadlines.next(), Some(start + s(139)));
+    assert_eq!(
+        deadlines.overdue(start + s(139)),
+        [Overdue::Load { load: "l".into() }]
+    );
+}
+
+#[test]
+fn a_load_behind_another_has_its_whole_time_from_the_others_end() {
+    let mut deadlines = Deadlines::new(Timing::default());
+    let start = Instant::now();
+    deadlines.sent(&load("first"), start);
+    deadlines.sent(&load("second"), start);
+    deadlines.heard(&load_progress("first", 100_000_000), start + s(30));
+    assert_eq!(deadlines.overdue(start + s(60)), []);
+    deadlines.heard(&loaded("first"), start + s(60));
+    assert_eq!(deadlines.next(), Some(start + s(100)));
+}
+
+#[test]
+fn a_cancel_that_a_load_keeps_from_being_read_has_its_time_after_the_load() {
+    let mut deadlines = Deadlines::new(Timing::default());
+    let start = Instant::now();
+    deadlines.sent(&run("a", 1), start);
+    deadlines.heard(&progress("a", 1, 1, 1.0), start);
+    deadlines.sent(&load("l"), start + s(1));
+    deadlines.sent(&cancel("a"), start + s(2));
+    assert_eq!(deadlines.overdue(start + s(30)), []);
+    deadlines.heard(&loaded("l"), start + s(31));
+    assert_eq!(deadlines.overdue(start + s(32)), []);
+    assert_eq!(
+        deadlines.overdue(start + s(42)),
+        [Overdue::Cancel { job: "a".into() }]
+    );
+}
+
+#[test]
+fn a_load_has_time_by_its_bytes_and_more_with_each_new_byte() {
+    let mut deadlines = Deadlines::new(Timing::default());
+    let start = Instant::now();
+    deadlines.sent(&load("l"), start);
+    assert_eq!(deadlines.next(), Some(start + s(40)));
+    let halfway = load_progress("l", 100_000_000);
     deadlines.heard(&halfway, start + s(30));
     assert_eq!(deadlines.next(), Some(start + s(65)));
     deadlines.heard(&halfway, start + s(60));
@@ -226,29 +392,39 @@ fn a_load_has_time_by_its_bytes_and_more_with_each_new_byte() {
 
 proptest! {
     #[test]
-    fn a_job_is_never_condemned_before_it_was_asked_to_cancel(
-        steps in prop::collection::vec((0u8..5, 0u64..15_000), 0..50),
+    fn a_job_is_never_condemned_before_it_was_asked_to_cancel_nor_while_a_load_moves(
+        steps in prop::collection::vec((0u8..8, 0u64..15_000), 0..50),
     ) {
         let mut deadlines = Deadlines::new(Timing::default());
         let mut now = Instant::now();
         let mut done = 0;
         let (mut asked, mut sent) = (false, false);
+        let mut loads = None;
+        // Progress during a load shows that the worker is with its jobs all the same.
+        let mut beside = false;
         for (step, gap_ms) in steps {
             now += Duration::from_millis(gap_ms);
             for overdue in deadlines.overdue(now) {
                 match overdue {
-                    Overdue::Step { .. } => { prop_assert!(sent && !asked); asked = true; }
-                    Overdue::Cancel { .. } => prop_assert!(asked),
-                    Overdue::Load { .. } => prop_assert!(false),
+                    Overdue::Step { .. } => { prop_assert!(sent && !asked && (beside || loads.is_none())); asked = true; }
+                    Overdue::Cancel { .. } => {
+                        prop_assert!(asked && (beside || loads.is_none()));
+                        // The process is made to leave.
+                        return Ok(());
+                    }
+                    Overdue::Load { .. } => prop_assert!(loads.is_some_and(|since| now >= since + s(40))),
                 }
             }
             let (job, attempt) = (JobId::from("a"), Attempt(1));
             match step {
                 0 => { deadlines.sent(&run("a", 1), now); asked = false; sent = true; }
-                1 => { done += 1; deadlines.heard(&progress("a", 1, done, 1.0), now); }
+                1 => { done += 1; deadlines.heard(&progress("a", 1, done, 1.0), now); beside = true; }
                 2 => { deadlines.sent(&cancel("a"), now); asked |= sent; }
                 3 => deadlines.heard(&Up::Paused { job, attempt, at_step: 0 }, now),
-                _ => deadlines.sent(&Down::Resume { job, attempt }, now),
+                4 => deadlines.sent(&Down::Resume { job, attempt }, now),
+                5 if loads.is_none() => { deadlines.sent(&load("l"), now); loads = Some(now); beside = false; }
+                6 => { deadlines.heard(&loaded("l"), now); loads = None; }
+                _ => {}
             }
         }
     }

@@ -62,7 +62,7 @@ impl Core {
 
     /// The process is dead and reaped: its memory is back, its runs are looked at one by one.
     pub(super) fn worker_gone(&mut self, id: WorkerId, report: &ExitReport, now: Now) {
-        let cause = report.summary();
+        let cause = format!("{:?} ({})", report.cause, report.status);
         let Some(worker) = self.fleet.worker_mut(id) else {
             return;
         };
@@ -125,20 +125,8 @@ impl Core {
         }
         // Only what was at work in the process can have killed it: not a claim on its way, nor a paused run.
         let was_at_work = state.is_in_worker() && state.holds_place();
-        let is_suspect = match &report.cause {
-            ExitCause::Recycled { .. } | ExitCause::Stopped | ExitCause::LoadDeadline => false,
-            ExitCause::StepDeadline { job } => *job == step.job,
-            ExitCause::FailedToStart
-            | ExitCause::ExitedBeforeReady
-            | ExitCause::WrongVersion { .. }
-            | ExitCause::ProtocolError { .. }
-            | ExitCause::HelloTimeout
-            | ExitCause::ReadyTimeout
-            | ExitCause::Silent
-            | ExitCause::Fatal { .. }
-            | ExitCause::Killed { .. }
-            | ExitCause::Exited => was_at_work,
-        };
+        let is_late = matches!(&report.cause, ExitCause::StepDeadline { .. });
+        let is_suspect = (was_at_work || is_late) && report.cause.may_be_of(&step.job);
         if is_suspect {
             step.crashes += 1;
         }
