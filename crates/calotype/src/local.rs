@@ -72,7 +72,7 @@ pub async fn serve(
     let engine = Engine::start(config).await?;
     listening(server.local_addr());
     server.serve(engine.clone(), shutdown).await;
-    engine.shutdown().await;
+    engine.shutdown(std::time::Duration::from_secs(2)).await;
     Ok(())
 }
 

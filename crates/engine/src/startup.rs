@@ -76,7 +76,11 @@ pub(crate) fn ledgers(config: &Config, devices: Vec<Device>, cache_bytes: u64) -
 }
 
 /// The cache of weights, which is off where no worker would take any from it, or there is no shared memory.
-pub(crate) async fn weight_cache(config: &Config, devices: &[Device], workers: &[WorkerSetup]) -> WeightCache {
+pub(crate) async fn weight_cache(
+    config: &Config,
+    devices: &[Device],
+    workers: &[WorkerSetup],
+) -> WeightCache {
     let host_bytes = devices
         .iter()
         .find(|device| device.kind == "cpu")

@@ -74,7 +74,7 @@ async fn with(fault: &str, once: bool) -> Option<Seen> {
         .unwrap()
         .unwrap();
     let worker = engine.devices().await.remove(0).workers.remove(0);
-    engine.shutdown().await;
+    engine.shutdown(Duration::ZERO).await;
     Some(Seen { view, worker })
 }
 

@@ -271,7 +271,7 @@ async fn memory_is_leased_while_it_is_held_and_not_longer() {
         "{memory:?}"
     );
     assert!(memory.high_water_bytes > 0);
-    bench.engine.shutdown().await;
+    bench.engine.shutdown(Duration::ZERO).await;
 }
 
 #[tokio::test]

@@ -129,7 +129,7 @@ async fn weights_come_from_files_once_and_from_memory_afterwards_and_none_stay_w
     bench.kill_worker().await;
     let cache = bench.cache().await;
     assert!(cache.segments.iter().all(|segment| segment.mapped_by.is_empty()));
-    bench.engine.shutdown().await;
+    bench.engine.shutdown(Duration::ZERO).await;
     assert!(!Path::new(&cache.folder).exists());
 }
 
@@ -149,5 +149,5 @@ async fn a_damaged_copy_costs_one_try_and_is_neither_kept_nor_made_again() {
     assert_eq!(bench.draw().await, first);
     bench.hear(COMPONENTS, |event| is_segment(event, "freed")).await;
     assert_eq!(bench.cache().await.segments, []);
-    bench.engine.shutdown().await;
+    bench.engine.shutdown(Duration::ZERO).await;
 }

@@ -72,9 +72,18 @@ impl Engine {
             .filter(|record| !record.state.is_final())
             .map(|record| record.id.clone())
             .collect();
-        let mut views = if live.is_empty() { Vec::new() } else { self.live(live).await }.into_iter();
+        let mut views = if live.is_empty() {
+            Vec::new()
+        } else {
+            self.live(live).await
+        }
+        .into_iter();
         let jobs = records.into_iter().map(|record| {
-            let view = if record.state.is_final() { None } else { views.next().flatten() };
+            let view = if record.state.is_final() {
+                None
+            } else {
+                views.next().flatten()
+            };
             view_of(record, view)
         });
         let jobs = jobs.collect();

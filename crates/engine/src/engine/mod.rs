@@ -205,7 +205,13 @@ impl Engine {
     /// not ended are taken over by the next start. A second call shortens the first.
     pub async fn shutdown(&self, drain: Duration) {
         let (reply, answer) = oneshot::channel();
-        if self.inner.commands.send(Command::Stop { drain, reply }).await.is_ok() {
+        if self
+            .inner
+            .commands
+            .send(Command::Stop { drain, reply })
+            .await
+            .is_ok()
+        {
             let _ = answer.await;
         }
     }

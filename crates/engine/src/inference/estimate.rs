@@ -7,9 +7,9 @@ use std::fmt::Write as _;
 use calotype_protocol::{ModelId, VaePlan};
 
 use super::Plan;
-use calotype_protocol::Mode;
 use crate::memory::Peaks;
 use crate::memory::memory_plan::{Precision, Slicing};
+use calotype_protocol::Mode;
 
 /// Bytes a pixel of the picture that is being decoded: the VAE's widest layers, several at a time.
 const DECODE_BYTES_A_PIXEL: u64 = 2048;
@@ -85,7 +85,10 @@ impl WorkShape {
 /// Megapixels times sampler steps: what a plan's device time is proportional to, within a model.
 pub fn work_units(plan: &Plan) -> f64 {
     let pixels = |width: u32, height: u32| f64::from(width) * f64::from(height) / 1e6;
-    let (share, images) = (f64::from(plan.strength.clamp(0.0, 1.0)), plan.seeds.len().max(1) as f64);
+    let (share, images) = (
+        f64::from(plan.strength.clamp(0.0, 1.0)),
+        plan.seeds.len().max(1) as f64,
+    );
     // Decoding costs about as much as two steps.
     let first = pixels(plan.width, plan.height) * (f64::from(plan.steps) * share.max(0.01) + 2.0);
     let second = plan.hires.as_ref().map_or(0.0, |hires| {
@@ -221,7 +224,13 @@ mod tests {
 
     #[test]
     fn more_pixels_and_more_images_take_more() {
-        let bytes = |edge, count| working_set_bytes(&WorkShape::of(&planned(edge, count), "sd"), "cpu", Slicing::default());
+        let bytes = |edge, count| {
+            working_set_bytes(
+                &WorkShape::of(&planned(edge, count), "sd"),
+                "cpu",
+                Slicing::default(),
+            )
+        };
         assert!(bytes(512, 1) > bytes(256, 1) && bytes(256, 8) > bytes(256, 1));
     }
 
@@ -229,7 +238,11 @@ mod tests {
     #[test]
     fn the_guess_for_an_accelerator_is_above_what_an_h100_took_and_below_the_double_of_it() {
         for (edge, took_bytes) in [(512, 513_990_144), (1024, 1_743_600_128)] {
-            let guess_bytes = working_set_bytes(&WorkShape::of(&planned(edge, 1), "sd"), "cuda", Slicing::default());
+            let guess_bytes = working_set_bytes(
+                &WorkShape::of(&planned(edge, 1), "sd"),
+                "cuda",
+                Slicing::default(),
+            );
             assert!(
                 (took_bytes..2 * took_bytes).contains(&guess_bytes),
                 "{guess_bytes}"
@@ -242,7 +255,9 @@ mod tests {
         for (edge, count) in [(256, 1), (512, 1), (1024, 4), (2048, 1)] {
             let plan = resized(edge, count);
             for (family, kind) in [("sd", "cpu"), ("sd", "cuda"), ("sdxl", "mps"), ("flux", "mps")] {
-                let of = |vae, attention| working_set_bytes(&WorkShape::of(&plan, family), kind, Slicing { vae, attention });
+                let of = |vae, attention| {
+                    working_set_bytes(&WorkShape::of(&plan, family), kind, Slicing { vae, attention })
+                };
                 for attention in [false, true] {
                     let spare_bytes = u64::from(edge * edge * count) * DECODED_BYTES_A_PIXEL;
                     assert!(of(VaePlan::Slicing, attention) <= of(VaePlan::Whole, attention) + spare_bytes);
@@ -290,7 +305,9 @@ mod tests {
         assert_ne!(key(&plan, "a"), key(&planned(256, 1), "a"));
         assert_ne!(key(&plan, "a"), key(&planned(512, 2), "a"));
         assert_ne!(key(&plan, "a"), key(&plan, "b"));
-        let mut keys: Vec<String> = Slicing::ALL.map(|slicing| peak_key(&WorkShape::of(&plan, "sd"), "a", slicing)).to_vec();
+        let mut keys: Vec<String> = Slicing::ALL
+            .map(|slicing| peak_key(&WorkShape::of(&plan, "sd"), "a", slicing))
+            .to_vec();
         keys.sort();
         keys.dedup();
         assert_eq!(keys.len(), Slicing::ALL.len());

@@ -17,8 +17,8 @@ mod validate;
 mod work;
 
 pub use abilities::Abilities;
-pub(crate) use estimate::{need_bytes, peak_key, work_units, worker_kind};
 pub use estimate::WorkShape;
+pub(crate) use estimate::{need_bytes, peak_key, work_units, worker_kind};
 pub(crate) use images::check_image;
 pub use images::{InputImage, Inputs};
 pub(crate) use mask::paste_back;

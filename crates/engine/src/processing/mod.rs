@@ -10,5 +10,5 @@ pub(crate) use admission::{Gate, Ticket};
 pub(crate) use dispatch::{
     AcceptedJob, Action, Command, Driver, DriverParts, Snapshot, StepView, WorkerSetup, now_ms, view_of,
 };
-pub(crate) use schedule::Demand;
 pub use job::{Class, ImageView, JobProgress, JobRecord, JobResult, JobState, JobView, Promise};
+pub(crate) use schedule::Demand;

@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::StoreError;
 use super::artifacts::ArtifactHash;
 use super::health::Health;
 use super::inspect::JOURNAL;
 use super::reserve::Reserve;
 use super::trash::Trash;
-use super::StoreError;
 
 /// An artifact that was fetched is kept for so long, whatever became of its job: a client may still want it.
 pub(super) const FETCHED_FOR: Duration = Duration::from_secs(3600);

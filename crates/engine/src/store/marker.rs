@@ -80,7 +80,11 @@ impl Mark {
     /// Makes the mark anew, whole and synced.
     pub(super) fn make(dir: &Path, marked: Marked) -> Result<Self, StoreError> {
         let torn = dir.join(format!("{FILE}.tmp"));
-        let mut file = File::options().write(true).create(true).truncate(true).open(&torn)?;
+        let mut file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&torn)?;
         file.write_all(marked.to_text().as_bytes())?;
         file.sync_all()?;
         fs::rename(&torn, dir.join(FILE))?;
@@ -114,7 +118,11 @@ mod tests {
         assert_eq!(read(dir.path()).unwrap(), Some(Marked { id: 7, commits }));
         let path = dir.path().join(FILE);
         let text = fs::read_to_string(&path).unwrap();
-        for damaged in [String::new(), text.replace("id 0", "id 1"), text.trim_end().to_owned()] {
+        for damaged in [
+            String::new(),
+            text.replace("id 0", "id 1"),
+            text.trim_end().to_owned(),
+        ] {
             fs::write(&path, damaged).unwrap();
             assert!(matches!(read(dir.path()), Err(StoreError::Unsound { .. })));
         }

@@ -149,7 +149,8 @@ struct Weight {
 
 impl Weight {
     fn of(connection: &Connection, artifacts: &Artifacts) -> Result<Self, StoreError> {
-        let mut query = connection.prepare_cached("SELECT hash, count(*) FROM artifact_refs GROUP BY hash")?;
+        let mut query =
+            connection.prepare_cached("SELECT hash, count(*) FROM artifact_refs GROUP BY hash")?;
         let mut rows = query.query([])?;
         let (mut total_bytes, mut files) = (0, HashMap::new());
         while let Some(row) = rows.next()? {

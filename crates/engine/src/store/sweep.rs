@@ -78,7 +78,10 @@ impl Store {
         let is_young = self.owned.folder.opened().elapsed() < FETCHED_FOR;
         let loose = match manner {
             Manner::Gently if is_young => Vec::new(),
-            Manner::Gently => self.loose(now_ms().saturating_sub(FETCHED_FOR.as_millis() as u64)).await?,
+            Manner::Gently => {
+                self.loose(now_ms().saturating_sub(FETCHED_FOR.as_millis() as u64))
+                    .await?
+            }
             Manner::AtOnce => self.loose(u64::MAX >> 1).await?,
         };
         let artifacts = self.artifacts();

@@ -85,6 +85,7 @@ pub(super) async fn generate(
         Promise::AtItsEnd
     };
     let options = SubmitOptions {
+        client: String::new(),
         key,
         class,
         priority,

@@ -46,6 +46,7 @@ pub(super) async fn submit(
             .submit(
                 request,
                 SubmitOptions {
+                    client: String::new(),
                     key,
                     class,
                     priority,

@@ -7,14 +7,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use calotype_imaging::{Format, Rgb, encode};
-use calotype_protocol::{Blob, BlobRef, Dtype, Failure, JobId, Load, LoadId, LoadPlan, ModelId, Outcome, SegmentId, Up, Work};
+use calotype_protocol::{
+    Blob, BlobRef, Dtype, Failure, JobId, Load, LoadId, LoadPlan, ModelId, Outcome, SegmentId, Up, Work,
+};
 use futures_util::future::join_all;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep_until, timeout};
 
 use super::core::{
-    Accepted, Action, Core, CoreParts, Effect, Ended, Input, Now, Outputs, StepView, StoreFault, StoreOutputsError,
-    StoredOutputs, Then, Token,
+    Accepted, Action, Core, CoreParts, Effect, Ended, Input, Now, Outputs, StepView, StoreFault,
+    StoreOutputsError, StoredOutputs, Then, Token,
 };
 use super::snapshot::{self, Snapshot};
 use super::weights::Weights;
@@ -32,7 +34,6 @@ use crate::processing::job::{JobRecord, JobState, JobView, RunId, StepKey};
 use crate::processing::schedule::{Demand, DeviceId, DeviceMemory, Fleet, WorkerId, WorkerSpec};
 use crate::processing::{Gate, Ticket};
 use crate::store::{Artifacts, Store, StoreHealth};
-use crate::view::Validation;
 use crate::worker::{WorkerConfig, WorkerEvent, WorkerEventKind, WorkerHandle};
 
 /// Messages that are taken in before the core decides.
@@ -104,10 +105,15 @@ pub(super) enum Internal {
         step: StepKey,
         outputs: Result<Box<StoredOutputs>, StoreOutputsError>,
     },
-    Journaled { then: Then, outcome: Result<(), StoreFault> },
+    Journaled {
+        then: Then,
+        outcome: Result<(), StoreFault>,
+    },
     StoreProbed(Result<(), StoreFault>),
     /// A preview is encoded.
-    Preview { event: EventKind },
+    Preview {
+        event: EventKind,
+    },
     /// The record of a job that ended without having been claimed.
     EndedRecord {
         ended: Box<Ended>,
@@ -119,16 +125,22 @@ pub(super) enum Internal {
         sources: Vec<(String, Source)>,
     },
     /// A load has waited long enough for its weights to be in memory.
-    WaitedForCopies { load: LoadId },
+    WaitedForCopies {
+        load: LoadId,
+    },
     /// Weights are in memory, so many bytes of them; or why not.
     SegmentFilled {
         segment: SegmentId,
         outcome: Result<u64, String>,
     },
     /// A segment's file is deleted.
-    SegmentFreed { segment: SegmentId },
+    SegmentFreed {
+        segment: SegmentId,
+    },
     /// The files of a model that could not be loaded have changed.
-    FilesChanged { model: ModelId },
+    FilesChanged {
+        model: ModelId,
+    },
 }
 
 /// A worker that there can be.
@@ -475,7 +487,8 @@ impl Driver {
                 let _ = reply.send(self.core.forecast(&demand, now));
             }
             Command::Snapshot { reply } => {
-                let snapshot = snapshot::take(&self.core, &self.devices, &self.catalogue, self.weights.cache());
+                let snapshot =
+                    snapshot::take(&self.core, &self.devices, &self.catalogue, self.weights.cache());
                 let _ = reply.send(snapshot);
             }
             Command::Stop { drain, reply } => {
@@ -668,7 +681,9 @@ impl Driver {
     fn prepare(&mut self, run: RunId, job: JobId) {
         let recent = || {
             let mut recent = self.recent.iter();
-            recent.find(|(key, _)| *key == run.step).map(|(_, record)| Arc::clone(record))
+            recent
+                .find(|(key, _)| *key == run.step)
+                .map(|(_, record)| Arc::clone(record))
         };
         let record = self.claimed.get(&run.step).cloned().or_else(recent);
         let (store, artifacts) = (self.store.clone(), self.artifacts.clone());
@@ -688,10 +703,13 @@ impl Driver {
         budget_bytes: u64,
         now: Now,
     ) {
-        let spec = self.catalogue.loadable(model.as_str()).and_then(|record| match &record.problem {
-            None => Ok(self.catalogue.spec(&record)),
-            Some(problem) => Err(Error::new(Code::ModelUnusable, format!("{model}: {problem}"))),
-        });
+        let spec = self
+            .catalogue
+            .loadable(model.as_str())
+            .and_then(|record| match &record.problem {
+                None => Ok(self.catalogue.spec(&record)),
+                Some(problem) => Err(Error::new(Code::ModelUnusable, format!("{model}: {problem}"))),
+            });
         let spec = match spec {
             Ok(spec) => spec,
             Err(error) => {
@@ -717,7 +735,11 @@ impl Driver {
             Precision::Single => Dtype::F32,
             Precision::Half => Dtype::F16,
         };
-        let can = self.core.fleet().worker(worker).and_then(|worker| worker.capabilities.as_ref());
+        let can = self
+            .core
+            .fleet()
+            .worker(worker)
+            .and_then(|worker| worker.capabilities.as_ref());
         let takes_segments = process.takes_segments && can.is_some_and(|can| can.segments);
         let message = Load {
             load,
@@ -731,7 +753,9 @@ impl Driver {
             },
         };
         let name = self.worker_name(worker).to_owned();
-        if let Some(line) = self.weights.load(worker, &name, incarnation, message, takes_segments)
+        if let Some(line) = self
+            .weights
+            .load(worker, &name, incarnation, message, takes_segments)
             && let Some(handle) = self.handle(worker)
         {
             handle.send_to(line.incarnation, line.frame);
@@ -770,7 +794,9 @@ impl Driver {
         let step = ended.step;
         let recent = || {
             let mut recent = self.recent.iter();
-            recent.find(|(key, _)| *key == step).map(|(_, record)| Arc::clone(record))
+            recent
+                .find(|(key, _)| *key == step)
+                .map(|(_, record)| Arc::clone(record))
         };
         match self.claimed.remove(&step).or_else(recent) {
             Some(record) => self.tell_end(*ended, Some(record), now),
@@ -857,7 +883,10 @@ impl Driver {
         if self.watched.contains(&model) {
             return;
         }
-        let spec = self.catalogue.loadable(model.as_str()).map(|record| self.catalogue.spec(&record));
+        let spec = self
+            .catalogue
+            .loadable(model.as_str())
+            .map(|record| self.catalogue.spec(&record));
         if let Ok(spec) = spec {
             let files = spec.components.into_values().map(Into::into).collect();
             changes::watch(model.clone(), files, self.internal.clone());
@@ -867,9 +896,9 @@ impl Driver {
 
     /// Whether nothing is left to wait for.
     fn may_leave(&self, now: Now) -> bool {
-        self.stopping.as_ref().is_some_and(|stopping| {
-            self.is_drained || self.started + now.since_start >= stopping.until
-        })
+        self.stopping
+            .as_ref()
+            .is_some_and(|stopping| self.is_drained || self.started + now.since_start >= stopping.until)
     }
 
     /// Stops the workers, all at the same time, and waits for the ends that are on their way to the journal. What still
@@ -897,7 +926,12 @@ impl Driver {
             .collect();
         join_all(handles.iter().map(|handle| handle.stop(LEAVE_GRACE))).await;
         self.weights.end().await;
-        for reply in self.stopping.take().into_iter().flat_map(|stopping| stopping.replies) {
+        for reply in self
+            .stopping
+            .take()
+            .into_iter()
+            .flat_map(|stopping| stopping.replies)
+        {
             let _ = reply.send(());
         }
     }

@@ -22,10 +22,16 @@ pub(crate) struct Snapshot {
 
 pub(super) fn take(core: &Core, devices: &[Device], catalogue: &Catalogue, cache: &WeightCache) -> Snapshot {
     let totals = core.totals();
-    let jobs = totals.by_state.iter().map(|(state, count)| (state.name().to_owned(), *count));
+    let jobs = totals
+        .by_state
+        .iter()
+        .map(|(state, count)| ((*state).to_owned(), *count));
     Snapshot {
         devices: devices.iter().map(|device| device_view(core, device)).collect(),
-        memory: devices.iter().map(|device| memory_view(core, device, cache)).collect(),
+        memory: devices
+            .iter()
+            .map(|device| memory_view(core, device, cache))
+            .collect(),
         chain: chain(core, catalogue),
         jobs: jobs.collect(),
     }
@@ -34,7 +40,11 @@ pub(super) fn take(core: &Core, devices: &[Device], catalogue: &Catalogue, cache
 /// The workers of a device, the preferred one first.
 fn workers_of<'a>(core: &'a Core, device: &Device) -> Vec<&'a Worker> {
     let fleet = core.fleet();
-    let is_its = |worker: &&Worker| fleet.device(worker.spec.device).is_some_and(|memory| memory.id == device.id);
+    let is_its = |worker: &&Worker| {
+        fleet
+            .device(worker.spec.device)
+            .is_some_and(|memory| memory.id == device.id)
+    };
     let mut workers: Vec<&Worker> = fleet.workers.iter().filter(is_its).collect();
     workers.sort_by_key(|worker| worker.spec.rank);
     workers
@@ -55,13 +65,18 @@ fn device_view(core: &Core, device: &Device) -> DeviceView {
     DeviceView {
         device: device.clone(),
         state: state.into(),
-        workers: workers.into_iter().map(|worker| worker_view(core, worker)).collect(),
+        workers: workers
+            .into_iter()
+            .map(|worker| worker_view(core, worker))
+            .collect(),
     }
 }
 
 fn memory_view(core: &Core, device: &Device, cache: &WeightCache) -> MemoryView {
     let mut memories = core.fleet().devices.iter();
-    let ledger = memories.find(|memory| memory.id == device.id).map(|memory| &memory.ledger);
+    let ledger = memories
+        .find(|memory| memory.id == device.id)
+        .map(|memory| &memory.ledger);
     let leases = ledger.into_iter().flat_map(Ledger::leases).map(|(owner, bytes)| {
         let (kind, of) = match owner {
             Owner::Weights { model, .. } => ("weights", model.to_string()),
@@ -83,7 +98,10 @@ fn memory_view(core: &Core, device: &Device, cache: &WeightCache) -> MemoryView 
         budget_bytes: ledger.map_or(0, Ledger::budget_bytes),
         leased_bytes: ledger.map_or(0, Ledger::leased_bytes),
         high_water_bytes: ledger.map_or(0, Ledger::high_water_bytes),
-        worker_used_bytes: workers_of(core, device).iter().map(|worker| worker.used_bytes).sum(),
+        worker_used_bytes: workers_of(core, device)
+            .iter()
+            .map(|worker| worker.used_bytes)
+            .sum(),
         leases: leases.collect(),
         // It is of the host, which is the processor's device.
         cache: (device.kind == "cpu").then(|| cache.view()).flatten(),
@@ -135,7 +153,10 @@ fn chain(core: &Core, catalogue: &Catalogue) -> Vec<DomainHealth> {
         link(
             Domain::Model,
             usable > 0,
-            format!("{usable} models usable, {} not loadable", core.unusable_models().count()),
+            format!(
+                "{usable} models usable, {} not loadable",
+                core.unusable_models().count()
+            ),
         ),
         link(
             Domain::Processing,
@@ -209,6 +230,9 @@ fn worker_view(core: &Core, worker: &Worker) -> WorkerView {
         program: worker.hello.as_ref().map(|hello| hello.worker.clone()),
         capabilities: worker.capabilities.as_deref().cloned(),
         resident: worker.resident.keys().cloned().collect(),
-        jobs: jobs.filter_map(|key| core.job_of(*key)).map(ToString::to_string).collect(),
+        jobs: jobs
+            .filter_map(|key| core.job_of(*key))
+            .map(ToString::to_string)
+            .collect(),
     }
 }

@@ -444,7 +444,11 @@ mod tests {
     fn an_end_is_final_and_every_other_state_can_end() {
         for state in StepState::ALL {
             let ends = state.on(Move::End).is_ok();
-            assert_eq!(ends, !matches!(state, StepState::Ending | StepState::Ended), "{state}");
+            assert_eq!(
+                ends,
+                !matches!(state, StepState::Ending | StepState::Ended),
+                "{state}"
+            );
             assert!(MOVES.iter().all(|step| StepState::Ended.on(*step).is_err()));
         }
     }

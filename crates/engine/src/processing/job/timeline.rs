@@ -113,7 +113,12 @@ mod tests {
             timeline.switch(to, at_ms * MS);
         }
         timeline.start_over(100 * MS);
-        for (to, at_ms) in [(Spent::Dispatch, 110), (Spent::Run, 112), (Spent::Paused, 130), (Spent::Run, 140)] {
+        for (to, at_ms) in [
+            (Spent::Dispatch, 110),
+            (Spent::Run, 112),
+            (Spent::Paused, 130),
+            (Spent::Run, 140),
+        ] {
             timeline.switch(to, at_ms * MS);
         }
         timeline.switch(Spent::Finish, 200 * MS);

@@ -104,12 +104,7 @@ pub(crate) struct DerivedTable {
 }
 
 impl DerivedTable {
-    pub(crate) fn of(
-        &mut self,
-        id: DemandId,
-        generation: u64,
-        derive: impl FnOnce() -> Derived,
-    ) -> &Derived {
+    pub(crate) fn of(&mut self, id: DemandId, generation: u64, derive: impl FnOnce() -> Derived) -> &Derived {
         if self.by_demand.len() <= id.index() {
             self.by_demand.resize_with(id.index() + 1, Derived::default);
         }
@@ -150,14 +145,17 @@ impl Pass {
             };
             let (fleet, working_bytes) = (&*world.fleet, world.working_bytes);
             let derived = world.derived.of(ask.0, fleet.generation, || {
-                Derived::of(&demand, fleet, |worker, slicing| working_bytes(&demand, worker, slicing))
+                Derived::of(&demand, fleet, |worker, slicing| {
+                    working_bytes(&demand, worker, slicing)
+                })
             });
             let asked = Asked {
                 id: ask.0,
                 demand: &demand,
                 derived,
                 bound_to: ask.1,
-                waiting_ms: (world.step_ms)(head.step, &demand) * (world.lanes.waiting_with(ask.0) - 1) as f64,
+                waiting_ms: (world.step_ms)(head.step, &demand)
+                    * (world.lanes.waiting_with(ask.0) - 1) as f64,
                 is_critical: head.lane.class == Class::Critical,
             };
             match place(asked, fleet, world.estimates, world.now) {
@@ -199,10 +197,19 @@ impl Pass {
                     return Some(Decision::Evict { models });
                 }
                 Placement::Recycle { worker } => {
-                    let name = world.fleet.worker(worker).map(|worker| worker.spec.name.to_string());
+                    let name = world
+                        .fleet
+                        .worker(worker)
+                        .map(|worker| worker.spec.name.to_string());
                     let why = "its process is being replaced to free its memory".to_owned();
                     let worker_name = name.unwrap_or_default();
-                    self.blocked.insert(ask, WaitReason::WorkerNotReady { worker: worker_name, why });
+                    self.blocked.insert(
+                        ask,
+                        WaitReason::WorkerNotReady {
+                            worker: worker_name,
+                            why,
+                        },
+                    );
                     return Some(Decision::Recycle { worker });
                 }
                 Placement::Wake { worker } => return Some(Decision::Wake { head, worker }),
@@ -290,7 +297,9 @@ fn reserve_after(fleet: &Fleet, estimates: &Estimates, id: WorkerId, models: &[M
     let Some(worker) = fleet.worker(id) else {
         return RESERVE_AFTER_LEAST;
     };
-    let missing = models.iter().filter(|need| !worker.resident.contains_key(&need.model));
+    let missing = models
+        .iter()
+        .filter(|need| !worker.resident.contains_key(&need.model));
     let load_ms: f64 = missing
         .map(|need| estimates.load_ms(&worker.spec.kind, need.weights_bytes(worker.precision)))
         .sum();
@@ -300,7 +309,11 @@ fn reserve_after(fleet: &Fleet, estimates: &Estimates, id: WorkerId, models: &[M
 
 /// Keeps a worker free for a demand, unless it is kept free for another or the demand has one already.
 fn reserve(fleet: &mut Fleet, id: WorkerId, demand: DemandId) {
-    if fleet.workers.iter().any(|worker| worker.reserved_for == Some(demand)) {
+    if fleet
+        .workers
+        .iter()
+        .any(|worker| worker.reserved_for == Some(demand))
+    {
         return;
     }
     if let Some(worker) = fleet.worker_mut(id)

@@ -32,13 +32,21 @@ impl Estimates {
 
     /// Device time that a step takes wherever it was measured, else the guess.
     pub(crate) fn run_anywhere_ms(&self, model: &ModelId, work_units: f64) -> f64 {
-        let known = self.unit_ms.iter().filter(|((of, _), _)| of == model).map(|(_, ms)| *ms);
+        let known = self
+            .unit_ms
+            .iter()
+            .filter(|((of, _), _)| of == model)
+            .map(|(_, ms)| *ms);
         known.reduce(f64::min).unwrap_or(GUESSED_UNIT_MS) * work_units
     }
 
     /// Time that a load of so many bytes takes in a kind of worker, in milliseconds.
     pub(crate) fn load_ms(&self, kind: &Arc<str>, bytes: u64) -> f64 {
-        let rate = self.load_bytes_per_ms.get(kind).copied().unwrap_or(GUESSED_LOAD_BYTES_PER_MS);
+        let rate = self
+            .load_bytes_per_ms
+            .get(kind)
+            .copied()
+            .unwrap_or(GUESSED_LOAD_BYTES_PER_MS);
         LOAD_BASE_MS + bytes as f64 / rate
     }
 
@@ -58,7 +66,10 @@ impl Estimates {
     pub(crate) fn loaded(&mut self, kind: &Arc<str>, bytes: u64, ms: f64) {
         let moved_ms = (ms - LOAD_BASE_MS).max(1.0);
         if bytes > 0 {
-            learn(self.load_bytes_per_ms.entry(Arc::clone(kind)), bytes as f64 / moved_ms);
+            learn(
+                self.load_bytes_per_ms.entry(Arc::clone(kind)),
+                bytes as f64 / moved_ms,
+            );
         }
     }
 }

@@ -91,7 +91,6 @@ pub(crate) struct PendingMove {
 pub(crate) enum MoveKind {
     Load {
         residency: Residency,
-        weights_bytes: u64,
         /// The step that is shown as loading.
         wanted_by: StepKey,
         expected_ms: f64,
@@ -221,7 +220,9 @@ impl Fleet {
     /// The ledger that a worker leases from.
     pub(crate) fn ledger_mut(&mut self, worker: WorkerId) -> Option<&mut Ledger> {
         let device = self.worker(worker)?.spec.device;
-        self.devices.get_mut(device.0 as usize).map(|device| &mut device.ledger)
+        self.devices
+            .get_mut(device.0 as usize)
+            .map(|device| &mut device.ledger)
     }
 
     /// The ledger that a worker leases from.
@@ -231,8 +232,15 @@ impl Fleet {
 
     /// Most runs in a worker at a time.
     pub(crate) fn places(&self, worker: &Worker) -> usize {
-        let own = worker.capabilities.as_ref().map_or(1, |can| can.max_batch.max(1) as usize);
-        if self.most_runs == 0 { own } else { own.min(self.most_runs) }
+        let own = worker
+            .capabilities
+            .as_ref()
+            .map_or(1, |can| can.max_batch.max(1) as usize);
+        if self.most_runs == 0 {
+            own
+        } else {
+            own.min(self.most_runs)
+        }
     }
 }
 
@@ -246,7 +254,11 @@ impl Worker {
     fn new(spec: WorkerSpec) -> Self {
         Self {
             precision: Precision::of(&spec.device_kind),
-            process: if spec.starts_when_needed { ProcessState::Asleep } else { ProcessState::Starting },
+            process: if spec.starts_when_needed {
+                ProcessState::Asleep
+            } else {
+                ProcessState::Starting
+            },
             spec,
             incarnation: 0,
             pid: None,
@@ -303,7 +315,9 @@ impl Worker {
 
     /// Whether it goes on with its runs while it loads.
     pub(crate) fn loads_beside_runs(&self) -> bool {
-        self.capabilities.as_ref().is_some_and(|can| can.loads_beside_runs)
+        self.capabilities
+            .as_ref()
+            .is_some_and(|can| can.loads_beside_runs)
     }
 
     /// Whether it can pause a run at a step.
@@ -346,7 +360,10 @@ impl Worker {
 
     /// Whether a run that holds a place uses a set of LoRAs.
     pub(crate) fn uses_adapters(&self, set: &str) -> bool {
-        let mut sets = self.runs.values().filter_map(|share| share.uses.adapters.as_ref());
+        let mut sets = self
+            .runs
+            .values()
+            .filter_map(|share| share.uses.adapters.as_ref());
         sets.any(|need| *need.set == *set)
     }
 

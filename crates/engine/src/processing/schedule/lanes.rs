@@ -140,13 +140,6 @@ impl Lanes {
             .find_map(|class| class.next(&mut is_blocked))
     }
 
-    /// The head of the critical class, blocked or not.
-    pub(crate) fn critical_waits(&self) -> bool {
-        self.classes
-            .get(Class::Critical as usize)
-            .is_some_and(|class| !class.turns.is_empty())
-    }
-
     /// Charges a lane's client and class with the device time that its step will take.
     pub(crate) fn charge(&mut self, key: &LaneKey, device_micros: u64) {
         let Some(class) = self.classes.get_mut(key.class as usize) else {
@@ -167,7 +160,10 @@ impl Lanes {
             return;
         };
         let shift = |finish: VirtualMicros, weight: u64| {
-            let (charged, took) = (charged_micros.saturating_mul(4) / weight, took_micros.saturating_mul(4) / weight);
+            let (charged, took) = (
+                charged_micros.saturating_mul(4) / weight,
+                took_micros.saturating_mul(4) / weight,
+            );
             finish.saturating_add(took).saturating_sub(charged)
         };
         if class != Class::Critical {
@@ -195,17 +191,20 @@ impl Lanes {
         self.waiting
     }
 
-    /// Every lane with the number of its steps.
-    pub(crate) fn asks(&self) -> impl Iterator<Item = (&LaneKey, usize)> {
-        self.lanes.iter().map(|(key, lane)| (key, lane.len()))
-    }
-
     /// The rank of a step, from 1: waiting steps of its class with a larger priority or an earlier arrival go before it.
     pub(crate) fn rank(&self, class: Class, priority: i32, step: StepKey) -> usize {
         let order = (Reverse(priority), step);
-        let before = self.lanes.iter().filter(|(key, _)| key.class <= class).map(|(key, lane)| {
-            if key.class < class { lane.len() } else { lane.range(..order).count() }
-        });
+        let before = self
+            .lanes
+            .iter()
+            .filter(|(key, _)| key.class <= class)
+            .map(|(key, lane)| {
+                if key.class < class {
+                    lane.len()
+                } else {
+                    lane.range(..order).count()
+                }
+            });
         before.sum::<usize>() + 1
     }
 

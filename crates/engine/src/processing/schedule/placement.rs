@@ -15,7 +15,9 @@ use super::estimates::Estimates;
 use super::fleet::{Fleet, MoveKind, Readiness, Worker, WorkerId};
 use super::reason::{Refusal, WaitReason};
 use crate::inference::ModelNeed;
-use crate::memory::memory_plan::{MemoryPlan, Precision, Residency, Slicing, lora_on_device_bytes, on_device_bytes};
+use crate::memory::memory_plan::{
+    MemoryPlan, Precision, Residency, Slicing, lora_on_device_bytes, on_device_bytes,
+};
 
 /// A model of fewer bytes is worth no wait for a better device: a processor has drawn its picture before an accelerator's
 /// worker has started.
@@ -51,7 +53,11 @@ pub(crate) struct Derived {
 
 impl Derived {
     /// Of a demand, with the working set of each kind of worker.
-    pub(crate) fn of(demand: &Demand, fleet: &Fleet, working_bytes: impl Fn(&Worker, Slicing) -> u64) -> Self {
+    pub(crate) fn of(
+        demand: &Demand,
+        fleet: &Fleet,
+        working_bytes: impl Fn(&Worker, Slicing) -> u64,
+    ) -> Self {
         let by_worker = fleet.workers.iter().map(|worker| {
             let name = &*worker.spec.name;
             if demand.refused_by.iter().any(|(refuser, _)| refuser == name) {
@@ -85,7 +91,10 @@ impl Derived {
     }
 
     pub(crate) fn of_worker(&self, worker: WorkerId) -> Serves {
-        self.by_worker.get(worker.0 as usize).copied().unwrap_or(Serves::No)
+        self.by_worker
+            .get(worker.0 as usize)
+            .copied()
+            .unwrap_or(Serves::No)
     }
 }
 
@@ -209,7 +218,11 @@ fn choose(asked: Asked<'_>, fleet: &Fleet, estimates: &Estimates, now: Duration)
             // One that is too small is chosen only to report why, if no other can do it.
             matches!(serves, Serves::TooSmall { .. }),
             // Of those that are there or about to be, the better device; others are a last resort.
-            if worth_a_wait { readiness.max(Readiness::Starting) } else { readiness },
+            if worth_a_wait {
+                readiness.max(Readiness::Starting)
+            } else {
+                readiness
+            },
             worker.spec.rank,
             // Of two cards the one that has memory for all of it.
             cost,
@@ -237,7 +250,10 @@ fn choose(asked: Asked<'_>, fleet: &Fleet, estimates: &Estimates, now: Duration)
                 || pending.is_some_and(|pending| pending.model == need.model)
         })
     };
-    let holders = equals.iter().filter_map(|id| fleet.worker(*id)).filter(|worker| has_models(worker));
+    let holders = equals
+        .iter()
+        .filter_map(|id| fleet.worker(*id))
+        .filter(|worker| has_models(worker));
     // Those behind it wait for the same workers; another worker is worth a load to them too.
     let queue_ms = asked.waiting_ms / holders.count().max(1) as f64;
     for id in equals {
@@ -251,7 +267,10 @@ fn choose(asked: Asked<'_>, fleet: &Fleet, estimates: &Estimates, now: Duration)
         }
         let key = (ms, missing, worker.runs.len(), id);
         let is_better = soonest.is_none_or(|best| {
-            key.0.total_cmp(&best.0).then((key.1, key.2, key.3).cmp(&(best.1, best.2, best.3))).is_lt()
+            key.0
+                .total_cmp(&best.0)
+                .then((key.1, key.2, key.3).cmp(&(best.1, best.2, best.3)))
+                .is_lt()
         });
         if is_better {
             soonest = Some(key);
@@ -300,7 +319,9 @@ fn done_after_ms(
     }
     // What is thrown out for it must be loaded again for others.
     let free_bytes = fleet.ledger(worker).map_or(0, |ledger| ledger.free_bytes());
-    let mut short_bytes = missing_bytes.saturating_add(working_bytes).saturating_sub(free_bytes);
+    let mut short_bytes = missing_bytes
+        .saturating_add(working_bytes)
+        .saturating_sub(free_bytes);
     if short_bytes > 0 {
         let mut idle: Vec<_> = worker
             .resident
@@ -371,7 +392,10 @@ fn act(
         return wait(id, reason);
     }
     // Changed weights lie where the model does, which may have been loaded for a smaller job.
-    let first = demand.models.first().and_then(|need| worker.resident.get(&need.model));
+    let first = demand
+        .models
+        .first()
+        .and_then(|need| worker.resident.get(&need.model));
     let offload = first.map_or(plan.offload, |resident| resident.residency.offload);
     let lora_bytes = match &demand.adapters {
         Some(need) if !worker.uses_adapters(&need.set) => {
@@ -386,7 +410,9 @@ fn act(
         .iter()
         .filter(is_missing)
         .fold(0u64, |sum, need| sum.saturating_add(weights(need)));
-    let need_bytes = missing_bytes.saturating_add(working_bytes).saturating_add(lora_bytes);
+    let need_bytes = missing_bytes
+        .saturating_add(working_bytes)
+        .saturating_add(lora_bytes);
     let free_bytes = fleet.ledger(worker).map_or(0, |ledger| ledger.free_bytes());
     let too_large = |need: &&ModelNeed| {
         let resident = worker.resident.get(&need.model);
@@ -395,14 +421,18 @@ fn act(
     let holds_scores = demand.models.iter().any(|need| too_large(&need));
     if need_bytes > free_bytes || holds_scores {
         let short_bytes = need_bytes.saturating_sub(free_bytes);
-        let idle = (!holds_scores).then(|| evictable(asked, fleet, worker, short_bytes)).flatten();
+        let idle = (!holds_scores)
+            .then(|| evictable(asked, fleet, worker, short_bytes))
+            .flatten();
         if let Some(models) = idle.or_else(|| held_too_large(demand, id, worker, plan)) {
             return Placement::Evict { models };
         }
         if let Some(worker) = leaky(fleet, worker, short_bytes) {
             return Placement::Recycle { worker };
         }
-        let device = fleet.device(worker.spec.device).map_or_else(String::new, |device| device.id.clone());
+        let device = fleet
+            .device(worker.spec.device)
+            .map_or_else(String::new, |device| device.id.clone());
         let reason = WaitReason::MemoryInUse {
             device,
             need_bytes,
@@ -444,9 +474,11 @@ fn occupied(asked: Asked<'_>, fleet: &Fleet, worker: &Worker) -> Option<WaitReas
         }
         Some(_) => {
             let mut models = asked.demand.models.iter();
-            let is_untouched = models.all(|need| worker.resident.contains_key(&need.model) && {
-                let pending = worker.pending.as_ref();
-                pending.is_none_or(|pending| pending.model != need.model)
+            let is_untouched = models.all(|need| {
+                worker.resident.contains_key(&need.model) && {
+                    let pending = worker.pending.as_ref();
+                    pending.is_none_or(|pending| pending.model != need.model)
+                }
             });
             if !(is_untouched && worker.loads_beside_runs()) {
                 return Some(WaitReason::WorkerMovesModels { worker: name() });

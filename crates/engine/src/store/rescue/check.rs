@@ -46,7 +46,10 @@ pub struct Report {
 
 /// The journal to read: alone, or beside the server that uses it.
 pub(super) enum Reading {
-    Alone(Untouched, #[expect(dead_code, reason = "held until the reading is done")] Lock),
+    Alone(
+        Untouched,
+        #[expect(dead_code, reason = "held until the reading is done")] Lock,
+    ),
     Beside(Connection, String),
 }
 

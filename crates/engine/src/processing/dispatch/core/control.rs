@@ -81,9 +81,13 @@ impl Core {
             StepState::Ending | StepState::Ended => return Ok(Asked::IsSo),
             _ if state.is_held() => return Ok(Asked::IsSo),
             StepState::Running | StepState::Resuming => {
-                let worker = step.attempted.as_ref().and_then(|run| self.fleet.worker(run.worker));
+                let worker = step
+                    .attempted
+                    .as_ref()
+                    .and_then(|run| self.fleet.worker(run.worker));
                 if worker.is_some_and(|worker| !worker.pauses()) {
-                    let error = Error::new(Code::NotSupported, "the worker that runs the job cannot pause it");
+                    let error =
+                        Error::new(Code::NotSupported, "the worker that runs the job cannot pause it");
                     return Err(error.advice("let it end, or cancel it"));
                 }
             }

@@ -1,7 +1,7 @@
 //! What is shown of the live steps and the fleet. Nothing here changes anything or decides anew.
 
-use std::collections::BTreeMap;
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 
 use calotype_protocol::JobId;
 
@@ -35,7 +35,7 @@ pub(crate) struct StepView {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Totals {
     /// By the state that clients see.
-    pub(crate) by_state: BTreeMap<JobState, usize>,
+    pub(crate) by_state: BTreeMap<&'static str, usize>,
     pub(crate) outputs_held_bytes: u64,
 }
 
@@ -63,7 +63,10 @@ impl Core {
     /// The live steps in a state, newest first, older than `before`.
     pub(crate) fn in_state(&self, state: JobState, before: Option<u64>, limit: usize) -> Vec<StepKey> {
         let before = StepKey(before.unwrap_or(u64::MAX));
-        let steps = self.steps.iter().filter(|step| step.key < before && step.shown() == state);
+        let steps = self
+            .steps
+            .iter()
+            .filter(|step| step.key < before && step.shown() == state);
         let mut keys: Vec<StepKey> = steps.map(|step| step.key).collect();
         keys.sort_unstable_by_key(|key| Reverse(*key));
         keys.truncate(limit);
@@ -76,7 +79,7 @@ impl Core {
             ..Totals::default()
         };
         for step in self.steps.iter() {
-            *totals.by_state.entry(step.shown()).or_insert(0) += 1;
+            *totals.by_state.entry(step.shown().name()).or_insert(0) += 1;
         }
         totals
     }
@@ -183,7 +186,8 @@ impl Core {
         let worker = chosen.and_then(|id| Some((id, self.fleet.worker(id)?)));
         // Where nobody can run it: as on a processor, which is the last resort of every job.
         let kind = inference::worker_kind("native", "cpu");
-        let default_working = |slicing| inference::need_bytes(&demand.shape, "cpu", &kind, slicing, &self.peaks);
+        let default_working =
+            |slicing| inference::need_bytes(&demand.shape, "cpu", &kind, slicing, &self.peaks);
         let precision = worker.map_or(Precision::Single, |(_, worker)| worker.precision);
         let weights_bytes = ModelNeed::sum(&demand.models, precision);
         let lora_bytes = demand.adapters.as_ref().map_or(0, |need| need.bytes(precision));

@@ -6,11 +6,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use super::Core;
 use super::message::{Effect, Ended, Now, Outputs, StoreFault, Then};
 use super::step::StepEnd;
-use super::Core;
 use crate::error::Error;
-use crate::memory::Peaks;
 use crate::processing::job::state::{Move, StepState};
 use crate::processing::job::timeline::Spent;
 use crate::processing::job::{JobState, StepKey};
@@ -112,7 +111,10 @@ impl Core {
             _ if state.is_held() => waits(Held::Yes),
             StepState::Blocked | StepState::Ready => waits(Held::No),
             _ => {
-                let place = step.attempted.as_ref().and_then(|run| self.fleet.worker(run.worker));
+                let place = step
+                    .attempted
+                    .as_ref()
+                    .and_then(|run| self.fleet.worker(run.worker));
                 Write::Claim {
                     job: job.clone(),
                     attempt: step.attempts,
@@ -136,7 +138,10 @@ impl Core {
                 self.owe(key);
             }
             (Then::Answer { token, .. }, Ok(())) => {
-                self.effects.push(Effect::Answer { token, outcome: Ok(()) });
+                self.effects.push(Effect::Answer {
+                    token,
+                    outcome: Ok(()),
+                });
             }
             (Then::Answer { token, steps }, Err(fault)) => {
                 self.outage_began(&fault, now);
@@ -148,7 +153,11 @@ impl Core {
             }
             (Then::Kept(steps), Ok(())) => {
                 for key in steps {
-                    if self.steps.get(key).is_some_and(|step| step.state() == StepState::Ending) {
+                    if self
+                        .steps
+                        .get(key)
+                        .is_some_and(|step| step.state() == StepState::Ending)
+                    {
                         self.end_journaled(key, now);
                     }
                 }
@@ -211,7 +220,10 @@ impl Core {
                 outage.probe_at = outage.probe_at.or(probe_at);
             }
             None => {
-                tracing::error!("Nothing new is started while the store does not work: {}", fault.error);
+                tracing::error!(
+                    "Nothing new is started while the store does not work: {}",
+                    fault.error
+                );
                 self.outage = Some(Outage {
                     message: fault.error.message.clone(),
                     probe_at,
@@ -253,10 +265,5 @@ impl Core {
             };
             self.effects.push(Effect::Ended(Box::new(ended)));
         }
-    }
-
-    /// What jobs really took, as measured.
-    pub(crate) fn peaks(&self) -> &Peaks {
-        &self.peaks
     }
 }

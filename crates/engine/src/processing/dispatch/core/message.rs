@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use calotype_protocol::{Blob, Down, Failure, Frame, Hello, JobId, LoadId, ModelId, Ready, RunResult, Up, Work};
+use calotype_protocol::{
+    Blob, Down, Failure, Frame, Hello, JobId, LoadId, ModelId, Ready, RunResult, Up, Work,
+};
 
 use super::step::{Accepted, StepEnd};
 use crate::error::Error;
@@ -43,9 +45,17 @@ pub(crate) enum Input {
     /// A step is in the journal.
     Accepted(Box<Accepted>),
     /// A client wants something of a job; answered by [`Effect::Answer`].
-    Control { job: JobId, action: Action, token: Token },
+    Control {
+        job: JobId,
+        action: Action,
+        token: Token,
+    },
     /// A process was started.
-    WorkerStarting { worker: WorkerId, incarnation: u64, pid: u32 },
+    WorkerStarting {
+        worker: WorkerId,
+        incarnation: u64,
+        pid: u32,
+    },
     /// A worker takes work.
     WorkerReady {
         worker: WorkerId,
@@ -67,7 +77,10 @@ pub(crate) enum Input {
         from_memory: bool,
     },
     /// A process was reaped.
-    WorkerGone { worker: WorkerId, report: Box<ExitReport> },
+    WorkerGone {
+        worker: WorkerId,
+        report: Box<ExitReport>,
+    },
     /// The files of models that could not be loaded have changed.
     ModelsChanged { models: Vec<ModelId> },
     /// The work of a claimed step is ready to go down.
@@ -81,7 +94,10 @@ pub(crate) enum Input {
         outputs: Result<Box<StoredOutputs>, StoreOutputsError>,
     },
     /// A write that was asked for is on disk, or is not.
-    Journaled { then: Then, outcome: Result<(), StoreFault> },
+    Journaled {
+        then: Then,
+        outcome: Result<(), StoreFault>,
+    },
     /// Whether the store works, tried on [`Effect::ProbeStore`].
     StoreProbed(Result<(), StoreFault>),
     /// Start nothing more; [`Effect::Drained`] follows once nothing runs.
@@ -177,7 +193,10 @@ pub(crate) enum Effect {
         blobs: Vec<Blob>,
     },
     /// A client's wish was carried out, or refused.
-    Answer { token: Token, outcome: Result<(), Error> },
+    Answer {
+        token: Token,
+        outcome: Result<(), Error>,
+    },
     /// A step has ended, and its end is on disk: tell everybody who waits for it.
     Ended(Box<Ended>),
     /// Nothing runs any more, and every end is on disk.

@@ -38,13 +38,13 @@ pub(crate) use step::Accepted;
 use self::journal::Outage;
 use self::step::Steps;
 
-use crate::processing::job::state::{Kept, StepState};
-use crate::processing::schedule::{Estimates, Fleet, ProcessState, WaitReason};
 use crate::error::Error;
 use crate::event::EventKind;
 use crate::inference::ModelNeed;
 use crate::memory::{Owner, Peaks};
+use crate::processing::job::state::{Kept, StepState};
 use crate::processing::job::{JobState, StepKey};
+use crate::processing::schedule::{Estimates, Fleet, WaitReason};
 
 /// What a core is made of.
 pub(crate) struct CoreParts {
@@ -174,7 +174,10 @@ impl Core {
         } else {
             StepState::Ready
         };
-        let demand = std::mem::replace(&mut accepted.demand, Err(Error::new(crate::error::Code::Internal, "")));
+        let demand = std::mem::replace(
+            &mut accepted.demand,
+            Err(Error::new(crate::error::Code::Internal, "")),
+        );
         let (mut demand, problem) = match demand {
             Ok(demand) => (demand, None),
             // A model that was taken away since the job was accepted: the job is kept, and ends with that reason.
@@ -242,10 +245,12 @@ impl Core {
         let Some(place) = self.fleet.worker(worker) else {
             return;
         };
-        let adapters = set.filter(|set| !place.uses_adapters(set)).map(|set| Owner::Adapters {
-            worker: place.spec.name.to_string(),
-            set,
-        });
+        let adapters = set
+            .filter(|set| !place.uses_adapters(set))
+            .map(|set| Owner::Adapters {
+                worker: place.spec.name.to_string(),
+                set,
+            });
         if let Some(ledger) = self.fleet.ledger_mut(worker) {
             ledger.release(&Owner::WorkingSet(job));
             if let Some(owner) = adapters {
@@ -267,21 +272,22 @@ impl Core {
         }
         self.release_working_set(key, attempted.worker);
         if let Some(step) = self.steps.get(key) {
-            let (class, client, took_micros) = (step.class, Arc::clone(&step.client), (device_ms * 1e3) as u64);
-            self.steps.lanes.correct(class, &client, attempted.charged_micros, took_micros);
+            let (class, client, took_micros) =
+                (step.class, Arc::clone(&step.client), (device_ms * 1e3) as u64);
+            self.steps
+                .lanes
+                .correct(class, &client, attempted.charged_micros, took_micros);
         }
         self.dirty = true;
         device_ms
     }
 
-    /// Whether any worker has been ready.
-    pub(crate) fn has_ready_worker(&self) -> bool {
-        self.fleet.workers.iter().any(|worker| worker.process == ProcessState::Ready)
-    }
-
     /// Models that some worker could not load.
     pub(crate) fn unusable_models(&self) -> impl Iterator<Item = &ModelId> {
-        self.fleet.workers.iter().flat_map(|worker| worker.unusable.keys())
+        self.fleet
+            .workers
+            .iter()
+            .flat_map(|worker| worker.unusable.keys())
     }
 
     /// The step of a job, while it is live.

@@ -94,9 +94,9 @@ impl Core {
         // Working sets went with their steps; what is left is the worker's own.
         if let Some(ledger) = self.fleet.ledger_mut(id) {
             let is_its_own = |owner: &Owner| match owner {
-                Owner::Weights { worker, .. } | Owner::Adapters { worker, .. } | Owner::Unreturned { worker } => {
-                    *worker == name
-                }
+                Owner::Weights { worker, .. }
+                | Owner::Adapters { worker, .. }
+                | Owner::Unreturned { worker } => *worker == name,
                 Owner::WorkingSet(_) => false,
             };
             let owners: Vec<Owner> = ledger
@@ -113,7 +113,9 @@ impl Core {
 
     /// What becomes of a step whose worker died.
     fn worker_died_with(&mut self, key: StepKey, report: &ExitReport, cause: &str, now: Now) {
-        let Some(step) = self.steps.get_mut(key) else { return };
+        let Some(step) = self.steps.get_mut(key) else {
+            return;
+        };
         let state = step.state();
         let is_cancelled = matches!(
             state,

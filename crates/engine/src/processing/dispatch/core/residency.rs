@@ -17,7 +17,11 @@ const RETURNED_PERCENT: u64 = 80;
 
 impl Core {
     pub(super) fn loaded(&mut self, id: WorkerId, incarnation: u64, loaded: &Loaded, now: Now) {
-        let Some(worker) = self.fleet.worker_mut(id).filter(|worker| worker.incarnation == incarnation) else {
+        let Some(worker) = self
+            .fleet
+            .worker_mut(id)
+            .filter(|worker| worker.incarnation == incarnation)
+        else {
             return;
         };
         let Some(pending) = worker.pending.take_if(|pending| pending.id == loaded.load) else {
@@ -147,7 +151,9 @@ impl Core {
             worker: name.to_owned(),
             model: model.clone(),
         };
-        self.fleet.ledger_mut(id).map_or(0, |ledger| ledger.release(&owner))
+        self.fleet
+            .ledger_mut(id)
+            .map_or(0, |ledger| ledger.release(&owner))
     }
 
     /// A step is no longer waiting for a load.
@@ -171,7 +177,10 @@ impl Core {
             demand.is_some_and(|demand| demand.models.iter().any(|need| need.model == *model))
         };
         let waiting = self.steps.iter().filter(|step| step.state().is_waiting());
-        let mut in_vain: Vec<StepKey> = waiting.filter(|step| needs_it(step)).map(|step| step.key).collect();
+        let mut in_vain: Vec<StepKey> = waiting
+            .filter(|step| needs_it(step))
+            .map(|step| step.key)
+            .collect();
         in_vain.sort_unstable();
         for key in in_vain {
             self.end(key, JobState::Failed, Some(error.clone()), now);

@@ -34,7 +34,8 @@ impl Core {
                     if let Some(run) = self.steps.get_mut(key).and_then(|step| step.attempted.as_mut()) {
                         run.progress = Some(progress.clone());
                     }
-                    self.effects.push(Effect::Tell(EventKind::Progress { job, progress }));
+                    self.effects
+                        .push(Effect::Tell(EventKind::Progress { job, progress }));
                 }
             }
             Up::Preview {
@@ -114,14 +115,18 @@ impl Core {
 
     /// The step that a line is about, if it is about its present attempt in this very process; else the line is stale.
     fn current(&self, worker: WorkerId, incarnation: u64, job: &JobId, attempt: Attempt) -> Option<StepKey> {
-        let step = self.steps.find(job).and_then(|key| self.steps.get(key)).filter(|step| {
-            step.state().is_in_worker()
-                && step.attempts == attempt.0
-                && step
-                    .attempted
-                    .as_ref()
-                    .is_some_and(|run| run.worker == worker && run.incarnation == incarnation)
-        });
+        let step = self
+            .steps
+            .find(job)
+            .and_then(|key| self.steps.get(key))
+            .filter(|step| {
+                step.state().is_in_worker()
+                    && step.attempts == attempt.0
+                    && step
+                        .attempted
+                        .as_ref()
+                        .is_some_and(|run| run.worker == worker && run.incarnation == incarnation)
+            });
         if step.is_none() {
             metrics::counter!("calotype_stale_lines_total").increment(1);
             tracing::warn!(job.id = %job, "Dropped a stale line about attempt {attempt} of job {job}");
@@ -202,14 +207,17 @@ impl Core {
             return;
         }
         let device_ms = self.leave_worker(key, now);
-        let Some(step) = self.steps.get_mut(key) else { return };
+        let Some(step) = self.steps.get_mut(key) else {
+            return;
+        };
         step.timeline.switch(Spent::Finish, now.since_start);
-        let models = models_of(self.steps.demands.get(step.demand));
-        if let (Some(need), Some(kind)) = (models.first(), kind) {
-            self.estimates.ran(&need.model, &kind, step.work_units, device_ms);
-        }
+        let (work_units, demand) = (step.work_units, step.demand);
         step.outputs_bytes = held_bytes(&blobs);
         self.outputs_held_bytes += step.outputs_bytes;
+        let models = models_of(self.steps.demands.get(demand));
+        if let (Some(need), Some(kind)) = (models.first(), kind) {
+            self.estimates.ran(&need.model, &kind, work_units, device_ms);
+        }
         self.tell_state(key);
         self.effects.push(Effect::StoreOutputs {
             step: key,
@@ -302,7 +310,9 @@ impl Core {
 
     /// An attempt failed; the worker stays.
     fn failed(&mut self, key: StepKey, id: WorkerId, failure: &Failure, now: Now) {
-        let Some(step) = self.steps.get_mut(key) else { return };
+        let Some(step) = self.steps.get_mut(key) else {
+            return;
+        };
         match step.state() {
             StepState::Cancelling => {
                 self.end(key, JobState::Cancelled, None, now);

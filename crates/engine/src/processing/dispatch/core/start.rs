@@ -76,7 +76,10 @@ impl Core {
             },
             step_ms: &|key, demand| {
                 let units = by_key.get(&key).map_or(0.0, |step| step.work_units);
-                demand.models.first().map_or(0.0, |need| estimates.run_anywhere_ms(&need.model, units))
+                demand
+                    .models
+                    .first()
+                    .map_or(0.0, |need| estimates.run_anywhere_ms(&need.model, units))
             },
             victim: &|worker| victim(by_key, worker),
             now: now.since_start,
@@ -149,12 +152,15 @@ impl Core {
             worker: name.clone(),
             set: Arc::clone(&need.set),
         });
-        let granted = ledger.reserve(working_set.clone(), claim.working_bytes).and_then(|()| match adapters {
-            None => Ok(()),
-            Some(owner) => ledger.reserve(owner, claim.lora_bytes).inspect_err(|_| {
-                ledger.release(&working_set);
-            }),
-        });
+        let granted =
+            ledger
+                .reserve(working_set.clone(), claim.working_bytes)
+                .and_then(|()| match adapters {
+                    None => Ok(()),
+                    Some(owner) => ledger.reserve(owner, claim.lora_bytes).inspect_err(|_| {
+                        ledger.release(&working_set);
+                    }),
+                });
         if let Err(no_room) = granted {
             // The scheduler counted the same bytes; only a mistake of ours comes here, and it must not spin.
             tracing::error!(job.id = %job, "A step that was to start found no room: {no_room}");
@@ -208,7 +214,9 @@ impl Core {
         if self.steps.advance(key, Move::Claim).is_err() {
             return;
         }
-        let Some(step) = self.steps.get_mut(key) else { return };
+        let Some(step) = self.steps.get_mut(key) else {
+            return;
+        };
         step.attempted = Some(Box::new(attempted));
         step.attempts += 1;
         step.started_at_ms = Some(now.wall_ms);
@@ -349,7 +357,9 @@ impl Core {
         weights_bytes: u64,
         now: Now,
     ) {
-        let Some(worker) = self.fleet.worker(id) else { return };
+        let Some(worker) = self.fleet.worker(id) else {
+            return;
+        };
         let (name, incarnation) = (worker.spec.name.to_string(), worker.incarnation);
         let expected_ms = self.estimates.load_ms(&worker.spec.kind, weights_bytes);
         let owner = Owner::Weights {
@@ -374,7 +384,6 @@ impl Core {
                 model: model.clone(),
                 kind: MoveKind::Load {
                     residency,
-                    weights_bytes,
                     wanted_by: head.step,
                     expected_ms,
                 },
@@ -399,12 +408,17 @@ impl Core {
 
     /// Drops an idle model. Paused runs that need it are withdrawn from the worker first.
     pub(super) fn evict(&mut self, id: WorkerId, model: &ModelId, now: Now) {
-        let Some(worker) = self.fleet.worker(id) else { return };
+        let Some(worker) = self.fleet.worker(id) else {
+            return;
+        };
         let parked: Vec<StepKey> = worker.parked_on(model).collect();
         if !parked.is_empty() {
             for key in parked {
                 if self.steps.advance(key, Move::Withdraw).is_ok() {
-                    self.note(key, format!("its model makes room for others; it begins anew in its turn"));
+                    self.note(
+                        key,
+                        format!("its model makes room for others; it begins anew in its turn"),
+                    );
                     self.send_about(key, |job, attempt| Down::Cancel { job, attempt });
                     self.tell_state(key);
                 }
@@ -462,7 +476,10 @@ impl Core {
         if self.steps.advance(victim, Move::Preempt).is_err() {
             return;
         }
-        let name = self.fleet.worker(worker).map(|worker| worker.spec.name.to_string());
+        let name = self
+            .fleet
+            .worker(worker)
+            .map(|worker| worker.spec.name.to_string());
         let name = name.unwrap_or_default();
         self.note(victim, format!("makes room in {name} for a critical job"));
         self.send_pause(victim);
@@ -480,7 +497,7 @@ impl Core {
         });
     }
 
-    fn refusal(&self, why: Refusal) -> Error {
+    pub(super) fn refusal(&self, why: Refusal) -> Error {
         match why {
             Refusal::TooLarge {
                 need_bytes,

@@ -11,7 +11,9 @@ use crate::memory::memory_plan::Slicing;
 use crate::processing::job::state::{IllegalMove, Move, StepState};
 use crate::processing::job::timeline::Timeline;
 use crate::processing::job::{Class, JobProgress, JobResult, JobState, RunId, StepKey};
-use crate::processing::schedule::{Ask, Demand, DemandId, Demands, DerivedTable, Fleet, LaneKey, Lanes, Waits, WorkerId, unreserve};
+use crate::processing::schedule::{
+    Ask, Demand, DemandId, Demands, DerivedTable, Fleet, LaneKey, Lanes, Waits, WorkerId, unreserve,
+};
 
 /// How a step ended.
 #[derive(Debug, Clone, PartialEq)]
@@ -230,7 +232,12 @@ impl Steps {
     }
 
     /// Gives a step that does not wait another demand.
-    pub(super) fn change_demand(&mut self, key: StepKey, fleet: &mut Fleet, change: impl FnOnce(&mut Demand)) {
+    pub(super) fn change_demand(
+        &mut self,
+        key: StepKey,
+        fleet: &mut Fleet,
+        change: impl FnOnce(&mut Demand),
+    ) {
         let Some(step) = self.by_key.get_mut(&key) else {
             return;
         };
