@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::config::Config;
 use crate::device::{self, HostFacts};
 use crate::error::{Code, Error};
-use crate::event_log::EventLog;
+use crate::event::{EventLog, Subscription};
 use crate::inference::{self, Abilities, GenerateRequest, InputImage, Planned};
 use crate::memory::Peaks;
 use crate::model::{Catalogue, ModelRecord};
@@ -18,7 +18,6 @@ use crate::processing::{
 };
 use crate::setting;
 use crate::store::{ArtifactHash, Artifacts, Inserted, JobFilter, NewJob, Store};
-use crate::subscription::Subscription;
 use crate::view::{
     Artifact, DeviceView, Health, JobPage, JobQuery, MemoryView, SubmitOptions, Submitted, Validation,
 };

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use calotype_protocol::JobId;
 use tokio::sync::watch;
 
-use crate::event::{Event, EventKind};
+use super::event::{Event, EventKind};
 
 /// Events kept for those who come back.
 const KEPT: usize = 8192;

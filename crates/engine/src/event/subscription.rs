@@ -5,9 +5,9 @@ use std::sync::Arc;
 use calotype_protocol::JobId;
 use tokio::sync::watch;
 
+use super::event::{Event, EventKind};
+use super::log::{EventLog, Found};
 use crate::engine::Engine;
-use crate::event::{Event, EventKind};
-use crate::event_log::{EventLog, Found};
 use crate::processing::now_ms;
 
 /// Events of one job or of all, from a number on.
