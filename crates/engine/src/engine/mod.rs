@@ -12,14 +12,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::config::Config;
 use crate::device::{self, HostFacts};
 use crate::error::{Code, Error};
-use crate::event_log::EventLog;
+use crate::event::{Answer, EventLog, JobStates, Subscription};
 use crate::inference::Abilities;
 use crate::memory::Peaks;
 use crate::model::{Catalogue, ModelRecord};
-use crate::processing::{Command, Driver, DriverParts, Gate, Snapshot};
+use crate::processing::{Command, JobView, Driver, DriverParts, Gate, Snapshot};
 use crate::startup;
 use crate::store::{ArtifactHash, Artifacts, Store, keep_tidy};
-use crate::subscription::Subscription;
 use crate::view::{Artifact, DeviceView, Health, MemoryView};
 
 /// Event numbers taken from the journal at each start: more than one run can use, and 2^53 holds millions of starts.
@@ -113,10 +112,11 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Events of one job, or of all, after the number `after`; from now on where there is none. A job's stream begins
-    /// with the job as it stands.
+    /// Events of one job, or of all, after the number `after`; from now on where there is none. A job's stream without a
+    /// number begins with the job as it stands; one with a number that is too old begins with a gap, and so does that
+    /// of all jobs.
     pub fn events(&self, job: Option<JobId>, after: Option<u64>) -> Subscription {
-        Subscription::new(self.clone(), Arc::clone(&self.inner.log), job, after)
+        self.inner.log.subscribe(job, after, Arc::new(self.clone()))
     }
 
     /// A stored file.
@@ -214,6 +214,7 @@ impl Engine {
         {
             let _ = answer.await;
         }
+        self.inner.log.close();
     }
 
     async fn snapshot(&self) -> Result<Snapshot, Error> {
@@ -224,6 +225,12 @@ impl Engine {
 
     async fn tell(&self, command: Command) -> Result<(), Error> {
         self.inner.commands.send(command).await.map_err(|_| going_down())
+    }
+}
+
+impl JobStates for Engine {
+    fn job<'a>(&'a self, id: &'a JobId) -> Answer<'a, Result<JobView, Error>> {
+        Box::pin(self.job_as_told(id))
     }
 }
 

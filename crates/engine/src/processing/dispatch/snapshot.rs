@@ -8,7 +8,7 @@ use crate::error::Domain;
 use crate::memory::weight_cache::WeightCache;
 use crate::memory::{Ledger, Owner};
 use crate::model::Catalogue;
-use crate::processing::job::{JobRecord, JobView};
+use crate::processing::job::{JobRecord, JobState, JobView};
 use crate::processing::schedule::{ProcessState, Worker};
 use crate::view::{DeviceView, DomainHealth, LeaseView, MemoryView, WorkerView};
 
@@ -210,6 +210,17 @@ pub(crate) fn view_of(record: JobRecord, live: Option<StepView>) -> JobView {
         view.started_at_ms = live.started_at_ms.or(view.started_at_ms);
     }
     view
+}
+
+/// A job as it was told: while the dispatcher has it, its end in the journal is not told yet.
+pub(crate) fn view_as_told(mut record: JobRecord, live: Option<StepView>) -> JobView {
+    if live.is_some() && record.state.is_final() {
+        record.state = JobState::Finishing;
+        record.result = None;
+        record.error = None;
+        record.finished_at_ms = None;
+    }
+    view_of(record, live)
 }
 
 fn worker_view(core: &Core, worker: &Worker) -> WorkerView {
