@@ -1,15 +1,18 @@
 //! The facade: starts the domains in their order, and passes questions to the one who knows.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use calotype_protocol::JobId;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::artifact_cache::ArtifactCache;
 use crate::config::Config;
-use crate::device::{self, HostFacts};
+use crate::device::{self, Sensors};
 use crate::error::{Code, Error};
 use crate::event_log::EventLog;
+use crate::health::{self, HealthFacts, JournalProbe, ModelCounts, Probe};
 use crate::inference::{self, Abilities, GenerateRequest, InputImage, Planned};
 use crate::memory::Peaks;
 use crate::model::{Catalogue, ModelRecord};
@@ -30,6 +33,12 @@ const SWEEP_AGE: Duration = Duration::from_secs(3600);
 /// Largest page of jobs.
 const PAGE_MOST: usize = 500;
 const PAGE_DEFAULT: usize = 50;
+/// Encoding is tried again when somebody asks for the health after this.
+const ENCODING_EVERY: Duration = Duration::from_secs(10);
+/// The journal likewise: a disk that fills is told within a second.
+const JOURNAL_EVERY: Duration = Duration::from_secs(1);
+/// How long an answer on the health waits for what is tried.
+const PROBE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The orchestrator. Cheap to clone; all clones are the same engine.
 #[derive(Clone)]
@@ -45,6 +54,12 @@ struct Inner {
     gate: Arc<Gate>,
     abilities: watch::Receiver<Arc<Abilities>>,
     commands: mpsc::Sender<Command>,
+    sensors: Sensors,
+    artifact_cache: ArtifactCache,
+    encoding: Probe,
+    journal: Probe,
+    /// When the drain that has begun ends at the latest.
+    drain_ends: Mutex<Option<Instant>>,
     started: Instant,
     max_image_bytes: u64,
 }
@@ -72,7 +87,11 @@ impl Engine {
         let gate = Arc::new(Gate::new(config.queue_max_jobs, config.queue_max_bytes));
         let (events_in, events) = mpsc::channel(1024);
         let (commands, commands_out) = mpsc::channel(1024);
-        let inventory = device::inventory(&config.declared);
+        let declared = config.declared.clone();
+        let inventory = tokio::task::spawn_blocking(move || device::inventory(&declared))
+            .await
+            .map_err(|error| Error::new(Code::Internal, error.to_string()))?;
+        let sensors = Sensors::start(&inventory);
         let posts = setting::posts(&config, &inventory);
         let (abilities_in, abilities) =
             watch::channel(Arc::new(Abilities::of(Vec::new(), !posts.is_empty())));
@@ -102,6 +121,11 @@ impl Engine {
             gate,
             abilities,
             commands,
+            sensors,
+            artifact_cache: ArtifactCache::default(),
+            encoding: Probe::new(ENCODING_EVERY, PROBE_PATIENCE),
+            journal: Probe::new(JOURNAL_EVERY, PROBE_PATIENCE),
+            drain_ends: Mutex::default(),
             started: Instant::now(),
             max_image_bytes: 64 << 20,
         };
@@ -109,6 +133,8 @@ impl Engine {
             inner: Arc::new(inner),
         };
         engine.take_over().await?;
+        let encoding = engine.inner.encoding.clone();
+        tokio::spawn(async move { encoding.tried(health::encodes).await });
         Ok(engine)
     }
 
@@ -132,6 +158,7 @@ impl Engine {
 
     /// Checks a request, puts it on disk, and only then answers.
     pub async fn submit(&self, request: GenerateRequest, options: SubmitOptions) -> Result<Submitted, Error> {
+        self.refuse_while_draining()?;
         let internal = |error: serde_json::Error| Error::new(Code::Internal, error.to_string());
         let said = request.said().map_err(internal)?;
         let how = serde_json::to_vec(&(options.class, options.priority)).map_err(internal)?;
@@ -402,90 +429,135 @@ impl Engine {
         Subscription::new(self.clone(), Arc::clone(&self.inner.log), job, after)
     }
 
-    /// A stored file.
+    /// A stored file, from memory where it was stored or read a short while ago.
     pub async fn artifact(&self, hash: &str) -> Result<Artifact, Error> {
         let missing = || Error::new(Code::NotFound, format!("there is no artifact {hash}"));
         let hash = ArtifactHash::parse(hash).ok_or_else(missing)?;
-        let bytes = self.inner.artifacts.read(&hash).await?.ok_or_else(missing)?;
+        let bytes = match self.inner.artifact_cache.get(&hash) {
+            Some(bytes) => bytes,
+            None => {
+                let bytes = self.inner.artifacts.read(&hash).await?.ok_or_else(missing)?;
+                let bytes = Bytes::from(bytes);
+                self.inner.artifact_cache.put(hash, bytes.clone());
+                bytes
+            }
+        };
         let media_type = crate::store::media_type(&bytes);
         Ok(Artifact { bytes, media_type })
     }
 
-    /// Devices with their workers.
-    pub async fn devices(&self) -> Vec<DeviceView> {
-        self.snapshot()
-            .await
-            .map(|snapshot| snapshot.devices)
-            .unwrap_or_default()
+    /// Devices with their workers, and figures that are at most two seconds old where their drivers answer.
+    pub async fn devices(&self) -> Result<Vec<DeviceView>, Error> {
+        let mut devices = self.snapshot().await?.devices;
+        let mut readings = self.inner.sensors.read_all().await;
+        for view in &mut devices {
+            if let Some(reading) = readings.remove(&view.device.id) {
+                view.device = view.device.clone().with(reading);
+            }
+        }
+        Ok(devices)
     }
 
-    /// Models and LoRAs.
+    /// Everything in the catalogue.
     pub async fn models(&self) -> Vec<ModelRecord> {
         self.inner.catalogue.models().cloned().collect()
     }
 
-    /// One of them.
+    /// One of them, whatever its kind.
     pub async fn model(&self, id: &str) -> Result<ModelRecord, Error> {
-        let found = self
-            .inner
-            .catalogue
-            .model(id)
-            .or_else(|error| self.inner.catalogue.lora(id).map_err(|_| error));
-        found.cloned().map_err(|mut error| {
-            error.code = Code::NotFound;
-            error
-        })
+        self.inner.catalogue.find(id).cloned()
     }
 
-    /// Ledgers.
-    pub async fn memory(&self) -> Vec<MemoryView> {
-        let mut memory = self
-            .snapshot()
-            .await
-            .map(|snapshot| snapshot.memory)
-            .unwrap_or_default();
-        let host = HostFacts::read();
-        for view in memory.iter_mut().filter(|view| view.device.starts_with("cpu")) {
-            view.free_bytes = host.free_bytes;
+    /// Ledgers, beside what the drivers call free.
+    pub async fn memory(&self) -> Result<Vec<MemoryView>, Error> {
+        let memory = self.snapshot().await?.memory;
+        Ok(self.read_free(memory).await)
+    }
+
+    async fn read_free(&self, mut memory: Vec<MemoryView>) -> Vec<MemoryView> {
+        let mut readings = self.inner.sensors.read_all().await;
+        for view in &mut memory {
+            if let Some(reading) = readings.remove(&view.device) {
+                view.free_bytes = reading.free_bytes;
+                view.read_at_ms = Some(reading.at_ms);
+            }
         }
         memory
     }
 
-    /// The chain.
+    /// The verdict on every link, from what was tried and read.
     pub async fn health(&self) -> Health {
-        let uptime_ms = self.inner.started.elapsed().as_millis() as u64;
-        let version = env!("CARGO_PKG_VERSION").to_owned();
-        match self.snapshot().await {
-            Ok(snapshot) => {
-                let sound = snapshot.chain.iter().all(|link| link.healthy);
-                let starting = self.inner.abilities.borrow().workers.is_empty();
-                let status = if sound {
-                    "ok"
-                } else if starting {
-                    "starting"
-                } else {
-                    "degraded"
-                };
-                Health {
-                    status: status.into(),
-                    chain: snapshot.chain,
-                    version,
-                    uptime_ms,
-                    jobs: snapshot.jobs,
-                }
-            }
-            Err(_) => Health {
-                status: "degraded".into(),
-                chain: Vec::new(),
-                version,
-                uptime_ms,
-                jobs: Default::default(),
-            },
+        let store = self.inner.store.clone();
+        let journal = self.inner.journal.tried(async move || store.probe().await);
+        let encoding = self.inner.encoding.tried(health::encodes);
+        let (journal, encoding, snapshot) = tokio::join!(journal, encoding, self.snapshot());
+        let dispatching = snapshot.is_ok();
+        let (devices, memory, jobs) = match snapshot {
+            Ok(snapshot) => (snapshot.devices, snapshot.memory, snapshot.jobs),
+            Err(_) => Default::default(),
+        };
+        let memory = self.read_free(memory).await;
+        let now_ms = crate::processing::now_ms();
+        let facts = HealthFacts {
+            now_ms,
+            dispatching,
+            draining: self.drain_left().is_some(),
+            was_ready: !self.inner.abilities.borrow().workers.is_empty(),
+            workers: health::worker_facts(&devices),
+            memory: health::memory_facts(&memory, now_ms),
+            models: ModelCounts::of(self.inner.catalogue.models()),
+            // The dispatcher knows them and does not show them yet.
+            load_failures: 0,
+            jobs_live: jobs.values().sum(),
+            journal,
+            encoding,
+            runs: self.inner.log.runs(),
+        };
+        let chain = health::chain(&facts);
+        Health {
+            status: health::status(&facts, &chain).name().into(),
+            chain,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_ms: self.inner.started.elapsed().as_millis() as u64,
+            jobs,
         }
     }
 
-    /// Stops the workers and ends the dispatcher. Jobs that have not ended are taken over by the next start.
-    pub async fn shutdown(&self) {
+    /// From here on new jobs are refused and the health says `draining`. What runs goes on until [`shutdown`](Self::shutdown).
+    pub fn begin_drain(&self, drain: Duration) {
+        let mut ends = self
+            .inner
+            .drain_ends
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        ends.get_or_insert_with(|| Instant::now() + drain);
+    }
+
+    /// What is left of the drain that has begun.
+    fn drain_left(&self) -> Option<Duration> {
+        let ends = self
+            .inner
+            .drain_ends
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        ends.map(|ends| ends.saturating_duration_since(Instant::now()))
+    }
+
+    fn refuse_while_draining(&self) -> Result<(), Error> {
+        match self.drain_left() {
+            None => Ok(()),
+            Some(left) => Err(Error::new(
+                Code::ShuttingDown,
+                "the server is going down and takes no new jobs",
+            )
+            .advice("send it again once the server is back; a new one can be asked at once")
+            .retry_after_ms(left.as_millis() as u64 + 1000)),
+        }
+    }
+
+    /// Drains, stops the workers and ends the dispatcher. Jobs that have not ended are taken over by the next start.
+    pub async fn shutdown(&self, drain: Duration) {
+        self.begin_drain(drain);
         let (reply, answer) = oneshot::channel();
         if self.inner.commands.send(Command::Stop { reply }).await.is_ok() {
             let _ = answer.await;
@@ -515,6 +587,14 @@ async fn sweep(store: Store, artifacts: Artifacts) {
         Err(error) => {
             tracing::warn!("Failed to sweep the artifacts, loose ones stay until the next start: {error}")
         }
+    }
+}
+
+impl JournalProbe for Store {
+    /// Takes an event number: a write that is committed, and changes nothing that anybody sees.
+    async fn probe(&self) -> Result<(), String> {
+        let taken = self.reserve_event_ids(1).await;
+        taken.map(drop).map_err(|error| error.to_string())
     }
 }
 

@@ -7,7 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use calotype_protocol::JobId;
 use tokio::sync::watch;
 
+use crate::error::Error;
 use crate::event::{Event, EventKind};
+use crate::health::RunFacts;
+use crate::processing::JobState;
 
 /// Events kept for those who come back.
 const KEPT: usize = 8192;
@@ -17,6 +20,8 @@ const KEPT: usize = 8192;
 pub(crate) struct EventLog {
     ring: Mutex<VecDeque<Arc<Event>>>,
     latest: watch::Sender<u64>,
+    /// From the ends of jobs that were told.
+    runs: Mutex<RunFacts>,
 }
 
 /// What a reader finds behind its cursor.
@@ -35,6 +40,7 @@ impl EventLog {
         Self {
             ring: Mutex::new(VecDeque::new()),
             latest: watch::Sender::new(first_id.saturating_sub(1)),
+            runs: Mutex::default(),
         }
     }
 
@@ -53,8 +59,30 @@ impl EventLog {
         self.latest.subscribe()
     }
 
+    /// The last ends of runs, for the verdict on inference.
+    pub(crate) fn runs(&self) -> RunFacts {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn count_end(&self, at_ms: u64, state: JobState, error: Option<&Error>) {
+        let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        match (state, error) {
+            (JobState::Succeeded, _) => runs.succeeded(at_ms),
+            (JobState::Failed, Some(error)) => runs.failed(at_ms, error),
+            _ => {}
+        }
+    }
+
     /// Adds an event.
     pub(crate) fn append(&self, at_ms: u64, kind: EventKind) {
+        if let EventKind::Job {
+            state,
+            view: Some(view),
+            ..
+        } = &kind
+        {
+            self.count_end(at_ms, *state, view.error.as_ref());
+        }
         let mut ring = self.ring();
         let id = self.latest() + 1;
         if ring.len() == KEPT {

@@ -1,12 +1,14 @@
 //! The orchestrator without doors: devices, memory, models, jobs, workers, store. [`Engine`] is its only face; it knows no
 //! HTTP and no terminal.
 
+pub mod artifact_cache;
 mod config;
 pub mod device;
 mod engine;
 mod error;
 mod event;
 mod event_log;
+pub mod health;
 pub mod inference;
 mod memory;
 pub mod model;

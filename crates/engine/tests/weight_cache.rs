@@ -82,7 +82,7 @@ impl Bench {
     }
 
     async fn kill_worker(&mut self) {
-        let worker = self.engine.devices().await.remove(0).workers.remove(0);
+        let worker = self.engine.devices().await.unwrap().remove(0).workers.remove(0);
         let pid = Pid::from_raw(worker.pid.unwrap().cast_signed()).unwrap();
         kill_process(pid, Signal::KILL).unwrap();
         self.hear(
@@ -93,7 +93,7 @@ impl Bench {
     }
 
     async fn cache(&self) -> CacheView {
-        self.engine.memory().await.remove(0).cache.unwrap()
+        self.engine.memory().await.unwrap().remove(0).cache.unwrap()
     }
 }
 
@@ -129,7 +129,7 @@ async fn weights_come_from_files_once_and_from_memory_afterwards_and_none_stay_w
     bench.kill_worker().await;
     let cache = bench.cache().await;
     assert!(cache.segments.iter().all(|segment| segment.mapped_by.is_empty()));
-    bench.engine.shutdown().await;
+    bench.engine.shutdown(Duration::ZERO).await;
     assert!(!Path::new(&cache.folder).exists());
 }
 
@@ -149,5 +149,5 @@ async fn a_damaged_copy_costs_one_try_and_is_neither_kept_nor_made_again() {
     assert_eq!(bench.draw().await, first);
     bench.hear(COMPONENTS, |event| is_segment(event, "freed")).await;
     assert_eq!(bench.cache().await.segments, []);
-    bench.engine.shutdown().await;
+    bench.engine.shutdown(Duration::ZERO).await;
 }

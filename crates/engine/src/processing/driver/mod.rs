@@ -36,7 +36,7 @@ use crate::memory::weight_cache::{Source, WeightCache};
 use crate::memory::{Ledger, Owner, Peaks, WorkingSets};
 use crate::model::Catalogue;
 use crate::store::{Artifacts, Store};
-use crate::view::{DeviceView, DomainHealth, MemoryView};
+use crate::view::{DeviceView, MemoryView};
 use crate::worker::{WorkerConfig, WorkerEvent, WorkerHandle};
 
 /// What a client may do to a job.
@@ -74,7 +74,7 @@ pub(crate) enum Command {
         job: JobId,
         reply: oneshot::Sender<JobView>,
     },
-    /// Devices, memory, health.
+    /// Devices, memory, counts of jobs.
     Snapshot { reply: oneshot::Sender<Snapshot> },
     /// Start nothing more; workers are stopped, and the task ends.
     Stop { reply: oneshot::Sender<()> },
@@ -84,7 +84,6 @@ pub(crate) enum Command {
 pub(crate) struct Snapshot {
     pub(crate) devices: Vec<DeviceView>,
     pub(crate) memory: Vec<MemoryView>,
-    pub(crate) chain: Vec<DomainHealth>,
     pub(crate) jobs: BTreeMap<String, usize>,
 }
 

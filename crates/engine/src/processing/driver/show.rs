@@ -6,10 +6,9 @@ use calotype_protocol::JobId;
 
 use super::{Driver, Live, Post, PostState, Snapshot};
 use crate::device::Device;
-use crate::error::Domain;
 use crate::memory::{Ledger, Owner};
 use crate::processing::{JobRecord, JobState, JobView};
-use crate::view::{DeviceView, DomainHealth, LeaseView, MemoryView, WorkerView};
+use crate::view::{DeviceView, LeaseView, MemoryView, WorkerView};
 
 impl Driver {
     pub(super) fn view(&self, job: &JobId) -> Option<JobView> {
@@ -45,7 +44,6 @@ impl Driver {
                 .values()
                 .map(|device| self.memory_view(device))
                 .collect(),
-            chain: self.chain(),
             jobs,
         }
     }
@@ -99,6 +97,7 @@ impl Driver {
             device: device.id.clone(),
             total_bytes: device.total_bytes,
             free_bytes: device.free_bytes,
+            read_at_ms: device.read_at_ms,
             budget_bytes: ledger.map_or(0, Ledger::budget_bytes),
             leased_bytes: ledger.map_or(0, Ledger::leased_bytes),
             high_water_bytes: ledger.map_or(0, Ledger::high_water_bytes),
@@ -107,80 +106,6 @@ impl Driver {
             // It is of the host, which is the processor's device.
             cache: (device.kind == "cpu").then(|| self.cache.view()).flatten(),
         }
-    }
-
-    fn chain(&self) -> Vec<DomainHealth> {
-        let link = |domain, healthy, detail: String| DomainHealth {
-            domain,
-            healthy,
-            detail,
-        };
-        let ready = self
-            .posts
-            .values()
-            .filter(|post| post.state == PostState::Ready)
-            .count();
-        let models = self
-            .catalogue
-            .models()
-            .filter(|model| model.problem.is_none())
-            .count();
-        let engines: Vec<&str> = self
-            .posts
-            .values()
-            .filter_map(|post| post.ready.as_ref())
-            .map(|ready| ready.capabilities.engine.as_str())
-            .collect();
-        let over: Vec<&str> = self
-            .ledgers
-            .iter()
-            .filter(|(_, ledger)| ledger.leased_bytes() > ledger.budget_bytes())
-            .map(|(device, _)| device.as_str())
-            .collect();
-        vec![
-            link(
-                Domain::Device,
-                ready > 0,
-                match self
-                    .posts
-                    .values()
-                    .filter(|post| post.state == PostState::Asleep)
-                    .count()
-                {
-                    0 => format!("{ready} of {} workers ready", self.posts.len()),
-                    asleep => format!("{ready} of {} workers ready, {asleep} asleep", self.posts.len()),
-                },
-            ),
-            link(
-                Domain::Memory,
-                over.is_empty(),
-                if over.is_empty() {
-                    "leases within budget".into()
-                } else {
-                    format!("over budget: {}", over.join(", "))
-                },
-            ),
-            link(
-                Domain::Model,
-                models > 0,
-                format!("{models} models usable, {} not loadable", self.unusable.len()),
-            ),
-            link(
-                Domain::Processing,
-                true,
-                format!("{} jobs live, journal open", self.jobs.len()),
-            ),
-            link(
-                Domain::Inference,
-                ready > 0,
-                if engines.is_empty() {
-                    "no runtime ready".into()
-                } else {
-                    engines.join(", ")
-                },
-            ),
-            link(Domain::Postprocessing, true, "png, jpeg, webp".into()),
-        ]
     }
 }
 
