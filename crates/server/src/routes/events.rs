@@ -13,9 +13,9 @@ use futures_util::stream::unfold;
 use serde::Deserialize;
 use tokio::sync::watch;
 
-use super::inference::query;
 use crate::App;
 use crate::error::Refused;
+use crate::query::values;
 use crate::segment::Segment;
 
 #[derive(Debug, Deserialize)]
@@ -38,7 +38,7 @@ pub(super) async fn of_job(
 ) -> Result<Lines, Refused> {
     let job = JobId(id);
     app.engine.job(&job).await?;
-    let after = after(query(from)?, &headers)?;
+    let after = after(values(from)?, &headers)?;
     Ok(lines(app.engine.events(Some(job), after), app.stopping))
 }
 
@@ -47,7 +47,7 @@ pub(super) async fn of_all(
     from: Result<Query<From>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Lines, Refused> {
-    let after = after(query(from)?, &headers)?;
+    let after = after(values(from)?, &headers)?;
     Ok(lines(app.engine.events(None, after), app.stopping))
 }
 
