@@ -9,8 +9,8 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use calotype_engine::{Code, Error};
 
-use crate::App;
 use crate::error::Refused;
+use crate::{App, ServerConfig};
 
 /// The name of a key that was given without one.
 const UNNAMED: &str = "default";
@@ -97,7 +97,13 @@ pub(crate) async fn check(State(app): State<App>, mut request: Request, next: Ne
     if request.uri().path() == "/health" {
         return next.run(request).await;
     }
-    let Some(client) = client(&app, &request) else {
+    let headers = request.headers();
+    let bearer = headers
+        .get(AUTHORIZATION)
+        .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+    let given = bearer.or_else(|| headers.get("x-api-key")?.to_str().ok());
+    let peer = request.extensions().get::<Peer>().map(|Peer(address)| *address);
+    let Some(client) = client(&app.config, peer, given) else {
         return Refused(
             Error::new(Code::Unauthorized, "the API key is missing or wrong")
                 .advice("send it as `Authorization: Bearer KEY`"),
@@ -108,24 +114,17 @@ pub(crate) async fn check(State(app): State<App>, mut request: Request, next: Ne
     next.run(request).await
 }
 
-/// Who sent this; `None` for somebody who may not.
-fn client(app: &App, request: &Request) -> Option<Client> {
-    let keys = app.config.api_keys.as_slice();
-    if keys.is_empty() {
-        let peer = || request.extensions().get::<Peer>();
-        let name = app.config.client_name.clone();
-        return name
-            .or_else(|| Some(peer()?.0.to_canonical().to_string()))
-            .map(Client);
+/// Who asks from `peer` with the key `given`; `None` for somebody who may not.
+fn client(config: &ServerConfig, peer: Option<IpAddr>, given: Option<&str>) -> Option<Client> {
+    if config.api_keys.is_empty() {
+        // An IPv4 address is the same client on a socket of both families.
+        let address = || peer.map(|address| address.to_canonical().to_string());
+        return config.client_name.clone().or_else(address).map(Client);
     }
-    let headers = request.headers();
-    let bearer = headers
-        .get(AUTHORIZATION)
-        .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
-    let given = bearer.or_else(|| headers.get("x-api-key")?.to_str().ok())?;
+    let given = given?.as_bytes();
     // Every key is compared, so that the time does not tell which one was right.
-    let found = keys.iter().fold(None, |found, key| {
-        let is_it = same(given.as_bytes(), key.secret.as_bytes());
+    let found = config.api_keys.iter().fold(None, |found: Option<&ApiKey>, key| {
+        let is_it = same(given, key.secret.as_bytes());
         found.or(is_it.then_some(key))
     });
     found.map(|key| Client(key.name.clone()))
@@ -142,7 +141,42 @@ fn same(given: &[u8], key: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{ApiKey, same};
+    use super::*;
+
+    fn name(config: &ServerConfig, peer: &str, given: Option<&str>) -> Option<String> {
+        client(config, Some(peer.parse().unwrap()), given).map(|Client(name)| name)
+    }
+
+    #[test]
+    fn a_client_is_the_name_of_its_key_and_without_keys_its_address() {
+        let open = ServerConfig::default();
+        assert_eq!(name(&open, "10.0.0.7", None).as_deref(), Some("10.0.0.7"));
+        assert_eq!(name(&open, "::ffff:10.0.0.7", None).as_deref(), Some("10.0.0.7"));
+        assert_eq!(name(&open, "fe80::1", Some("any")).as_deref(), Some("fe80::1"));
+        let keyed = ServerConfig {
+            api_keys: ["studio=one", "web=two", "three"]
+                .map(|key| ApiKey::from(key.to_owned()))
+                .to_vec(),
+            client_name: Some("local".into()),
+            ..ServerConfig::default()
+        };
+        for (given, expected) in [
+            (Some("one"), Some("studio")),
+            (Some("two"), Some("web")),
+            (Some("three"), Some("default")),
+            (Some("studio=one"), None),
+            (Some("studio"), None),
+            (Some(""), None),
+            (None, None),
+        ] {
+            assert_eq!(name(&keyed, "10.0.0.7", given).as_deref(), expected, "{given:?}");
+        }
+        let local = ServerConfig {
+            client_name: Some("local".into()),
+            ..ServerConfig::default()
+        };
+        assert_eq!(name(&local, "127.0.0.1", None).as_deref(), Some("local"));
+    }
 
     #[test]
     fn a_key_is_not_shown() {
