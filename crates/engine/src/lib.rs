@@ -1,11 +1,13 @@
 //! The orchestrator without doors: devices, memory, models, jobs, workers, store. [`Engine`] is its only face; it knows no
 //! HTTP and no terminal.
 
+pub mod artifact_cache;
 mod config;
 pub mod device;
 mod engine;
 mod error;
 mod event;
+pub mod health;
 pub mod inference;
 mod memory;
 pub mod model;

@@ -86,7 +86,7 @@ impl Bench {
     }
 
     async fn kill_worker(&mut self) {
-        let worker = self.engine.devices().await.remove(0).workers.remove(0);
+        let worker = self.engine.devices().await.unwrap().remove(0).workers.remove(0);
         let pid = Pid::from_raw(worker.pid.unwrap().cast_signed()).unwrap();
         kill_process(pid, Signal::KILL).unwrap();
         self.hear(1, |event| {
@@ -102,7 +102,7 @@ impl Bench {
     }
 
     async fn cache(&self) -> CacheView {
-        self.engine.memory().await.remove(0).cache.unwrap()
+        self.engine.memory().await.unwrap().remove(0).cache.unwrap()
     }
 }
 

@@ -16,9 +16,9 @@ use futures_util::stream::unfold;
 use serde::Deserialize;
 use tokio::sync::watch;
 
-use super::inference::query;
 use crate::App;
 use crate::error::Refused;
+use crate::query::values;
 use crate::segment::Segment;
 
 /// A comment goes out after so long a silence: what stands between knows that the stream lives, and a client that is
@@ -40,7 +40,7 @@ pub(super) async fn of_job(
     from: Result<Query<From>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Refused> {
-    let after = after(query(from)?, &headers)?;
+    let after = after(values(from)?, &headers)?;
     let mut events = app.engine.events(Some(JobId(id)), after);
     Ok(match events.open().await? {
         Opened::Following => streamed(events, app.stopping),
@@ -53,7 +53,7 @@ pub(super) async fn of_all(
     from: Result<Query<From>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Refused> {
-    let after = after(query(from)?, &headers)?;
+    let after = after(values(from)?, &headers)?;
     Ok(streamed(app.engine.events(None, after), app.stopping))
 }
 

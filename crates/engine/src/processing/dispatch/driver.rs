@@ -8,7 +8,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use calotype_imaging::{Format, Rgb, encode};
 use calotype_protocol::{
-    Blob, BlobRef, Dtype, Failure, JobId, Load, LoadId, LoadPlan, ModelId, Outcome, Phase, SegmentId, Up, Work,
+    Blob, BlobRef, Dtype, Failure, JobId, Load, LoadId, LoadPlan, ModelId, Outcome, Phase, SegmentId, Up,
+    Work,
 };
 use futures_util::future::join_all;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -24,6 +25,7 @@ use super::{changes, outputs, prepare};
 use crate::device::Device;
 use crate::error::{Code, Error};
 use crate::event::{EventKind, EventLog, SegmentChange};
+use crate::health::RunFacts;
 use crate::inference::Abilities;
 use crate::memory::memory_plan::{Precision, Residency};
 use crate::memory::weight_cache::{Source, WeightCache};
@@ -202,13 +204,13 @@ pub(crate) struct Driver {
     started: Instant,
     store: Store,
     artifacts: Artifacts,
-    pub(super) catalogue: Arc<Catalogue>,
+    catalogue: Arc<Catalogue>,
     log: Arc<EventLog>,
     abilities: watch::Sender<Arc<Abilities>>,
     compile: bool,
     gate: Arc<Gate>,
-    pub(super) weights: Weights,
-    pub(super) devices: Vec<Device>,
+    weights: Weights,
+    devices: Vec<Device>,
     workers: Vec<WorkerProcess>,
     events: mpsc::Sender<WorkerEvent>,
     tickets: HashMap<StepKey, Ticket>,
@@ -221,6 +223,8 @@ pub(crate) struct Driver {
     recent: VecDeque<(StepKey, Arc<JobRecord>)>,
     /// Jobs whose end is in the journal and not yet in the event log: they are shown as live until it is.
     untold: HashMap<JobId, StepView>,
+    /// How the last runs ended, for the verdict on inference.
+    runs: RunFacts,
     /// Models whose files are watched because they could not be loaded.
     watched: HashSet<ModelId>,
     writes_in_flight: usize,
@@ -364,6 +368,7 @@ impl Driver {
             claimed: HashMap::new(),
             recent: VecDeque::new(),
             untold: HashMap::new(),
+            runs: RunFacts::default(),
             watched: HashSet::new(),
             writes_in_flight: 0,
             stopping: None,
@@ -494,8 +499,8 @@ impl Driver {
                 let _ = reply.send(self.core.forecast(&demand, now));
             }
             Command::Snapshot { reply } => {
-                let snapshot =
-                    snapshot::take(&self.core, &self.devices, &self.catalogue, self.weights.cache());
+                let (runs, cache) = (self.runs.clone(), self.weights.cache());
+                let snapshot = snapshot::take(&self.core, &self.devices, cache, runs, now);
                 let _ = reply.send(snapshot);
             }
             Command::Stop { drain, reply } => {
@@ -839,6 +844,11 @@ impl Driver {
             ..
         } = ended;
         self.untold.remove(&job);
+        match (&end.state, &end.error) {
+            (JobState::Succeeded, _) => self.runs.succeeded(now.wall_ms),
+            (JobState::Failed, Some(error)) => self.runs.failed(now.wall_ms, error),
+            _ => {}
+        }
         self.gate.took(took.as_millis() as u64);
         metrics::counter!("calotype_jobs_ended_total", "state" => end.state.name()).increment(1);
         metrics::histogram!("calotype_job_seconds").record(took.as_secs_f64());
