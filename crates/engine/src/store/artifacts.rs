@@ -99,7 +99,9 @@ impl Artifacts {
 
     /// Writes, syncs and deletes a file of so many bytes: can a picture be kept?
     pub(super) fn try_to_write(&self, bytes: usize) -> Result<(), StoreError> {
-        let path = self.dir.join(format!("probe.{}.tmp", uuid::Uuid::new_v4().simple()));
+        let path = self
+            .dir
+            .join(format!("probe.{}.tmp", uuid::Uuid::new_v4().simple()));
         self.tried(|| {
             let written = File::create_new(&path).and_then(|mut file| {
                 file.write_all(&vec![0xA5; bytes])?;

@@ -139,7 +139,10 @@ impl StoreError {
     /// Names the data directory in an error of its disk, so that the message says where to make room.
     pub(super) fn at(self, dir: &Path) -> Self {
         let dir = dir.to_owned();
-        if matches!(self, Self::Full { .. } | Self::ReadOnly { .. } | Self::Gone { .. }) {
+        if matches!(
+            self,
+            Self::Full { .. } | Self::ReadOnly { .. } | Self::Gone { .. }
+        ) {
             return self;
         }
         match self.fault() {
@@ -165,7 +168,9 @@ fn of_sqlite(error: &rusqlite::Error) -> Fault {
         (ffi::SQLITE_READONLY_DBMOVED, _) => Fault::Gone,
         (_, ffi::SQLITE_FULL) => Fault::Full,
         (_, ffi::SQLITE_READONLY | ffi::SQLITE_PERM) => Fault::ReadOnly,
-        (_, ffi::SQLITE_IOERR | ffi::SQLITE_CANTOPEN | ffi::SQLITE_CORRUPT | ffi::SQLITE_NOTADB) => Fault::Broken,
+        (_, ffi::SQLITE_IOERR | ffi::SQLITE_CANTOPEN | ffi::SQLITE_CORRUPT | ffi::SQLITE_NOTADB) => {
+            Fault::Broken
+        }
         _ => Fault::NotTheDisk,
     }
 }
@@ -218,7 +223,10 @@ fn advice(error: &StoreError) -> Option<String> {
             dir.display()
         ),
         StoreError::Gone { dir } => {
-            format!("put {} back as it was, or restart the server to begin a new one", dir.display())
+            format!(
+                "put {} back as it was, or restart the server to begin a new one",
+                dir.display()
+            )
         }
         StoreError::Disk(_) | StoreError::Database(_) | StoreError::NotCommitted(_) => {
             "look at the disk's space and rights".to_owned()

@@ -10,8 +10,8 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
 use super::StoreError;
 use super::fault::Fault;
-use super::open::MIGRATIONS;
 use super::marker::{self, Marked};
+use super::open::MIGRATIONS;
 
 /// The names of the journal and of its write-ahead log.
 pub(super) const JOURNAL: &str = "journal.sqlite";
@@ -55,7 +55,9 @@ pub(super) fn inspect(dir: &Path) -> Result<Found, StoreError> {
         };
     }
     if !is_sqlite(&file)? {
-        return Err(unsound("is no SQLite database: its beginning was overwritten".into()));
+        return Err(unsound(
+            "is no SQLite database: its beginning was overwritten".into(),
+        ));
     }
     let facts = Untouched::open(dir)
         .and_then(|journal| facts(&journal))
@@ -122,7 +124,10 @@ fn trace(dir: &Path, marked: Option<Marked>) -> Result<Option<String>, StoreErro
     let Some(first) = first_artifact(&artifacts)? else {
         return Ok(None);
     };
-    Ok(Some(format!("there are artifacts, for instance {}", first.display())))
+    Ok(Some(format!(
+        "there are artifacts, for instance {}",
+        first.display()
+    )))
 }
 
 fn first_artifact(artifacts: &Path) -> Result<Option<PathBuf>, StoreError> {
@@ -194,10 +199,7 @@ impl Untouched {
             OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
         )?;
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-        let untouched = Self {
-            connection,
-            made_log,
-        };
+        let untouched = Self { connection, made_log };
         untouched.pragma_update_and_check(None, "locking_mode", "EXCLUSIVE", |_| Ok(()))?;
         untouched.pragma_update(None, "query_only", true)?;
         Ok(untouched)

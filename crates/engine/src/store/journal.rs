@@ -5,11 +5,11 @@ use std::collections::HashMap;
 use calotype_protocol::JobId;
 use rusqlite::{Connection, OptionalExtension, Params, params};
 
+use super::StoreError;
 use super::folder::Space;
 use super::open::Store;
 use super::rows::{COLUMNS, number, parsed, record, text};
 use super::writer::Durable;
-use super::StoreError;
 use crate::processing::{JobRecord, JobState};
 
 /// Which jobs to list.
@@ -137,10 +137,7 @@ impl Store {
     }
 }
 
-pub(super) fn by_key(
-    connection: &Connection,
-    key: &str,
-) -> Result<Option<(JobRecord, String)>, StoreError> {
+pub(super) fn by_key(connection: &Connection, key: &str) -> Result<Option<(JobRecord, String)>, StoreError> {
     let sql = format!("SELECT {COLUMNS}, key_digest FROM jobs WHERE key = ?1");
     let mut query = connection.prepare_cached(&sql)?;
     let mut rows = query.query([key])?;

@@ -77,10 +77,26 @@ pub(super) struct Mark {
 }
 
 impl Mark {
+    /// Takes the mark of a journal over, or makes it. One that is there is written in place, which needs no room.
+    pub(super) fn take(dir: &Path, marked: Marked) -> Result<Self, StoreError> {
+        if read(dir)?.is_none_or(|there| there.id != marked.id) {
+            return Self::make(dir, marked);
+        }
+        let file = File::options().write(true).open(dir.join(FILE))?;
+        let mark = Self { file, id: marked.id };
+        mark.reach(marked.commits)?;
+        mark.sync()?;
+        Ok(mark)
+    }
+
     /// Makes the mark anew, whole and synced.
     pub(super) fn make(dir: &Path, marked: Marked) -> Result<Self, StoreError> {
         let torn = dir.join(format!("{FILE}.tmp"));
-        let mut file = File::options().write(true).create(true).truncate(true).open(&torn)?;
+        let mut file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&torn)?;
         file.write_all(marked.to_text().as_bytes())?;
         file.sync_all()?;
         fs::rename(&torn, dir.join(FILE))?;
@@ -114,7 +130,11 @@ mod tests {
         assert_eq!(read(dir.path()).unwrap(), Some(Marked { id: 7, commits }));
         let path = dir.path().join(FILE);
         let text = fs::read_to_string(&path).unwrap();
-        for damaged in [String::new(), text.replace("id 0", "id 1"), text.trim_end().to_owned()] {
+        for damaged in [
+            String::new(),
+            text.replace("id 0", "id 1"),
+            text.trim_end().to_owned(),
+        ] {
             fs::write(&path, damaged).unwrap();
             assert!(matches!(read(dir.path()), Err(StoreError::Unsound { .. })));
         }

@@ -60,7 +60,9 @@ impl Store {
         let found = inspect::inspect(dir).map_err(|error| error.at(dir))?;
         let (connection, marked) = match prepare(dir, found) {
             // The journal needs a little room even to be opened; then jobs can be deleted.
-            Err(error) if error.is_full() && fs::remove_file(dir.join(reserve::FILE)).is_ok() => prepare(dir, found),
+            Err(error) if error.is_full() && fs::remove_file(dir.join(reserve::FILE)).is_ok() => {
+                prepare(dir, found)
+            }
             prepared => prepared,
         }
         .map_err(|error| error.at(dir))?;
@@ -68,7 +70,7 @@ impl Store {
         let readers = Pool::open(&dir.join(JOURNAL))?;
         let folder = Arc::new(Folder::of_journal(dir)?);
         let artifacts = Artifacts::in_folder(dir.join(artifacts::FOLDER), Arc::clone(&folder))?;
-        let mark = match Mark::make(dir, marked) {
+        let mark = match Mark::take(dir, marked) {
             Ok(mark) => Some(mark),
             // Without it a lost log would not be noticed, which is no reason not to serve on a full disk.
             Err(error) if error.is_full() => {
@@ -172,7 +174,10 @@ fn remove_scratch(dir: &Path) {
     let Ok(workers) = fs::read_dir(dir.join("scratch")) else {
         return;
     };
-    for process in workers.flatten().filter_map(|worker| fs::read_dir(worker.path()).ok()) {
+    for process in workers
+        .flatten()
+        .filter_map(|worker| fs::read_dir(worker.path()).ok())
+    {
         for folder in process.flatten() {
             let is_ours = folder
                 .file_name()

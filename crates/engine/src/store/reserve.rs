@@ -57,7 +57,10 @@ impl Reserve {
                 *state = State::GivenUp {
                     tried: Some(Instant::now()),
                 };
-                tracing::warn!("The disk is full: the reserve {} is given up", self.path.display());
+                tracing::warn!(
+                    "The disk is full: the reserve {} is given up",
+                    self.path.display()
+                );
                 fs::remove_file(&self.path).is_ok()
             }
         }

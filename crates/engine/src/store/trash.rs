@@ -80,10 +80,7 @@ impl Trash {
     /// Number of files, and their bytes.
     pub(super) fn size(&self) -> Result<(u64, u64), StoreError> {
         let items = self.items()?;
-        Ok((
-            items.len() as u64,
-            items.iter().map(|item| item.bytes).sum(),
-        ))
+        Ok((items.len() as u64, items.iter().map(|item| item.bytes).sum()))
     }
 
     fn items(&self) -> Result<Vec<Item>, StoreError> {

@@ -203,7 +203,11 @@ fn end(connection: &Connection, job: &JobId, finish: &Finish) -> Result<(), Stor
         )
         .optional()?;
     if let (Some(sequence), Some(result)) = (sequence, &finish.result) {
-        refs::add(connection, sequence, result.images.iter().map(|image| &image.artifact))?;
+        refs::add(
+            connection,
+            sequence,
+            result.images.iter().map(|image| &image.artifact),
+        )?;
     }
     Ok(())
 }

@@ -201,7 +201,9 @@ impl Hand {
         }
         self.tell_health(&attempt, &admitted);
         for queued in admitted {
-            queued.operation.answer(attempt.clone().map_err(|trouble| self.error(trouble)));
+            queued
+                .operation
+                .answer(attempt.clone().map_err(|trouble| self.error(trouble)));
         }
     }
 
@@ -247,7 +249,8 @@ impl Hand {
 
     fn make_room(&self, batch: &[Queued]) -> bool {
         let frees = batch.iter().any(|queued| queued.space == Space::Frees);
-        self.folder.make_room(if frees { Space::Frees } else { Space::Keeps })
+        self.folder
+            .make_room(if frees { Space::Frees } else { Space::Keeps })
     }
 
     fn tell_health(&self, attempt: &Result<(), Trouble>, batch: &[Queued]) {
@@ -259,7 +262,7 @@ impl Hand {
         match (attempt, failure) {
             (_, Some(error)) => health.tried(Part::Journal, Err(error)),
             (Err(trouble), None) => health.tried(Part::Journal, Err(&self.error(trouble.clone()))),
-            (Ok(()), None) => health.tried(Part::Journal, Ok(())),
+            (Ok(()), None) => health.tried(Part::Journal, self.folder.standing().as_ref().map(|()| ())),
         }
     }
 

@@ -3,11 +3,11 @@
 use tokio::sync::oneshot;
 
 use super::{Action, Command, Driver, Live};
-use crate::store::{Held, Write};
 use crate::error::{Code, Error};
 use crate::inference::{AdapterNeed, ModelNeed, Needs, estimate};
 use crate::memory::holding::Pieces;
 use crate::processing::{JobRecord, JobState, JobView, Ticket};
+use crate::store::{Held, Write};
 use calotype_protocol::{Attempt, Down, JobId};
 use std::sync::Arc;
 use std::time::Instant;

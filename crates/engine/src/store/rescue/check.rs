@@ -46,8 +46,11 @@ pub struct Report {
 
 /// The journal to read: alone, or beside the server that uses it.
 pub(super) enum Reading {
-    Alone(Untouched, #[expect(dead_code, reason = "held until the reading is done")] Lock),
-    Beside(Connection, String),
+    Alone(
+        Untouched,
+        #[expect(dead_code, reason = "held until the reading is done")] Lock,
+    ),
+    Beside(Connection),
 }
 
 impl Deref for Reading {
@@ -56,7 +59,7 @@ impl Deref for Reading {
     fn deref(&self) -> &Connection {
         match self {
             Self::Alone(journal, _) => journal,
-            Self::Beside(journal, _) => journal,
+            Self::Beside(journal) => journal,
         }
     }
 }
@@ -65,9 +68,7 @@ impl Reading {
     pub(super) fn open(dir: &Path) -> Result<Self, StoreError> {
         match lock::hold(dir) {
             Ok(lock) => Ok(Self::Alone(Untouched::open(dir)?, lock)),
-            Err(StoreError::InUse { holder, .. }) => {
-                Ok(Self::Beside(pool::open_to_read(&dir.join(JOURNAL))?, holder))
-            }
+            Err(StoreError::InUse { .. }) => Ok(Self::Beside(pool::open_to_read(&dir.join(JOURNAL))?)),
             Err(error) => Err(error),
         }
     }

@@ -66,7 +66,10 @@ pub fn recover(dir: &Path, loss: Loss) -> Result<Recovered, StoreError> {
     }
     let new_path = dir.join(NEW);
     remove_with_companions(&new_path)?;
-    let mut lost: Vec<String> = problem.map(|problem| format!("the journal {problem}")).into_iter().collect();
+    let mut lost: Vec<String> = problem
+        .map(|problem| format!("the journal {problem}"))
+        .into_iter()
+        .collect();
     let made = make(&new_path, old.as_deref(), dir, &mut lost);
     drop(old);
     let (jobs, marked) = match made {
@@ -141,7 +144,9 @@ fn make(
     }
     new.execute_batch("COMMIT")?;
     if let Some(problem) = integrity(&new)?.first() {
-        return Err(StoreError::Strange(format!("the new journal is damaged: {problem}")));
+        return Err(StoreError::Strange(format!(
+            "the new journal is damaged: {problem}"
+        )));
     }
     let jobs = count(&new)?;
     new.close().map_err(|(_, error)| error)?;
