@@ -10,7 +10,7 @@ use super::open::{Store, WeakStore};
 use super::sweep::forget;
 use super::writer::Durable;
 use super::{ArtifactHash, Artifacts, StoreError};
-use crate::processing::now_ms;
+use crate::processing::now_ms as clock_ms;
 
 /// Jobs that are deleted in one transaction: the writer is not held up for long.
 const AT_ONCE: usize = 500;
@@ -70,7 +70,7 @@ impl Store {
                 .submit(Durable::Yes, Space::Frees, move |connection| {
                     piece
                         .iter()
-                        .try_for_each(|sequence| forget(connection, *sequence, now_ms))
+                        .try_for_each(|sequence| forget(connection, *sequence, clock_ms()))
                 })
                 .await?;
         }
@@ -167,14 +167,17 @@ impl Weight {
 }
 
 /// Deletes old jobs and sweeps, at the start and every ten minutes, until nobody has the store open any more.
-pub async fn keep_tidy(store: WeakStore, retention: Retention) {
+pub async fn keep_tidy(mut store: WeakStore, retention: Retention) {
     let mut turns = tokio::time::interval(EVERY);
     loop {
-        turns.tick().await;
+        tokio::select! {
+            _ = turns.tick() => {}
+            () = store.closed() => return,
+        }
         let Some(store) = store.upgrade() else {
             return;
         };
-        match store.prune(&retention, now_ms()).await {
+        match store.prune(&retention, clock_ms()).await {
             Ok(0) => {}
             Ok(pruned) => tracing::info!("Deleted {pruned} finished jobs beyond what is to be kept"),
             Err(error) => tracing::warn!("Failed to delete old jobs: {error}"),

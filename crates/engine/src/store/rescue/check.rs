@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::store::inspect::{self, Facts, JOURNAL, LOG, Untouched};
 use crate::store::lock::{self, Lock};
 use crate::store::trash::Trash;
-use crate::store::{ArtifactHash, StoreError, artifacts, marker, pool};
+use crate::store::{ArtifactHash, Fault, StoreError, artifacts, marker, pool};
 
 /// What was found.
 #[derive(Debug, Clone, Serialize)]
@@ -157,8 +157,13 @@ fn read(journal: &Connection, dir: &Path, report: &mut Report) -> Result<(), Sto
 
 /// What SQLite finds wrong; nothing where all is well.
 pub(super) fn integrity(journal: &Connection) -> Result<Vec<String>, StoreError> {
-    let mut query = journal.prepare("PRAGMA integrity_check(20)")?;
-    let rows = query.query_map([], |row| row.get::<_, String>(0))?;
-    let found = rows.collect::<Result<Vec<_>, _>>()?;
-    Ok(found.into_iter().filter(|line| line != "ok").collect())
+    let lines = || -> rusqlite::Result<Vec<String>> {
+        let mut query = journal.prepare("PRAGMA integrity_check(20)")?;
+        query.query_map([], |row| row.get(0))?.collect()
+    };
+    match lines().map_err(StoreError::from) {
+        Ok(lines) => Ok(lines.into_iter().filter(|line| line != "ok").collect()),
+        Err(error) if error.fault() == Fault::Broken => Ok(vec![error.to_string()]),
+        Err(error) => Err(error),
+    }
 }

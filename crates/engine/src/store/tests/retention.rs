@@ -116,7 +116,7 @@ async fn the_artifacts_of_pruned_jobs_go_into_the_trash() {
     assert_eq!(contents(&dir.path().join("trash")).len(), 3);
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn the_task_that_tidies_up_ends_with_the_store() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();

@@ -4,6 +4,7 @@ use std::fs;
 use std::time::{Duration, SystemTime};
 
 use super::*;
+use crate::store::folder::Space;
 use crate::store::sweep::Manner;
 
 const ALL: u64 = u64::MAX >> 1;
@@ -134,7 +135,7 @@ async fn on_a_full_disk_loose_artifacts_are_deleted_at_once() {
     let store = Store::open(dir.path()).unwrap();
     let hash = finished(&store, "job_1", b"picture").await;
     store.artifacts().fetch(&hash).await.unwrap();
-    store.owned.folder.make_room(crate::store::folder::Space::Frees);
+    store.owned.folder.make_room(Space::Frees);
     store.delete(&"job_1".into()).await.unwrap();
     assert_eq!(store.artifacts().read(&hash).await.unwrap(), None);
     assert!(!dir.path().join("trash").join(&hash.0).exists());

@@ -7,7 +7,7 @@ async fn a_journal_of_the_first_version_is_taken_over_and_one_of_a_later_version
     let dir = tempfile::tempdir().unwrap();
     let connection = rusqlite::Connection::open(dir.path().join("journal.sqlite")).unwrap();
     connection
-        .execute_batch(include_str!("migrations/1.sql"))
+        .execute_batch(include_str!("../migrations/1.sql"))
         .unwrap();
     connection.pragma_update(None, "user_version", 1).unwrap();
     drop(connection);
@@ -86,7 +86,7 @@ async fn a_version_2_journal_is_carried_over_with_the_artifacts_of_its_jobs() {
     assert_eq!(store.reserve_event_ids(1).await.unwrap(), 1_073_741_825);
     store.delete(&"job_2".into()).await.unwrap();
     store
-        .sweep_as(sweep::Manner::Gently, u64::MAX >> 1)
+        .sweep_as(crate::store::sweep::Manner::Gently, u64::MAX >> 1)
         .await
         .unwrap();
     assert_eq!(artifacts.read(&made).await.unwrap(), None, "its job is gone");
@@ -102,7 +102,7 @@ async fn an_older_program_refuses_a_journal_of_this_version_by_name() {
     let dir = tempfile::tempdir().unwrap();
     drop(Store::open(dir.path()).unwrap());
     let connection = rusqlite::Connection::open(dir.path().join("journal.sqlite")).unwrap();
-    let version: usize = connection
+    let version: i64 = connection
         .pragma_query_value(None, "user_version", |row| row.get(0))
         .unwrap();
     assert!(
@@ -111,7 +111,7 @@ async fn an_older_program_refuses_a_journal_of_this_version_by_name() {
     );
     let refusal = StoreError::TooNew {
         file: dir.path().join("journal.sqlite"),
-        found: version,
+        found: usize::try_from(version).unwrap(),
         known: 2,
     };
     assert!(
