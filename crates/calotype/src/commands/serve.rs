@@ -9,6 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::console::say;
 use crate::exit_code::{Exit, Failure};
+use crate::keep::KeepArgs;
 use crate::local::{self, Drain, EngineArgs};
 use crate::places;
 
@@ -48,6 +49,8 @@ pub struct Args {
     #[arg(long, default_value_t = 0.25)]
     weight_cache: f64,
     #[command(flatten)]
+    keep: KeepArgs,
+    #[command(flatten)]
     engine: EngineArgs,
 }
 
@@ -60,6 +63,7 @@ pub fn run(args: Args) -> Result<Exit, Failure> {
     config.max_concurrency = args.max_concurrency;
     config.memory_share = args.memory_share;
     config.weight_cache_share = args.weight_cache;
+    config.retention = args.keep.retention();
     let server = ServerConfig {
         listen: args.listen,
         api_keys: args.api_key.into_iter().map(ApiKey::from).collect(),
