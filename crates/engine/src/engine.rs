@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::config::Config;
 use crate::device::{self, HostFacts};
 use crate::error::{Code, Error};
-use crate::event::{EventLog, Subscription};
+use crate::event::{Answer, EventLog, JobStates, Subscription};
 use crate::inference::{self, Abilities, GenerateRequest, InputImage, Planned};
 use crate::memory::Peaks;
 use crate::model::{Catalogue, ModelRecord};
@@ -395,10 +395,11 @@ impl Engine {
         }
     }
 
-    /// Events of one job, or of all, after the number `after`; from now on where there is none. A job's stream begins
-    /// with the job as it stands.
+    /// Events of one job, or of all, after the number `after`; from now on where there is none. A job's stream without a
+    /// number begins with the job as it stands; one with a number that is too old begins with a gap, and so does that
+    /// of all jobs.
     pub fn events(&self, job: Option<JobId>, after: Option<u64>) -> Subscription {
-        Subscription::new(self.clone(), Arc::clone(&self.inner.log), job, after)
+        self.inner.log.subscribe(job, after, Arc::new(self.clone()))
     }
 
     /// A stored file.
@@ -489,6 +490,7 @@ impl Engine {
         if self.inner.commands.send(Command::Stop { reply }).await.is_ok() {
             let _ = answer.await;
         }
+        self.inner.log.close();
     }
 
     async fn snapshot(&self) -> Result<Snapshot, Error> {
@@ -499,6 +501,12 @@ impl Engine {
 
     async fn tell(&self, command: Command) -> Result<(), Error> {
         self.inner.commands.send(command).await.map_err(|_| going_down())
+    }
+}
+
+impl JobStates for Engine {
+    fn job<'a>(&'a self, id: &'a JobId) -> Answer<'a, Result<JobView, Error>> {
+        Box::pin(Engine::job(self, id))
     }
 }
 

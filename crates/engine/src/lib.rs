@@ -19,7 +19,7 @@ pub mod worker;
 pub use config::{Config, Runtime, StartOnCpu};
 pub use engine::Engine;
 pub use error::{Code, Domain, Error};
-pub use event::{Event, EventKind, Subscription};
+pub use event::{Event, EventKind, LoggedEvent, Opened, SegmentChange, Subscription, WorkerChange};
 pub use view::{
     Artifact, CacheView, DeviceView, DomainHealth, Health, JobPage, JobQuery, LeaseView, MemoryView,
     SegmentView, SubmitOptions, Submitted, Validation, WorkerView,

@@ -9,7 +9,8 @@ use calotype_engine::inference::{GenerateRequest, LoraRequest};
 use calotype_engine::processing::{JobState, JobView};
 use calotype_engine::worker::Timing;
 use calotype_engine::{
-    Code, Config, Engine, Event, EventKind, Runtime, StartOnCpu, SubmitOptions, Subscription, WorkerView,
+    Code, Config, Engine, Event, EventKind, Runtime, StartOnCpu, SubmitOptions, Subscription, WorkerChange,
+    WorkerView,
 };
 use calotype_protocol::JobId;
 
@@ -107,7 +108,11 @@ async fn event<T>(events: &mut Subscription, meant: impl Fn(&Event) -> Option<T>
 
 fn why_gone(event: &Event) -> Option<String> {
     match &event.kind {
-        EventKind::Worker { state, reason, .. } if state == "gone" => reason.clone(),
+        EventKind::Worker {
+            state: WorkerChange::Gone,
+            reason,
+            ..
+        } => reason.clone(),
         _ => None,
     }
 }
@@ -374,7 +379,10 @@ async fn weights_that_will_wait_on_the_host_are_in_memory_before_their_model_is_
     let bench = Bench { engine, dir };
     let mut events = bench.engine.events(None, None);
     let ready = |event: &Event| match &event.kind {
-        EventKind::Worker { state, .. } if state == "ready" => Some(()),
+        EventKind::Worker {
+            state: WorkerChange::Ready,
+            ..
+        } => Some(()),
         _ => None,
     };
     event(&mut events, ready).await;

@@ -1,171 +1,162 @@
-//! The latest events in a ring, and the subscriptions that read from it. The dispatcher alone appends; readers go at
-//! their own pace and never hold it up: what a slow one missed is replaced by the job as it stands.
+//! The ring behind its lock, and whom to wake. The dispatcher alone appends; readers go at their own pace and never hold
+//! it up. A reader of one job is woken by that job's events alone.
 
-use std::collections::VecDeque;
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use calotype_protocol::JobId;
-use tokio::sync::watch;
+use calotype_protocol::{JobId, Phase};
+use tokio::sync::Notify;
 
-use super::event::{Event, EventKind};
+use super::event::EventKind;
+use super::ring::{Found, Limits, Ring};
+use super::subscription::{JobStates, Subscription};
 
-/// Events kept for those who come back.
-const KEPT: usize = 8192;
-
-/// Shared by the dispatcher and its readers.
+/// Shared by the dispatcher and the readers.
 #[derive(Debug)]
 pub(crate) struct EventLog {
-    ring: Mutex<VecDeque<Arc<Event>>>,
-    latest: watch::Sender<u64>,
+    first_id: u64,
+    state: Mutex<State>,
+    /// Wakes the readers of all jobs.
+    all: Arc<Notify>,
 }
 
-/// What a reader finds behind its cursor.
-pub(crate) enum Found {
-    /// The next event.
-    Event(Arc<Event>),
-    /// The cursor is older than the ring; go on from this number.
-    Gap(u64),
-    /// Nothing yet; the cursor may move up to this number, which held nothing for this reader.
-    Nothing(u64),
+#[derive(Debug)]
+struct State {
+    ring: Ring,
+    /// Wakes the readers of one job; there while it has some.
+    of_jobs: HashMap<JobId, Arc<Notify>>,
+    closed: bool,
 }
 
 impl EventLog {
-    /// An empty log whose first event gets `first_id`.
+    /// An empty log whose first event gets `first_id`. Numbers before it are of earlier runs.
     pub(crate) fn new(first_id: u64) -> Self {
+        Self::with_limits(first_id, Limits::default())
+    }
+
+    pub(crate) fn with_limits(first_id: u64, limits: Limits) -> Self {
         Self {
-            ring: Mutex::new(VecDeque::new()),
-            latest: watch::Sender::new(first_id.saturating_sub(1)),
+            first_id,
+            state: Mutex::new(State {
+                ring: Ring::new(first_id, limits),
+                of_jobs: HashMap::new(),
+                closed: false,
+            }),
+            all: Arc::default(),
         }
     }
 
-    fn ring(&self) -> MutexGuard<'_, VecDeque<Arc<Event>>> {
-        // Nothing between lock and unlock can leave the ring half changed.
-        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Number of the latest event.
-    pub(crate) fn latest(&self) -> u64 {
-        *self.latest.borrow()
-    }
-
-    /// To wait for news.
-    pub(crate) fn watch(&self) -> watch::Receiver<u64> {
-        self.latest.subscribe()
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing between lock and unlock waits or panics half way.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds an event.
     pub(crate) fn append(&self, at_ms: u64, kind: EventKind) {
-        let mut ring = self.ring();
-        let id = self.latest() + 1;
-        if ring.len() == KEPT {
-            ring.pop_front();
-        }
-        ring.push_back(Arc::new(Event { id, at_ms, kind }));
-        drop(ring);
-        self.latest.send_replace(id);
+        let mut state = self.state();
+        let of_job = kind.job().and_then(|job| state.of_jobs.get(job)).cloned();
+        state.ring.append(at_ms, kind);
+        drop(state);
+        self.wake(of_job);
     }
 
-    /// The next event after `cursor` for `job` (or for all). A progress or preview that a later one of the same job
-    /// has overtaken is passed over.
-    pub(crate) fn after(&self, cursor: u64, job: Option<&JobId>) -> Found {
-        let ring = self.ring();
-        let Some(first) = ring.front().map(|event| event.id) else {
-            return if cursor < self.latest() {
-                Found::Gap(self.latest())
-            } else {
-                Found::Nothing(cursor)
-            };
-        };
-        if cursor + 1 < first {
-            return Found::Gap(first - 1);
+    /// Puts the latest preview of a job, a PNG, in the place of the one before. It is gone when the job ends.
+    pub(crate) fn preview(&self, at_ms: u64, job: JobId, done: u32, phase: Phase, png: impl Into<Arc<[u8]>>) {
+        let png = png.into();
+        let mut state = self.state();
+        let of_job = state.of_jobs.get(&job).cloned();
+        let is_kept = state.ring.preview(at_ms, job, done, phase, png);
+        drop(state);
+        if is_kept {
+            self.wake(of_job);
         }
-        let skip = usize::try_from(cursor + 1 - first).unwrap_or(usize::MAX);
-        let mut behind = ring
-            .iter()
-            .skip(skip)
-            .filter(|event| job.is_none_or(|job| event.kind.job() == Some(job)));
-        let Some(mut found) = behind.next() else {
-            return Found::Nothing(ring.back().map_or(cursor, |event| event.id).max(cursor));
-        };
-        if let EventKind::Progress { job: of, .. } = &found.kind {
-            for later in behind.take_while(|later| matches!(later.kind, EventKind::Progress { .. })) {
-                if later.kind.job() == Some(of) {
-                    found = later;
-                } else {
-                    break;
-                }
+    }
+
+    /// Ends every stream behind what it has still to read: nothing more will be appended.
+    pub(crate) fn close(&self) {
+        let mut state = self.state();
+        state.closed = true;
+        let of_jobs: Vec<_> = state.of_jobs.values().cloned().collect();
+        drop(state);
+        for of_job in of_jobs {
+            of_job.notify_waiters();
+        }
+        self.all.notify_waiters();
+    }
+
+    /// Events of one job, or of all, after the number `after`; from now on where there is none. A job's stream without a
+    /// number begins with the job as it stands.
+    pub(crate) fn subscribe(
+        self: &Arc<Self>,
+        job: Option<JobId>,
+        after: Option<u64>,
+        states: Arc<dyn JobStates>,
+    ) -> Subscription {
+        let mut state = self.state();
+        let latest = state.ring.latest();
+        let news = match &job {
+            None => Arc::clone(&self.all),
+            Some(job) => {
+                state.ring.reader_comes(job);
+                Arc::clone(state.of_jobs.entry(job.clone()).or_default())
             }
+        };
+        drop(state);
+        let reader = Reader {
+            log: Arc::clone(self),
+            job,
+            news,
+        };
+        Subscription::new(reader, self.first_id, latest, after, states)
+    }
+
+    /// Nobody waits who is not told: a reader asks for the news before it looks, and looks before it waits.
+    fn wake(&self, of_job: Option<Arc<Notify>>) {
+        if let Some(of_job) = of_job {
+            of_job.notify_waiters();
         }
-        Found::Event(Arc::clone(found))
+        self.all.notify_waiters();
+    }
+
+    #[cfg(test)]
+    pub(super) fn ring<T>(&self, look: impl FnOnce(&Ring) -> T) -> T {
+        look(&self.state().ring)
+    }
+
+    #[cfg(test)]
+    pub(super) fn latest(&self) -> u64 {
+        self.state().ring.latest()
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use calotype_protocol::Phase;
+/// A reader's place at the log, given back when it is dropped.
+#[derive(Debug)]
+pub(super) struct Reader {
+    log: Arc<EventLog>,
+    /// The job it follows; all of them without one.
+    pub(super) job: Option<JobId>,
+    /// Told after each append that concerns this reader.
+    pub(super) news: Arc<Notify>,
+}
 
-    use super::*;
-    use crate::processing::{JobProgress, JobState};
-
-    fn state(job: &str, state: JobState) -> EventKind {
-        EventKind::Job {
-            job: job.into(),
-            state,
-            reason: None,
-            view: None,
+impl Reader {
+    /// What comes after a number.
+    pub(super) fn after(&self, cursor: u64) -> Found {
+        let state = self.log.state();
+        match state.ring.after(cursor, self.job.as_ref()) {
+            Found::Nothing if state.closed => Found::Ended,
+            found => found,
         }
     }
+}
 
-    fn progress(job: &str, done: u32) -> EventKind {
-        EventKind::Progress {
-            job: job.into(),
-            progress: JobProgress {
-                phase: Phase::Denoise,
-                done,
-                total: 9,
-                step_ms: 1.0,
-            },
+impl Drop for Reader {
+    fn drop(&mut self) {
+        if let Some(job) = &self.job {
+            let mut state = self.log.state();
+            if state.ring.reader_leaves(job) {
+                state.of_jobs.remove(job);
+            }
         }
-    }
-
-    fn ids(log: &EventLog, job: Option<&JobId>) -> Vec<u64> {
-        let (mut cursor, mut ids) = (9, Vec::new());
-        while let Found::Event(event) = log.after(cursor, job) {
-            cursor = event.id;
-            ids.push(cursor);
-        }
-        ids
-    }
-
-    #[test]
-    fn a_reader_that_comes_back_goes_on_where_it_was() {
-        let log = EventLog::new(10);
-        for job in ["a", "b", "a"] {
-            log.append(0, state(job, JobState::Queued));
-        }
-        assert_eq!(ids(&log, None), [10, 11, 12]);
-        assert_eq!(ids(&log, Some(&"a".into())), [10, 12]);
-        assert!(matches!(log.after(12, None), Found::Nothing(12)));
-    }
-
-    #[test]
-    fn a_slow_reader_gets_the_latest_progress_and_every_state() {
-        let log = EventLog::new(10);
-        log.append(0, state("a", JobState::Running));
-        for done in 1..=5 {
-            log.append(0, progress("a", done));
-        }
-        log.append(0, state("a", JobState::Succeeded));
-        assert_eq!(ids(&log, Some(&"a".into())), [10, 15, 16]);
-    }
-
-    #[test]
-    fn a_reader_older_than_the_ring_is_told_of_the_gap() {
-        let log = EventLog::new(10);
-        for _ in 0..KEPT + 5 {
-            log.append(0, state("a", JobState::Queued));
-        }
-        assert!(matches!(log.after(9, None), Found::Gap(14)));
-        assert!(matches!(EventLog::new(500).after(20, None), Found::Gap(499)));
     }
 }

@@ -1,5 +1,5 @@
-//! Numbered events: what they are (`event`), the latest ones in a ring (`log`), and a reader with a place of its own
-//! (`subscription`).
+//! Numbered events: what they are (`event`), as they are shared (`logged`), the latest ones within a bound of bytes
+//! (`ring`, `previews`), the log that wakes its readers (`log`), and a reader with a place of its own (`subscription`).
 
 #[expect(
     clippy::module_inception,
@@ -7,8 +7,15 @@
 )]
 mod event;
 mod log;
+mod logged;
+mod previews;
+mod ring;
 mod subscription;
+#[cfg(test)]
+mod tests;
 
-pub use event::{Event, EventKind};
+pub use event::{Event, EventKind, SegmentChange, WorkerChange};
 pub(crate) use log::EventLog;
-pub use subscription::Subscription;
+pub use logged::LoggedEvent;
+pub(crate) use subscription::{Answer, JobStates};
+pub use subscription::{Opened, Subscription};

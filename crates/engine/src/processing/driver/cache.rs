@@ -8,7 +8,7 @@ use std::time::Duration;
 use calotype_protocol::{Down, Load, LoadId, ModelId, Offload, Segment, SegmentId};
 
 use super::{Driver, Internal, Post, Sourced, now_ms};
-use crate::event::EventKind;
+use crate::event::{EventKind, SegmentChange};
 use crate::memory::weight_cache::{Source, Step};
 use crate::model::segment;
 
@@ -198,7 +198,10 @@ impl Driver {
             Ok(bytes) => tracing::info!("Keeping weights in memory as {segment}: {bytes} bytes"),
             Err(why) => tracing::warn!("Weights are not kept in memory: {why}"),
         }
-        let state = if outcome.is_ok() { "ready" } else { "failed" };
+        let state = match &outcome {
+            Ok(_) => SegmentChange::Ready,
+            Err(_) => SegmentChange::Failed,
+        };
         let reason = outcome.as_ref().err().cloned();
         self.cache.filled(segment, outcome);
         self.tell_segment(segment, state, reason);
@@ -207,16 +210,16 @@ impl Driver {
     /// A segment's file is deleted.
     pub(super) fn freed(&mut self, segment: &SegmentId) {
         self.cache.freed(segment);
-        self.tell_segment(segment, "freed", None);
+        self.tell_segment(segment, SegmentChange::Freed, None);
     }
 
-    fn tell_segment(&self, segment: &SegmentId, state: &str, reason: Option<String>) {
+    fn tell_segment(&self, segment: &SegmentId, state: SegmentChange, reason: Option<String>) {
         metrics::gauge!("calotype_weight_cache_bytes").set(self.cache.used_bytes() as f64);
         self.log.append(
             now_ms(),
             EventKind::Segment {
                 segment: segment.to_string(),
-                state: state.to_owned(),
+                state,
                 reason,
             },
         );

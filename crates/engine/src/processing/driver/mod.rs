@@ -22,7 +22,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use calotype_protocol::{Blob, Capabilities, Hello, JobId, Load, LoadId, ModelId, Ready, SegmentId, Work};
+use calotype_protocol::{
+    Blob, Capabilities, Hello, JobId, Load, LoadId, ModelId, Phase, Ready, SegmentId, Work,
+};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{JobProgress, JobRecord, JobResult, JobState, JobView, Ticket};
@@ -103,7 +105,7 @@ enum Internal {
         error: Option<Error>,
     },
     /// A preview is encoded.
-    Preview { event: EventKind },
+    Preview { job: JobId, done: u32, png: Vec<u8> },
     /// The files of a load were looked at: those of each role that has weights.
     Sourced {
         worker: String,
@@ -431,7 +433,11 @@ impl Driver {
                 result,
                 error,
             } => self.ended(&job, state, result, error),
-            Internal::Preview { event } => self.log.append(now_ms(), event),
+            Internal::Preview { job, done, png } => {
+                if self.jobs.contains_key(&job) {
+                    self.log.preview(now_ms(), job, done, Phase::Denoise, png);
+                }
+            }
             Internal::Sourced {
                 worker,
                 incarnation,

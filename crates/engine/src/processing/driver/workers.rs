@@ -4,13 +4,12 @@ use std::sync::Arc;
 
 use calotype_imaging::{Format, Rgb, encode};
 use calotype_protocol::{
-    Attempt, Blob, BlobRef, Failure, Frame, JobId, LoadId, Loaded, ModelId, Offload, Outcome, Phase,
-    RunResult, Up,
+    Attempt, Blob, BlobRef, Failure, Frame, JobId, LoadId, Loaded, ModelId, Offload, Outcome, RunResult, Up,
 };
 
 use super::{Action, Driver, Internal, PostState, Stay, now_ms};
 use crate::error::{Code, Error};
-use crate::event::EventKind;
+use crate::event::{EventKind, WorkerChange};
 use crate::inference::{Abilities, Lack};
 use crate::memory::{Owner, holding};
 use crate::processing::{JobProgress, JobState};
@@ -32,7 +31,7 @@ impl Driver {
                 post.incarnation = incarnation;
                 post.state = PostState::Starting;
                 post.pid = Some(pid);
-                self.tell_worker(&name, "starting", None);
+                self.tell_worker(&name, WorkerChange::Starting, None);
             }
             WorkerEventKind::Ready { hello, ready } => {
                 post.state = PostState::Ready;
@@ -40,7 +39,7 @@ impl Driver {
                 post.hello = Some(hello);
                 post.capabilities = Some(Arc::new(ready.capabilities.clone()));
                 post.ready = Some(ready);
-                self.tell_worker(&name, "ready", None);
+                self.tell_worker(&name, WorkerChange::Ready, None);
                 self.tell_abilities();
             }
             WorkerEventKind::Message(frame) => self.on_message(&name, incarnation, frame),
@@ -59,12 +58,12 @@ impl Driver {
         self.abilities.send_replace(Arc::new(abilities));
     }
 
-    fn tell_worker(&self, worker: &str, state: &str, reason: Option<String>) {
+    fn tell_worker(&self, worker: &str, state: WorkerChange, reason: Option<String>) {
         self.log.append(
             now_ms(),
             EventKind::Worker {
                 worker: worker.to_owned(),
-                state: state.to_owned(),
+                state,
                 reason,
             },
         );
@@ -216,15 +215,7 @@ impl Driver {
         tokio::task::spawn_blocking(move || {
             let encoded = Rgb::new(width, height, pixels).and_then(|rgb| encode(&rgb, Format::Png, 0, None));
             if let Ok(png) = encoded {
-                use base64::Engine as _;
-                let png_base64 = base64::engine::general_purpose::STANDARD.encode(png);
-                let event = EventKind::Preview {
-                    job,
-                    done,
-                    phase: Phase::Denoise,
-                    png_base64,
-                };
-                let _ = internal.send(Internal::Preview { event });
+                let _ = internal.send(Internal::Preview { job, done, png });
             }
         });
     }
@@ -417,7 +408,7 @@ impl Driver {
         post.deaths += 1;
         metrics::counter!("calotype_worker_exits_total").increment(1);
         tracing::warn!(worker, "Worker {worker} is gone: {cause}");
-        self.tell_worker(worker, "gone", Some(cause.clone()));
+        self.tell_worker(worker, WorkerChange::Gone, Some(cause.clone()));
         if let Some(job) = moving.and_then(|moving| moving.waiting) {
             self.back_to_queue(&job);
         }
