@@ -133,6 +133,88 @@ fn events_go_on_behind_the_last_one_seen() {
 }
 
 #[test]
+fn streams_of_events_pass_proxies_at_once_and_are_not_kept_by_caches() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path(), 0, &[]);
+    let job = server.submit(&request(1));
+    for path in ["/api/events", &format!("/api/jobs/{job}/events")] {
+        let (status, headers) = server.head(path, &[]);
+        assert_eq!(status, 200, "{path}");
+        for (name, value) in [
+            ("content-type", "text/event-stream"),
+            ("cache-control", "no-store"),
+            ("x-accel-buffering", "no"),
+        ] {
+            assert_eq!(headers[name], value, "{path}: {name}");
+        }
+    }
+}
+
+#[test]
+fn a_client_that_knows_the_end_of_its_job_is_told_not_to_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path(), 0, &[]);
+    let job = server.submit(&request(1));
+    server.ended(&job);
+    let path = format!("/api/jobs/{job}/events");
+    let (last, end) = server.events(&job, &[("Last-Event-ID", "0")]).pop().unwrap();
+    assert_eq!(end["state"], "succeeded");
+    // Another job's events do not change that.
+    server.ended(&server.submit(&request(1)));
+    for known in [last, last + 1] {
+        assert_eq!(
+            server.head(&path, &[("Last-Event-ID", &known.to_string())]).0,
+            204
+        );
+        assert_eq!(server.head(&format!("{path}?after={known}"), &[]).0, 204);
+    }
+    let rest = server.events(&job, &[("Last-Event-ID", &(last - 1).to_string())]);
+    assert_eq!(rest, [(last, end)], "one that does not know it is told");
+    // One that was shown the job as it stands has seen its end, too.
+    let shown = server.events(&job, &[]);
+    assert_eq!(shown.len(), 1);
+    assert_eq!(
+        server
+            .head(&path, &[("Last-Event-ID", &shown[0].0.to_string())])
+            .0,
+        204
+    );
+    assert_eq!(
+        server
+            .head("/api/jobs/job_none/events", &[("Last-Event-ID", "1")])
+            .0,
+        404
+    );
+}
+
+#[test]
+fn a_stream_that_goes_on_over_a_restart_says_what_it_missed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = serve(dir.path(), 0, &[]);
+    let job = server.submit(&request(1));
+    server.ended(&job);
+    let first = server.events(&job, &[("Last-Event-ID", "0")])[0].0;
+    server.terminate();
+    let server = serve(dir.path(), 0, &[]);
+    let known = first.to_string();
+    let known = [("Last-Event-ID", known.as_str())];
+    let (id, gap) = server.stream("/api/events", &known).next().unwrap();
+    assert_eq!(
+        (id, &gap["event"], &gap["missed_from"]),
+        (first, &json!("gap"), &json!(first + 1))
+    );
+    let of_job = server.events(&job, &known);
+    let kinds: Vec<&Value> = of_job.iter().map(|(_, event)| &event["event"]).collect();
+    assert_eq!(kinds, ["gap", "job"]);
+    assert_eq!(of_job[0].1["missed_from"], first + 1);
+    assert_eq!(of_job[1].0, of_job[0].1["missed_to"]);
+    assert_eq!(of_job[1].1["view"]["state"], "succeeded");
+    let told = of_job[1].0.to_string();
+    let again = server.head(&format!("/api/jobs/{job}/events"), &[("Last-Event-ID", &told)]);
+    assert_eq!(again.0, 204);
+}
+
+#[test]
 fn a_server_that_stops_ends_its_streams_and_keeps_its_jobs() {
     let dir = tempfile::tempdir().unwrap();
     let mut server = serve(dir.path(), 20, &[]);

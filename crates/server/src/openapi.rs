@@ -27,6 +27,9 @@ pub(crate) fn document() -> Value {
                 },
             },
         });
+        for (status, when) in route.others {
+            operation["responses"][*status] = json!({ "description": when });
+        }
         if let Some(request) = route.request {
             let schema = request(&mut generator);
             operation["requestBody"] =
@@ -100,6 +103,16 @@ mod tests {
                 route.path
             );
         }
+        let following = &document["paths"]["/api/jobs/{id}/events"]["get"]["responses"];
+        assert!(following["200"].is_object() && following["204"]["description"].is_string());
+        assert!(
+            document["components"]["schemas"]["EventKind"]
+                .to_string()
+                .contains("missed_from")
+                || document["components"]["schemas"]["Event"]
+                    .to_string()
+                    .contains("missed_from")
+        );
         let mut found = Vec::new();
         references(&document, &mut found);
         assert!(found.len() > 20);

@@ -30,6 +30,8 @@ pub(crate) struct Route {
     pub(crate) response: Option<SchemaOf>,
     pub(crate) status: &'static str,
     pub(crate) media: &'static str,
+    /// Further statuses without a body, and when they come.
+    pub(crate) others: &'static [(&'static str, &'static str)],
     /// Place (`query`, `header`), name, meaning.
     pub(crate) parameters: &'static [(&'static str, &'static str, &'static str)],
 }
@@ -45,6 +47,19 @@ const KEY: (&str, &str, &str) = (
     "Idempotency-Key",
     "the same key and request give the same job",
 );
+/// Where a stream of events goes on.
+const RESUME: &[(&str, &str, &str)] = &[
+    (
+        "header",
+        "Last-Event-ID",
+        "the `id` of the last event seen; the stream goes on behind it",
+    ),
+    (
+        "query",
+        "after",
+        "the same for clients that cannot set the header, which wins over it",
+    ),
+];
 const PRIORITY: (&str, &str, &str) = ("query", "priority", "larger goes first within the class");
 
 const fn shown(
@@ -62,6 +77,7 @@ const fn shown(
         response: Some(response),
         status: "200",
         media: JSON,
+        others: &[],
         parameters: &[],
     }
 }
@@ -150,26 +166,25 @@ pub(crate) const TABLE: &[Route] = &[
     }),
     Route {
         media: "text/event-stream",
-        parameters: &[
-            ("header", "Last-Event-ID", "go on behind this event"),
-            ("query", "after", "likewise"),
-        ],
+        others: &[(
+            "204",
+            "the job has ended and Last-Event-ID is at or behind its last event: do not reconnect",
+        )],
+        parameters: RESUME,
         ..shown(
             "/api/jobs/{id}/events",
-            "follow a job to its end",
+            "follow a job to its end; without a number to go on from, the job as it stands comes first; an event `gap` \
+             tells that events were missed, and the job as it stands follows it",
             || get(events::of_job),
             schema::<Event>,
         )
     },
     Route {
         media: "text/event-stream",
-        parameters: &[
-            ("header", "Last-Event-ID", "go on behind this event"),
-            ("query", "after", "likewise"),
-        ],
+        parameters: RESUME,
         ..shown(
             "/api/events",
-            "follow everything",
+            "follow everything; an event `gap` tells that events were missed, for instance over a restart",
             || get(events::of_all),
             schema::<Event>,
         )
