@@ -377,7 +377,6 @@ fn jobs_that_a_start_takes_over_are_counted_as_accepted() {
 }
 
 #[test]
-#[ignore = "waits for the dispatcher's drain: `Engine::shutdown` still stops running jobs at once"]
 fn a_server_that_drains_ends_what_runs_and_meanwhile_answers_everything_but_new_jobs() {
     let dir = tempfile::tempdir().unwrap();
     let mut server = serve(dir.path(), 20, &["--drain", "60"]);
@@ -401,7 +400,6 @@ fn a_server_that_drains_ends_what_runs_and_meanwhile_answers_everything_but_new_
 }
 
 #[test]
-#[ignore = "waits for the dispatcher's drain: `Engine::shutdown` still stops running jobs at once"]
 fn a_second_signal_leaves_at_once_with_the_code_of_a_cancel() {
     let dir = tempfile::tempdir().unwrap();
     let mut server = serve(dir.path(), 20, &["--drain", "600"]);

@@ -10,6 +10,9 @@ use super::event::{Event, EventKind};
 use super::logged::LoggedEvent;
 use super::previews::Previews;
 
+/// A job's queue has room for at most so many times what it holds.
+const SPARE: usize = 4;
+
 /// How much is held for those who come back.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
@@ -258,6 +261,11 @@ impl Ring {
             self.bytes -= Self::cost(&event);
             if let Some(of) = event.kind.job().and_then(|job| self.jobs.get_mut(job)) {
                 of.events.pop_front();
+                // A queue that was long once keeps its room otherwise, uncounted.
+                let most = SPARE * of.events.len().max(SPARE);
+                if of.events.capacity() > most {
+                    of.events.shrink_to(most / 2);
+                }
             }
             self.dropped(&event);
         }
@@ -301,10 +309,10 @@ impl Ring {
         }
     }
 
-    /// Memory of an event with its places in the ring and in the index. Queues grow by doubling, hence twice.
+    /// Memory of an event with its places in the ring, whose queue grows by doubling, and in the index.
     fn cost(event: &LoggedEvent) -> usize {
         let job = event.kind.job().map_or(0, |job| job.0.len());
-        event.bytes() + 4 * size_of::<usize>() + size_of::<(JobId, JobEvents)>() + job
+        event.bytes() + (2 + SPARE) * size_of::<usize>() + size_of::<(JobId, JobEvents)>() + job
     }
 
     #[cfg(test)]

@@ -513,6 +513,44 @@ fn an_event_wakes_the_readers_of_its_job_alone_and_costs_the_same_however_many_f
     assert!(many <= 8, "{many} events looked at for one");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn no_reader_sleeps_through_an_event_that_comes_while_it_looks() {
+    let bench = Bench::new(1, Limits::default());
+    let jobs: Vec<String> = (0..8).map(|at| format!("job-{at}")).collect();
+    for job in &jobs {
+        bench.state(job, JobState::Running);
+    }
+    let mut readers: Vec<Subscription> = jobs.iter().map(|job| bench.subscribe(Some(job), None)).collect();
+    readers.push(bench.subscribe(None, None));
+    let tasks = readers.into_iter().map(|mut reader| {
+        tokio::spawn(async move {
+            let mut last = None;
+            while let Some(event) = reader.next().await {
+                last = Some(event);
+            }
+            last
+        })
+    });
+    let tasks: Vec<_> = tasks.collect();
+    let appending = tokio::task::spawn_blocking(move || {
+        for done in 0..500 {
+            for job in &jobs {
+                bench.progress(job, done);
+            }
+        }
+        for job in &jobs {
+            bench.state(job, JobState::Succeeded);
+        }
+        bench.log.close();
+    });
+    appending.await.unwrap();
+    for task in tasks {
+        let ended = tokio::time::timeout(std::time::Duration::from_secs(30), task).await;
+        let last = ended.expect("the stream ends").unwrap().unwrap();
+        assert!(last.kind.is_final());
+    }
+}
+
 /// One thing that happens.
 #[derive(Debug, Clone)]
 enum Deed {
