@@ -16,9 +16,9 @@ use futures_util::stream::unfold;
 use serde::Deserialize;
 use tokio::sync::watch;
 
-use crate::query::values;
 use crate::App;
 use crate::error::Refused;
+use crate::query::values;
 use crate::segment::Segment;
 
 /// A comment goes out after so long a silence: what stands between knows that the stream lives, and a client that is

@@ -91,6 +91,8 @@ pub(crate) struct PendingMove {
 pub(crate) enum MoveKind {
     Load {
         residency: Residency,
+        /// What it was estimated to take of the device.
+        weights_bytes: u64,
         /// The step that is shown as loading.
         wanted_by: StepKey,
         expected_ms: f64,

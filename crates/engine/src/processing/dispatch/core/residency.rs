@@ -28,7 +28,10 @@ impl Core {
             return;
         };
         let MoveKind::Load {
-            residency, wanted_by, ..
+            residency,
+            weights_bytes,
+            wanted_by,
+            ..
         } = pending.kind
         else {
             return;
@@ -56,7 +59,9 @@ impl Core {
             phases.join(", ")
         );
         metrics::histogram!("calotype_load_seconds").record(took.as_secs_f64());
-        self.estimates.loaded(&kind, bytes, took.as_secs_f64() * 1e3);
+        // By the bytes that a load is predicted from, whatever the model turned out to take.
+        self.estimates
+            .loaded(&kind, weights_bytes, took.as_secs_f64() * 1e3);
         if let Some(ledger) = self.fleet.ledger_mut(id) {
             let owner = Owner::Weights {
                 worker: name,

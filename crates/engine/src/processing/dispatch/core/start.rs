@@ -384,6 +384,7 @@ impl Core {
                 model: model.clone(),
                 kind: MoveKind::Load {
                     residency,
+                    weights_bytes,
                     wanted_by: head.step,
                     expected_ms,
                 },
