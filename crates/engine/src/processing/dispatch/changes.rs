@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use calotype_protocol::ModelId;
 use tokio::sync::mpsc;
 
-use super::driver::Internal;
+use super::message::Internal;
 
 /// The files are looked at so often.
 const LOOK_EVERY: Duration = Duration::from_secs(2);

@@ -7,11 +7,13 @@
 mod changes;
 pub(crate) mod core;
 mod driver;
+mod message;
 mod outputs;
 mod prepare;
 mod snapshot;
 mod weights;
 
 pub(crate) use core::{Action, StepView};
-pub(crate) use driver::{AcceptedJob, Command, Driver, DriverParts, WorkerSetup, now_ms};
+pub(crate) use driver::{Driver, DriverParts, WorkerSetup, now_ms};
+pub(crate) use message::{AcceptedJob, Command};
 pub(crate) use snapshot::{Snapshot, view_as_told, view_of};

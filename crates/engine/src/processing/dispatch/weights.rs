@@ -9,7 +9,7 @@ use std::time::Duration;
 use calotype_protocol::{Down, Failure, Frame, Load, LoadId, Loaded, Offload, Outcome, Segment, SegmentId};
 use tokio::sync::mpsc;
 
-use super::driver::Internal;
+use super::message::Internal;
 use crate::memory::weight_cache::{Source, Step, WeightCache};
 use crate::model::segment;
 use crate::processing::schedule::WorkerId;
