@@ -129,7 +129,7 @@ impl Artifacts {
         let outcome = outcome.map_err(|error| error.at(self.folder.dir()));
         self.folder
             .health
-            .tried(Part::Artifacts, outcome.as_ref().map(|()| ()));
+            .tried(Part::Artifacts, outcome.as_ref().copied());
         outcome
     }
 
