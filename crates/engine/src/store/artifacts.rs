@@ -170,8 +170,11 @@ impl Artifacts {
 
     /// The bytes of an artifact, for a client: for an hour from now on it is not swept.
     pub async fn fetch(&self, hash: &ArtifactHash) -> Result<Option<Vec<u8>>, StoreError> {
-        self.folder.was_fetched(hash);
-        self.read(hash).await
+        let bytes = self.read(hash).await?;
+        if bytes.is_some() {
+            self.folder.was_fetched(hash);
+        }
+        Ok(bytes)
     }
 
     /// The bytes of an artifact.
