@@ -35,7 +35,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve pictures over HTTP.
-    Serve(commands::serve::Args),
+    Serve(Box<commands::serve::Args>),
     /// Make pictures from a prompt, here or on a running server.
     Generate(Box<commands::generate::Args>),
     /// List the jobs of a server.
@@ -67,7 +67,7 @@ fn main() -> ExitCode {
     let (json, ended) = match cli.command {
         // No runtime, no logging, nothing before it: its stdout is the protocol's.
         Command::Worker(args) => return commands::worker::run(&args),
-        Command::Serve(args) => (false, commands::serve::run(args)),
+        Command::Serve(args) => (false, commands::serve::run(*args)),
         Command::Generate(args) => (args.json, commands::generate::run(&args)),
         Command::Jobs(args) => (args.remote.json, commands::jobs::run(&args)),
         Command::Cancel(args) => (args.remote.json, control::run(&args, Deed::Cancel)),

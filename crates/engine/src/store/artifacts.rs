@@ -129,7 +129,7 @@ impl Artifacts {
         let outcome = outcome.map_err(|error| error.at(self.folder.dir()));
         self.folder
             .health
-            .tried(Part::Artifacts, outcome.as_ref().map(|()| ()));
+            .tried(Part::Artifacts, outcome.as_ref().copied());
         outcome
     }
 
@@ -170,8 +170,11 @@ impl Artifacts {
 
     /// The bytes of an artifact, for a client: for an hour from now on it is not swept.
     pub async fn fetch(&self, hash: &ArtifactHash) -> Result<Option<Vec<u8>>, StoreError> {
-        self.folder.was_fetched(hash);
-        self.read(hash).await
+        let bytes = self.read(hash).await?;
+        if bytes.is_some() {
+            self.folder.was_fetched(hash);
+        }
+        Ok(bytes)
     }
 
     /// The bytes of an artifact.

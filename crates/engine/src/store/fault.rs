@@ -189,16 +189,38 @@ impl From<StoreError> for Error {
         let code = match error.fault() {
             Fault::Full => Code::StoreFull,
             Fault::ReadOnly | Fault::Gone | Fault::Broken => Code::StoreFailed,
-            Fault::NotTheDisk => match &error {
-                StoreError::NotFinal(_) | StoreError::Strange(_) => Code::Internal,
-                _ => Code::StoreFailed,
-            },
+            Fault::NotTheDisk if is_ours(&error) => Code::Internal,
+            Fault::NotTheDisk => Code::StoreFailed,
         };
         let message = error.to_string();
         match advice(&error) {
             Some(advice) => Self::new(code, message).advice(advice),
             None => Self::new(code, message),
         }
+    }
+}
+
+/// Whether a failure that is not the disk's is a mistake of this program: trying again does not help.
+fn is_ours(error: &StoreError) -> bool {
+    let refused = |error: &rusqlite::Error| {
+        !matches!(
+            error.sqlite_error_code(),
+            Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked)
+        )
+    };
+    match error {
+        StoreError::NotFinal(_) | StoreError::Strange(_) => true,
+        StoreError::Database(error) => refused(error),
+        StoreError::NotCommitted(error) => refused(error),
+        StoreError::InUse { .. }
+        | StoreError::Unsound { .. }
+        | StoreError::Full { .. }
+        | StoreError::ReadOnly { .. }
+        | StoreError::Gone { .. }
+        | StoreError::NoWal { .. }
+        | StoreError::Disk(_)
+        | StoreError::TooNew { .. }
+        | StoreError::Closed => false,
     }
 }
 

@@ -54,7 +54,7 @@ impl Folder {
         };
         folder
             .health
-            .tried(Part::Journal, folder.standing().as_ref().map(|()| ()));
+            .tried(Part::Journal, folder.standing().as_ref().copied());
         Ok(folder)
     }
 

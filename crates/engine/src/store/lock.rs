@@ -12,13 +12,13 @@ use super::StoreError;
 /// The folder is ours while this lives.
 #[derive(Debug)]
 pub(super) struct Lock {
-    _dir: File,
+    _dir: Option<File>,
     _file: Option<File>,
 }
 
 /// Takes the folder and writes our name into it, or says who has it.
 pub(super) fn take(dir: &Path) -> Result<Lock, StoreError> {
-    let held = lock(File::open(dir)?, dir)?;
+    let held = lock_folder(dir)?;
     // Not truncated: until the lock is ours, the name in it is another's.
     let file = File::options()
         .create(true)
@@ -38,7 +38,7 @@ pub(super) fn take(dir: &Path) -> Result<Lock, StoreError> {
 
 /// Takes the folder without a trace in it, for those who only look.
 pub(super) fn hold(dir: &Path) -> Result<Lock, StoreError> {
-    let held = lock(File::open(dir)?, dir)?;
+    let held = lock_folder(dir)?;
     // An earlier version holds only the file.
     let file = match File::open(dir.join("lock")) {
         Ok(file) => Some(lock(file, dir)?),
@@ -49,6 +49,18 @@ pub(super) fn hold(dir: &Path) -> Result<Lock, StoreError> {
         _dir: held,
         _file: file,
     })
+}
+
+/// Nothing on a file system that locks no folders; there the file alone decides.
+fn lock_folder(dir: &Path) -> Result<Option<File>, StoreError> {
+    match lock(File::open(dir)?, dir) {
+        Ok(held) => Ok(Some(held)),
+        Err(StoreError::Disk(error)) => {
+            tracing::debug!("{} cannot be locked itself: {error}", dir.display());
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 fn lock(file: File, dir: &Path) -> Result<File, StoreError> {

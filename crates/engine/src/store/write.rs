@@ -17,6 +17,10 @@ use crate::processing::{JobResult, JobState};
 
 /// One change of the journal, as the dispatcher decided it. None of them changes a job that has ended.
 #[derive(Debug, Clone)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a few at a time, on their way to the writer"
+)]
 pub enum Write {
     /// A worker has the job.
     Claim {

@@ -34,11 +34,7 @@ fn a_fault_is_known_by_its_code_and_told_with_advice() {
         (io(Errno::ACCESS), Fault::ReadOnly, Code::StoreFailed),
         (sqlite(ffi::SQLITE_IOERR_WRITE), Fault::Broken, Code::StoreFailed),
         (sqlite(ffi::SQLITE_CORRUPT), Fault::Broken, Code::StoreFailed),
-        (
-            sqlite(ffi::SQLITE_CONSTRAINT),
-            Fault::NotTheDisk,
-            Code::StoreFailed,
-        ),
+        (sqlite(ffi::SQLITE_CONSTRAINT), Fault::NotTheDisk, Code::Internal),
         (
             StoreError::Strange("a row".into()),
             Fault::NotTheDisk,
