@@ -33,6 +33,7 @@ from torch.export import Dim
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from graph_parts import COMPONENTS, TEXT_FIELDS, UNET_FIELDS, VAE_FIELDS, Component, TextEncoder, UNet, unet_examples
+from lone_rows import twin_rows
 
 OPSET = 18
 ALIGNMENT = 64
@@ -268,6 +269,8 @@ def export_graph(component: Component, model: Path, out: Path, random_weights: b
     del exported
     strip(proto)
     name_axes(proto.graph, component)
+    if component.name == "unet":
+        twin_rows(proto.graph)
     print(f"{component.name}: {len(layout)} parameters, {len(proto.graph.node)} nodes, {proto.ByteSize()} bytes")
     graph = proto.SerializeToString(deterministic=True)
     (out / f"{component.name}.onnx").write_bytes(graph)

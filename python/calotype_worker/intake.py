@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from calotype_worker import probe
 from calotype_worker.channel import Frame
 from calotype_worker.errors import DeviceLost, WorkerError, told
-from calotype_worker.held import Held
+from calotype_worker.held import Delivering, Held
 from calotype_worker.job import Sampling
 from calotype_worker.pipelines import registry
 from calotype_worker.wire import down, up
@@ -91,11 +92,27 @@ def _pause(loop: Loop, message: down.Pause) -> None:
     if held is None:
         return
     loop.report(loop.stepper.land(0))
+    loop.settle_peaks()
     held.paused = True
-    if message.offload and isinstance(held.stage, Sampling) and loop.device.torch.type != "cpu":
-        held.stage.move(torch.device("cpu"))
-        held.offloaded = True
+    if message.offload:
+        _offload(loop, held)
     loop.say(up.Paused(job=held.job, attempt=held.attempt, at_step=held.steps_done))
+
+
+def _offload(loop: Loop, held: Held) -> None:
+    """Leave nothing of a paused job on the device but what is not its own: the model's weights."""
+    if isinstance(held.stage, Sampling) and not held.offloaded:
+        held.offloaded = True
+        held.stage.move(torch.device("cpu"))
+        held.stage.release_adapters()
+    elif isinstance(held.stage, Delivering):
+        # Once its pictures are on the host nothing reads its latents any more.
+        held.stage.fence.wait()
+        held.stage = replace(held.stage, source=None)
+    loop.forget_idle_sets(0)
+    if loop.device.torch.type != "cpu":
+        # What was cached for its steps is another's to take, in whatever process.
+        loop.device.trim()
 
 
 def _resume(loop: Loop, message: down.Resume) -> None:
@@ -105,8 +122,12 @@ def _resume(loop: Loop, message: down.Resume) -> None:
     if held.offloaded and isinstance(held.stage, Sampling):
         try:
             held.stage.move(loop.device.torch)
+            held.stage.bind_adapters(loop.family(held.model))
         except Exception as error:
-            return loop.fail(held, told(error, loop.device.numbers()))
+            problem = told(error, loop.device.numbers())
+            loop.fail(held, problem)
+            return loop.make_room() if problem.outcome == "out_of_memory" else None
+    loop.settle_peaks()
     held.paused = held.offloaded = False
     return loop.say(up.Resumed(job=held.job, attempt=held.attempt, at_step=held.steps_done))
 

@@ -7,9 +7,9 @@ import torch
 
 from calotype_worker import noise as noises
 from calotype_worker.conditions import FindControl, FindModel, FindPreprocessor, Leg, Unit, leg_of, legs_of, units_of
-from calotype_worker.errors import InvalidInput
+from calotype_worker.errors import InvalidInput, WorkerError
 from calotype_worker.offload import moved
-from calotype_worker.pipelines.adapted import AdapterSet
+from calotype_worker.pipelines.adapted import PLAIN, AdapterSet
 from calotype_worker.pipelines.family import Family
 from calotype_worker.pixels import Blobs, Mask, image_of, numbers_of, to_numbers
 from calotype_worker.samplers.run import SamplerRun
@@ -103,6 +103,8 @@ class Sampling:
         latent = checked(work, model, work.width, work.height, work.steps)
         images = len(work.seeds)
         self.seeds = work.seeds
+        self.adapters = work.adapters
+        self._adapters_key = bound.key
         self.guidance = work.guidance
         self.preview_every = work.preview_every
         self.latent = latent
@@ -261,6 +263,23 @@ class Sampling:
     def finished(self, painted: torch.Tensor) -> torch.Tensor:
         """A decoded picture, `[height, width, 3]` of u8, with what is to be kept of the first one."""
         return painted if self.kept is None else self.kept.pixel_mask.keep(self.kept.original, painted)
+
+    def release_adapters(self) -> None:
+        """Hold no merged LoRA weights any more; `bind_adapters` comes before the next step."""
+        self._bind(PLAIN)
+
+    def bind_adapters(self, model: Family) -> None:
+        """Hold merged LoRA weights again, those of the same files."""
+        bound = model.bind(self.adapters)
+        if bound.key != self._adapters_key:
+            raise WorkerError("a LoRA's file was replaced while the job was paused")
+        self._bind(bound)
+
+    def _bind(self, bound: AdapterSet) -> None:
+        # LoRAs are of the first leg: a refiner has none.
+        self.legs = [replace(self.legs[0], bound=bound), *self.legs[1:]]
+        if self.second is not None:
+            self.second = replace(self.second, bound=bound)
 
     def move(self, device: torch.device) -> None:
         """Move everything that it holds to a device."""

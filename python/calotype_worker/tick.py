@@ -20,7 +20,7 @@ from calotype_worker.channel import Buffer, Frame
 from calotype_worker.device import Device
 from calotype_worker.errors import DeviceLost, InvalidInput, WorkerError, told
 from calotype_worker.held import Delivering, Held, Waiting
-from calotype_worker.job import Sampling
+from calotype_worker.job import Sampling, Tally
 from calotype_worker.peaks import Peaks
 from calotype_worker.pipelines import registry
 from calotype_worker.pipelines.adapted import PLAIN, adapter_key
@@ -154,12 +154,15 @@ class Loop:
     def enter(self, phase: Phase, *jobs: Held, anew: bool = False) -> None:
         """These jobs are in a phase from now on; `anew` tells it apart from what they did before in the same one."""
         tallies = [held.tally for held in jobs]
-        if self._peaks.begin(phase, tallies, [held.tally for held in self.jobs], anew):
+        if self._peaks.begin(phase, tallies, self._running_tallies(), anew):
             self._held_bytes = self.device.held_bytes()
 
     def settle_peaks(self) -> None:
-        """Give every job its share of the peaks so far."""
-        self._peaks.end([held.tally for held in self.jobs])
+        """Give every job its share of the peaks so far, but for those that are paused: what they hold is not here."""
+        self._peaks.end(self._running_tallies())
+
+    def _running_tallies(self) -> list[Tally]:
+        return [held.tally for held in self.jobs if not held.paused]
 
     def make_room(self) -> None:
         """Give back what can be made again: graphs, merged LoRAs that no job uses, texts, copies of weights, blocks."""
@@ -241,6 +244,7 @@ class Loop:
         used = {PLAIN.key}
         for held in self.jobs:
             if isinstance(held.stage, Sampling):
+                # One that was offloaded holds none.
                 used.update(leg.bound.key for leg in held.stage.legs)
             elif isinstance(held.stage, Waiting) and isinstance(held.stage.work, Generate):
                 used.add(adapter_key(held.stage.work.adapters))

@@ -1,5 +1,7 @@
 """Laws of the tick loop: jobs join, leave, pause and fail without touching one another."""
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import msgspec
@@ -14,8 +16,9 @@ from calotype_worker.errors import DeviceLost
 from calotype_worker.job import Sampling
 from calotype_worker.wire import down, up
 from calotype_worker.wire.words import SAMPLERS, BlobRef, Sampler
-from calotype_worker.wire.work import Decode, Encode, Matte, Span
+from calotype_worker.wire.work import Adapter, Decode, Encode, Matte, Span
 
+from .conftest import MODELS
 from .desk import Desk, generate, psnr
 
 
@@ -81,6 +84,129 @@ def test_pause_and_resume_give_the_pixels_of_an_uninterrupted_run(desk: Desk, sa
     assert (desk.picture(job) == alone(desk, [3], sampler=sampler, steps=6)).all()
     steps = [m.done for m in desk.all(up.Progress, job) if m.phase == "denoise"]
     assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def answers(desk: Desk, job: str) -> list[tuple[str, int]]:
+    """What was said of pausing a job, in order."""
+    said = [said.message for said in desk.said if isinstance(said.message, (up.Paused, up.Resumed))]
+    return [(type(message).__name__, message.at_step) for message in said if message.job == job]
+
+
+def test_each_pause_and_each_resume_has_one_answer_in_order_whatever_the_job_does(desk: Desk) -> None:
+    work, blobs = generate([3], steps=4)
+    # Before its first step, and several within one tick.
+    job = desk.run(work, *blobs)
+    for kind in (down.Pause, down.Pause, down.Resume, down.Resume, down.Pause, down.Resume):
+        desk.tell(kind(job=job, attempt=1))
+    words = ["Paused", "Paused", "Resumed", "Resumed", "Paused", "Resumed"]
+    assert answers(desk, job) == [(word, 0) for word in words]
+    desk.until(lambda: desk.loop.jobs[0].steps_done == 2)
+    for offload in (False, True):
+        desk.tell(down.Pause(job=job, attempt=1, offload=offload))
+    desk.tell(down.Resume(job=job, attempt=1))
+    desk.tell(down.Resume(job=job, attempt=1))
+    assert answers(desk, job)[6:] == [("Paused", 2), ("Paused", 2), ("Resumed", 2), ("Resumed", 2)]
+    # What has ended, and another attempt, answer nothing.
+    desk.tell(down.Pause(job=job, attempt=2, offload=True))
+    desk.finish()
+    desk.tell(down.Pause(job=job, attempt=1, offload=True))
+    desk.tell(down.Resume(job=job, attempt=1))
+    assert len(answers(desk, job)) == 10
+    assert (desk.picture(job) == alone(desk, [3], steps=4)).all()
+
+
+def test_paused_jobs_take_no_place_and_do_not_hold_others_up(desk: Desk) -> None:
+    held = []
+    for seed in range(desk.loop.stepper.max_jobs):
+        work, blobs = generate([seed])
+        held.append(desk.run(work, *blobs))
+    desk.until(lambda: all(job.steps_done == 1 for job in desk.loop.jobs))
+    for job in held:
+        desk.tell(down.Pause(job=job, attempt=1, offload=True))
+    assert not desk.loop.has_work()
+    others = []
+    for seed in range(desk.loop.stepper.max_jobs):
+        work, blobs = generate([20 + seed])
+        others.append(desk.run(work, *blobs))
+    desk.finish()
+    # All of the others in one run, as if nobody else were there.
+    assert desk.all_jobs() == others
+    assert [desk.result(job)[0].batch_sizes for job in others] == [[2 * len(others)] * 4] * len(others)
+    for job in held:
+        desk.tell(down.Resume(job=job, attempt=1))
+    desk.finish()
+    assert sorted(desk.all_jobs()) == sorted([*held, *others])
+
+
+def test_a_paused_job_holds_no_merged_loras_and_draws_the_same_when_resumed(desk: Desk) -> None:
+    lora = Adapter(id="lcm", path=str(MODELS / "loras" / "calotype-tiny-lcm.safetensors"), weight=1.0)
+    asked: dict[str, Any] = {"steps": 4, "guidance": 1.0, "sampler": "lcm", "adapters": [lora]}
+    plain = alone(desk, [5], **asked)
+    desk.loop.forget_idle_sets(0)
+    work, blobs = generate([5], **asked)
+    job = desk.run(work, *blobs)
+    desk.until(lambda: desk.loop.jobs[0].steps_done == 2)
+    adapted = desk.loop.family("calotype-tiny").adapted
+    assert adapted.idle_bytes(()) > 0
+    desk.tell(down.Pause(job=job, attempt=1, offload=True))
+    sampling = desk.loop.jobs[0].stage
+    assert isinstance(sampling, Sampling)
+    assert (adapted.idle_bytes(()), [leg.bound.merged_bytes for leg in sampling.legs]) == (0, [0])
+    desk.tell(down.Resume(job=job, attempt=1))
+    desk.finish()
+    assert (desk.picture(job) == plain).all()
+
+
+def test_a_paused_job_whose_lora_was_replaced_fails_instead_of_drawing_something_else(
+    desk: Desk, tmp_path: Path
+) -> None:
+    path = tmp_path / "lora.safetensors"
+    path.write_bytes((MODELS / "loras" / "calotype-tiny-lcm.safetensors").read_bytes())
+    lora = Adapter(id="lcm", path=str(path), weight=1.0)
+    work, blobs = generate([5], adapters=[lora])
+    job = desk.run(work, *blobs)
+    desk.until(lambda: desk.loop.jobs[0].steps_done == 2)
+    desk.tell(down.Pause(job=job, attempt=1, offload=True))
+    path.write_bytes((MODELS / "loras" / "calotype-tiny-pixel.safetensors").read_bytes())
+    desk.tell(down.Resume(job=job, attempt=1))
+    assert "replaced while the job was paused" in desk.failure(job).message
+    assert not desk.all(up.Resumed, job)
+
+
+def test_what_others_take_while_a_job_is_paused_is_not_its_peak(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    lap = 1000
+    monkeypatch.setattr(desk.loop._peaks, "_lap", lambda: lap)
+    work, blobs = generate([3])
+    job = desk.run(work, *blobs)
+    desk.until(lambda: desk.loop.jobs[0].steps_done == 1)
+    desk.tell(down.Pause(job=job, attempt=1, offload=True))
+    lap = 9000
+    other_work, other_blobs = generate([4])
+    other = desk.run(other_work, *other_blobs)
+    desk.finish()
+    lap = 2000
+    desk.tell(down.Resume(job=job, attempt=1))
+    desk.finish()
+    assert desk.result(other)[0].peak_bytes == 9000
+    # The lap in which it came back began while it was paused.
+    assert desk.result(job)[0].peak_bytes == 2000
+
+
+def test_what_was_cached_for_a_paused_job_goes_back_to_the_device(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    trims: list[int] = []
+    work, blobs = generate([3])
+    job = desk.run(work, *blobs)
+    desk.until(lambda: desk.loop.jobs[0].steps_done == 1)
+    monkeypatch.setattr(desk.loop.device, "trim", lambda: trims.append(1))
+    monkeypatch.setattr(desk.loop.device, "torch", SimpleNamespace(type="cuda"))
+    desk.tell(down.Pause(job=job, attempt=1, offload=False))
+    assert trims == []
+    desk.tell(down.Pause(job=job, attempt=1, offload=True))
+    assert trims == [1]
+    monkeypatch.undo()
+    desk.tell(down.Resume(job=job, attempt=1))
+    desk.finish()
+    assert desk.result(job)
 
 
 def test_cancel_drops_one_job_and_leaves_the_other_alone(desk: Desk) -> None:
@@ -221,7 +347,7 @@ def test_drain_finishes_what_runs_takes_nothing_new_and_says_bye() -> None:
     desk = Desk().tiny()
     work, blobs = generate([1])
     running, paused = desk.run(work, *blobs), desk.run(work, *blobs)
-    desk.tell(down.Pause(job=paused, attempt=1))
+    desk.tell(down.Pause(job=paused, attempt=1, offload=True))
     desk.tell(down.Drain())
     late = desk.run(work, *blobs)
     desk.finish()
@@ -236,8 +362,13 @@ def test_unload_fails_the_models_jobs_and_says_what_came_back() -> None:
     work, blobs = generate([1])
     job = desk.run(work, *blobs)
     desk.loop.tick()
+    paused = desk.run(work, *blobs)
+    desk.tell(down.Pause(job=paused, attempt=1, offload=True))
     desk.tell(down.Unload(unload="u"))
     assert desk.failure(job).message == "the job's model was unloaded"
+    assert desk.failure(paused).message == "the job's model was unloaded"
+    desk.tell(down.Resume(job=paused, attempt=1))
+    assert len(answers(desk, paused)) == 1
     assert desk.all(up.Unloaded)[0].freed_bytes >= 0
     work, blobs = generate([1])
     job = desk.run(work, *blobs)

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use calotype_protocol::noise;
-use calotype_protocol::{Attempt, Failure, Generate, JobId, Mode, ModelId, Phase, Run, Work};
+use calotype_protocol::{
+    Adapter, Attempt, Failure, Generate, JobId, Mode, ModelId, Outcome, Phase, Run, Work,
+};
 
-use crate::failure::{invalid, unsupported};
+use crate::failure::{failure, invalid, unsupported};
 use crate::model::text::Embedding;
 use crate::model::{Bound, Model};
 use crate::pixels::{Image, Mask, numbers_of};
@@ -92,6 +94,7 @@ struct Kept {
 pub(crate) struct Sampling {
     pub(crate) shape: Shape,
     pub(crate) bound: Rc<Bound>,
+    adapters: Vec<Adapter>,
     pub(crate) latent: [usize; 3],
     pub(crate) seeds: Vec<u64>,
     pub(crate) preview_every: u32,
@@ -189,6 +192,7 @@ impl Sampling {
         Ok(Self {
             shape,
             bound,
+            adapters: work.adapters.clone(),
             latent,
             seeds: work.seeds.clone(),
             preview_every: work.preview_every,
@@ -201,6 +205,29 @@ impl Sampling {
             uncond,
             kept,
         })
+    }
+
+    /// Holds no merged LoRA weights any more, only the plain ones, which are the model's; [`bind_adapters`] comes before
+    /// the next step.
+    ///
+    /// [`bind_adapters`]: Self::bind_adapters
+    pub(crate) fn release_adapters(&mut self, model: &mut Model, engine: &dyn Engine) -> Result<(), Failure> {
+        self.bound = model.bind(engine, &[])?;
+        model.forget_idle_sets();
+        Ok(())
+    }
+
+    /// Holds the merged LoRA weights again, those of the same files.
+    pub(crate) fn bind_adapters(&mut self, model: &mut Model, engine: &dyn Engine) -> Result<(), Failure> {
+        let bound = model.bind(engine, &self.adapters)?;
+        if bound.adapters != self.shape.adapters {
+            return Err(failure(
+                Outcome::Failed,
+                "a LoRA's file was replaced while the job was paused",
+            ));
+        }
+        self.bound = bound;
+        Ok(())
     }
 
     pub(crate) fn is_done(&self) -> bool {

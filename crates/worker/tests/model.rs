@@ -439,6 +439,36 @@ fn whole_pictures_are_those_of_diffusers() {
 }
 
 #[test]
+fn the_same_job_alone_and_in_a_batch_draws_the_same_bytes() {
+    let mut bench = Bench::new();
+    // Without guidance a job alone is one sample; with it, two.
+    for (size, guidance) in [(64, 1.0), (128, 1.0), (192, 1.0), (64, 3.0)] {
+        let asked = |seed| {
+            let (work, blobs) = generate("a cat on grass", Sampler::EulerAncestral, 4, guidance, seed, size);
+            (Work::Generate(work), blobs)
+        };
+        let alone: Vec<Vec<u8>> = (0..4).map(|seed| bench.picture(asked(seed))).collect();
+        for seed in 0..4 {
+            let (work, blobs) = asked(seed);
+            bench.run(&format!("{size} {guidance} {seed}"), work, blobs);
+        }
+        bench.finish();
+        let together: Vec<Vec<u8>> = (0..4)
+            .map(|seed| {
+                let (result, mut blobs) = bench.result(&format!("{size} {guidance} {seed}"));
+                assert_eq!(result.batch_sizes, [4; 4]);
+                blobs.remove(0)
+            })
+            .collect();
+        let differ = alone
+            .iter()
+            .zip(&together)
+            .filter(|(alone, together)| alone != together);
+        assert_eq!(differ.count(), 0, "of 4 at {size}², guidance {guidance}");
+    }
+}
+
+#[test]
 fn a_job_that_joins_a_running_batch_is_the_job_alone() {
     let mut bench = Bench::new();
     let alone = bench.picture(small(5, 3.0));
@@ -486,6 +516,178 @@ fn pause_and_resume_give_the_same_pixels() {
     );
     bench.finish();
     assert_eq!(bench.result("job").1[0], alone);
+}
+
+fn pause(job: &str, offload: bool) -> Frame<Down> {
+    Down::Pause {
+        job: job.into(),
+        attempt: Attempt(1),
+        offload,
+    }
+    .into()
+}
+
+fn resume(job: &str) -> Frame<Down> {
+    Down::Resume {
+        job: job.into(),
+        attempt: Attempt(1),
+    }
+    .into()
+}
+
+/// What was said of pausing, in order.
+fn answers(bench: &Bench) -> Vec<(&'static str, u32)> {
+    let said = bench.said.borrow();
+    let answers = said.iter().filter_map(|frame| match frame.message {
+        Up::Paused { at_step, .. } => Some(("paused", at_step)),
+        Up::Resumed { at_step, .. } => Some(("resumed", at_step)),
+        _ => None,
+    });
+    answers.collect()
+}
+
+#[test]
+fn each_pause_and_each_resume_has_one_answer_in_order_whatever_the_job_does() {
+    let mut bench = Bench::new();
+    let (work, blobs) = small(9, 3.0);
+    bench.run("job", work, blobs);
+    for line in [
+        pause("job", true),
+        pause("job", false),
+        resume("job"),
+        resume("job"),
+        pause("job", true),
+        resume("job"),
+    ] {
+        bench.tick_loop.handle(line);
+    }
+    let expected = ["paused", "paused", "resumed", "resumed", "paused", "resumed"].map(|word| (word, 0));
+    assert_eq!(answers(&bench), expected);
+    bench.tick_loop.handle(
+        Down::Pause {
+            job: "job".into(),
+            attempt: Attempt(2),
+            offload: true,
+        }
+        .into(),
+    );
+    bench.finish();
+    bench.result("job");
+    // It has ended: it answers nothing any more.
+    bench.tick_loop.handle(pause("job", true));
+    bench.tick_loop.handle(resume("job"));
+    assert_eq!(answers(&bench).len(), 6);
+}
+
+#[test]
+fn paused_jobs_take_no_place_and_do_not_hold_others_up() {
+    let mut bench = Bench::new();
+    for seed in 0..4 {
+        let (work, blobs) = small(seed, 1.0);
+        bench.run(&format!("held{seed}"), work, blobs);
+    }
+    // Each is prepared, then all take a step.
+    for _ in 0..5 {
+        bench.tick_loop.tick();
+    }
+    for seed in 0..4 {
+        bench.tick_loop.handle(pause(&format!("held{seed}"), true));
+    }
+    assert!(!bench.tick_loop.has_work());
+    for seed in 10..14 {
+        let (work, blobs) = small(seed, 1.0);
+        bench.run(&format!("new{seed}"), work, blobs);
+    }
+    bench.finish();
+    for seed in 10..14 {
+        // All four in each run of the UNet, as if nobody else were there.
+        assert_eq!(bench.result(&format!("new{seed}")).0.batch_sizes, [4; 6]);
+    }
+    for seed in 0..4 {
+        bench.tick_loop.handle(resume(&format!("held{seed}")));
+    }
+    bench.finish();
+    for seed in 0..4 {
+        bench.result(&format!("held{seed}"));
+    }
+}
+
+#[test]
+fn a_paused_job_with_a_lora_draws_the_same_when_resumed_and_fails_where_the_file_was_replaced() {
+    let folder = std::env::temp_dir().join(format!("calotype-paused-lora-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("lora.safetensors");
+    std::fs::copy(models().join("loras/calotype-tiny-lcm.safetensors"), &path).unwrap();
+    let asked = || {
+        let (mut work, blobs) = generate("a cat on grass", Sampler::Lcm, 4, 1.0, 9, 64);
+        work.adapters = vec![adapter(path.clone(), 1.0)];
+        (Work::Generate(work), blobs)
+    };
+    let mut bench = Bench::new();
+    let alone = bench.picture(asked());
+    let (work, blobs) = asked();
+    bench.run("job", work, blobs);
+    for _ in 0..3 {
+        bench.tick_loop.tick();
+    }
+    bench.tick_loop.handle(pause("job", true));
+    bench.tick_loop.handle(resume("job"));
+    bench.finish();
+    assert_eq!(bench.result("job").1[0], alone);
+    let (work, blobs) = asked();
+    bench.run("replaced", work, blobs);
+    for _ in 0..3 {
+        bench.tick_loop.tick();
+    }
+    bench.tick_loop.handle(pause("replaced", true));
+    std::fs::copy(models().join("loras/calotype-tiny-pixel.safetensors"), &path).unwrap();
+    bench.tick_loop.handle(resume("replaced"));
+    std::fs::remove_dir_all(&folder).unwrap();
+    let said = bench.said.borrow();
+    let Up::Failed { failure, .. } = &said.last().unwrap().message else {
+        panic!("{:?}", said.last().unwrap().message)
+    };
+    assert!(
+        failure.message.contains("replaced while the job was paused"),
+        "{}",
+        failure.message
+    );
+}
+
+#[test]
+fn an_unload_fails_the_models_jobs_paused_ones_too() {
+    let mut bench = Bench::new();
+    for job in ["runs", "held"] {
+        let (work, blobs) = small(1, 1.0);
+        bench.run(job, work, blobs);
+    }
+    bench.tick_loop.handle(pause("held", true));
+    bench.tick_loop.handle(
+        Down::Unload {
+            unload: "u".into(),
+            model: Some("tiny".into()),
+        }
+        .into(),
+    );
+    bench.tick_loop.handle(resume("held"));
+    let said = bench.said.borrow();
+    let ends: Vec<String> = said
+        .iter()
+        .filter_map(|frame| match &frame.message {
+            Up::Failed { job, failure, .. } => Some(format!("{job}: {}", failure.message)),
+            Up::Unloaded { unload, .. } => Some(format!("{unload:?}")),
+            Up::Resumed { .. } => Some("resumed".to_owned()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(
+        ends,
+        [
+            "runs: the job's model was unloaded",
+            "held: the job's model was unloaded",
+            "LoadId(\"u\")"
+        ]
+    );
 }
 
 #[test]

@@ -15,13 +15,13 @@ pub(super) struct Backoff {
     failures: VecDeque<Instant>,
 }
 
-/// How far a process had come when it failed.
+/// How far a process got before it failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Came {
+pub(super) enum Reached {
     /// It never took work: most likely the next one fails in the same way.
-    NotReady,
+    Startup,
     /// It had worked.
-    ToReady,
+    Ready,
 }
 
 impl Backoff {
@@ -37,7 +37,7 @@ impl Backoff {
 
     /// Counts a failure at `now` and says how long to wait. The first failure of a worker that had worked costs no
     /// wait at all: a replacement is wanted within 250 ms.
-    pub(super) fn failed(&mut self, came: Came, now: Instant) -> Duration {
+    pub(super) fn failed(&mut self, reached: Reached, now: Instant) -> Duration {
         while self
             .failures
             .front()
@@ -49,7 +49,7 @@ impl Backoff {
             self.failures.pop_front();
         }
         self.failures.push_back(now);
-        if self.failures.len() == 1 && came == Came::ToReady {
+        if self.failures.len() == 1 && reached == Reached::Ready {
             return Duration::ZERO;
         }
         let doublings = u32::try_from(self.failures.len() - 1).unwrap_or(u32::MAX);
@@ -74,7 +74,7 @@ mod tests {
         let mut backoff = Backoff::new(FIRST, MOST, WINDOW);
         let now = Instant::now();
         let waits: Vec<u128> = (0..9)
-            .map(|_| backoff.failed(Came::NotReady, now).as_millis())
+            .map(|_| backoff.failed(Reached::Startup, now).as_millis())
             .collect();
         assert_eq!(waits, [500, 1000, 2000, 4000, 8000, 16000, 30000, 30000, 30000]);
     }
@@ -83,9 +83,9 @@ mod tests {
     fn a_worker_that_had_worked_is_replaced_at_once_the_first_time() {
         let mut backoff = Backoff::new(FIRST, MOST, WINDOW);
         let now = Instant::now();
-        assert_eq!(backoff.failed(Came::ToReady, now), Duration::ZERO);
-        assert_eq!(backoff.failed(Came::ToReady, now), Duration::from_secs(1));
-        assert_eq!(backoff.failed(Came::ToReady, now + WINDOW * 2), Duration::ZERO);
+        assert_eq!(backoff.failed(Reached::Ready, now), Duration::ZERO);
+        assert_eq!(backoff.failed(Reached::Ready, now), Duration::from_secs(1));
+        assert_eq!(backoff.failed(Reached::Ready, now + WINDOW * 2), Duration::ZERO);
     }
 
     proptest! {
@@ -96,7 +96,7 @@ mod tests {
             let mut last = Duration::ZERO;
             for gap_ms in gaps_ms {
                 now += Duration::from_millis(gap_ms);
-                let wait = backoff.failed(Came::NotReady, now);
+                let wait = backoff.failed(Reached::Startup, now);
                 prop_assert!(wait >= FIRST && wait <= MOST);
                 if Duration::from_millis(gap_ms) > WINDOW {
                     prop_assert_eq!(wait, FIRST);

@@ -1,4 +1,4 @@
-//! What a slot is told once.
+//! The configuration of a worker.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use calotype_protocol::WorkerDevice;
 
 use super::memory_kills::MemoryKillCounters;
 
-/// Names a slot; its processes come and go under it.
+/// Names a worker; its processes come and go under it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WorkerName(pub String);
 
@@ -18,10 +18,10 @@ impl fmt::Display for WorkerName {
     }
 }
 
-/// The program of a slot and the device that it owns.
+/// The program of a worker's processes and the device that it owns.
 #[derive(Debug, Clone)]
 pub struct WorkerConfig {
-    /// The slot.
+    /// The worker.
     pub name: WorkerName,
     /// What to start.
     pub program: PathBuf,

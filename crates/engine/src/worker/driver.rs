@@ -1,4 +1,4 @@
-//! The one task of a slot: it owns the process, and turns commands, frames, exits and time into events.
+//! The one task of a worker: it owns the process, and turns commands, frames, exits and time into events.
 
 use std::collections::VecDeque;
 use std::future::pending;
@@ -9,10 +9,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
-use super::backoff::{Backoff, Came};
+use super::backoff::{Backoff, Reached};
 use super::config::WorkerConfig;
 use super::event::{ExitCause, ExitReport, WorkerEvent, WorkerEventKind};
-use super::incarnation::{Heard, Hearing, Incarnation};
+use super::incarnation::{Incarnation, Intake, ProcessEvent};
 use super::process::Ended;
 
 /// With so many events that the dispatcher has not taken, the worker is not listened to any more.
@@ -33,7 +33,7 @@ pub(super) enum Command {
         /// Why.
         reason: String,
     },
-    /// End the slot.
+    /// End the worker for good.
     Stop {
         /// For running work.
         grace: Duration,
@@ -42,7 +42,7 @@ pub(super) enum Command {
     },
 }
 
-/// Runs a slot to its end.
+/// Runs a worker's processes until it is stopped.
 pub(super) async fn drive(
     config: WorkerConfig,
     mut commands: mpsc::UnboundedReceiver<Command>,
@@ -51,23 +51,23 @@ pub(super) async fn drive(
     let timing = config.timing;
     let mut driver = Driver {
         config,
-        slot: Slot::Waiting {
+        lifetime: Lifetime::Waiting {
             until: Instant::now(),
         },
         incarnation: 0,
         backoff: Backoff::new(timing.backoff_first, timing.backoff_most, timing.backoff_window),
         outbox: VecDeque::new(),
         listener: Listener::There,
-        plan: Plan::Run,
+        lifecycle: Lifecycle::Restart,
         stopped: Vec::new(),
     };
     let mut handles = true;
     loop {
-        if matches!(driver.slot, Slot::Empty) && driver.outbox.is_empty() {
+        if matches!(driver.lifetime, Lifetime::Over) && driver.outbox.is_empty() {
             return;
         }
-        let hearing = driver.hearing();
-        let wake_at = driver.wake_at(hearing);
+        let intake = driver.intake();
+        let wake_at = driver.wake_at(intake);
         tokio::select! {
             biased;
             command = commands.recv(), if handles => match command {
@@ -86,12 +86,12 @@ pub(super) async fn drive(
                 Err(_) => driver.lose_listener(),
             },
             () = events.closed(), if driver.listener == Listener::There => driver.lose_listener(),
-            heard = next(&mut driver.slot, hearing) => match heard {
-                Heard::Frame(frame) => driver.hear(frame),
-                Heard::Ended(ended) => driver.bury(ended).await,
+            event = next(&mut driver.lifetime, intake) => match event {
+                ProcessEvent::Frame(frame) => driver.hear(frame),
+                ProcessEvent::Ended(ended) => driver.bury(ended).await,
             },
             () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {
-                driver.on_time(hearing).await;
+                driver.on_time(intake).await;
             }
         }
     }
@@ -99,25 +99,26 @@ pub(super) async fn drive(
 
 struct Driver {
     config: WorkerConfig,
-    slot: Slot,
+    lifetime: Lifetime,
     /// Number of the current or last incarnation.
     incarnation: u64,
     backoff: Backoff,
     /// Events that the dispatcher has not taken yet: a slow dispatcher must not keep us from killing and reaping.
     outbox: VecDeque<WorkerEvent>,
     listener: Listener,
-    plan: Plan,
+    lifecycle: Lifecycle,
     stopped: Vec<oneshot::Sender<()>>,
 }
 
-enum Slot {
+/// What a worker has at the moment: a process, a wait for the next one, or neither any more.
+enum Lifetime {
     Running(Box<Incarnation>),
     /// Between two processes.
     Waiting {
         until: Instant,
     },
-    /// For good.
-    Empty,
+    /// No process will follow.
+    Over,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -127,58 +128,60 @@ enum Listener {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Plan {
-    Run,
+enum Lifecycle {
+    /// A process that ended is followed by another.
+    Restart,
+    /// The process that runs is the last one.
     Stop,
 }
 
-async fn next(slot: &mut Slot, hearing: Hearing) -> Heard {
-    match slot {
-        Slot::Running(incarnation) => incarnation.next(hearing).await,
-        Slot::Waiting { .. } | Slot::Empty => pending().await,
+async fn next(lifetime: &mut Lifetime, intake: Intake) -> ProcessEvent {
+    match lifetime {
+        Lifetime::Running(incarnation) => incarnation.next(intake).await,
+        Lifetime::Waiting { .. } | Lifetime::Over => pending().await,
     }
 }
 
 impl Driver {
-    fn hearing(&self) -> Hearing {
+    fn intake(&self) -> Intake {
         if self.outbox.len() < MOST_WAITING {
-            Hearing::Listens
+            Intake::Open
         } else {
-            Hearing::IsBusy
+            Intake::Full
         }
     }
 
-    fn wake_at(&self, hearing: Hearing) -> Option<Instant> {
-        match &self.slot {
-            Slot::Running(incarnation) => incarnation.wake_at(hearing),
-            Slot::Waiting { until } => Some(*until),
-            Slot::Empty => None,
+    fn wake_at(&self, intake: Intake) -> Option<Instant> {
+        match &self.lifetime {
+            Lifetime::Running(incarnation) => incarnation.wake_at(intake),
+            Lifetime::Waiting { until } => Some(*until),
+            Lifetime::Over => None,
         }
     }
 
-    async fn on_time(&mut self, hearing: Hearing) {
-        match &mut self.slot {
-            Slot::Running(incarnation) => incarnation.on_time(hearing, Instant::now()),
-            Slot::Waiting { .. } => self.begin().await,
-            Slot::Empty => {}
+    async fn on_time(&mut self, intake: Intake) {
+        match &mut self.lifetime {
+            Lifetime::Running(incarnation) => incarnation.on_time(intake, Instant::now()),
+            Lifetime::Waiting { .. } => self.begin().await,
+            Lifetime::Over => {}
         }
     }
 
     fn obey(&mut self, command: Command) {
         let now = Instant::now();
         match command {
-            Command::Send { to, frame } => match &mut self.slot {
-                Slot::Running(incarnation) if to.is_none_or(|to| to == self.incarnation) => {
+            Command::Send { to, frame } => match &mut self.lifetime {
+                Lifetime::Running(incarnation) if to.is_none_or(|to| to == self.incarnation) => {
                     incarnation.send(frame, now);
                 }
-                Slot::Running(_) | Slot::Waiting { .. } | Slot::Empty => {
+                Lifetime::Running(_) | Lifetime::Waiting { .. } | Lifetime::Over => {
                     warn!(worker = %self.config.name, "Dropped a frame for a process that is gone");
                 }
             },
-            Command::Recycle { reason } => match &mut self.slot {
-                Slot::Running(incarnation) => incarnation.terminate(ExitCause::Recycled { reason }, now),
-                Slot::Waiting { until } => *until = now,
-                Slot::Empty => {}
+            Command::Recycle { reason } => match &mut self.lifetime {
+                Lifetime::Running(incarnation) => incarnation.terminate(ExitCause::Recycled { reason }, now),
+                Lifetime::Waiting { until } => *until = now,
+                Lifetime::Over => {}
             },
             Command::Stop { grace, stopped } => {
                 self.stopped.push(stopped);
@@ -188,10 +191,10 @@ impl Driver {
     }
 
     fn stop(&mut self, grace: Duration) {
-        self.plan = Plan::Stop;
-        match &mut self.slot {
-            Slot::Running(incarnation) => incarnation.stop(grace, Instant::now()),
-            Slot::Waiting { .. } | Slot::Empty => self.empty(),
+        self.lifecycle = Lifecycle::Stop;
+        match &mut self.lifetime {
+            Lifetime::Running(incarnation) => incarnation.stop(grace, Instant::now()),
+            Lifetime::Waiting { .. } | Lifetime::Over => self.end(),
         }
     }
 
@@ -208,12 +211,12 @@ impl Driver {
                 self.tell(WorkerEventKind::Starting {
                     pid: incarnation.pid(),
                 });
-                self.slot = Slot::Running(Box::new(incarnation));
+                self.lifetime = Lifetime::Running(Box::new(incarnation));
             }
             Err(error) => {
                 let status = format!("failed to start `{}`: {error}", self.config.program.display());
                 warn!(worker = %self.config.name, "{status}");
-                let restart_in = self.rest(&ExitCause::FailedToStart, Came::NotReady);
+                let restart_in = self.rest(&ExitCause::FailedToStart, Reached::Startup);
                 self.tell(WorkerEventKind::Gone(ExitReport {
                     cause: ExitCause::FailedToStart,
                     status,
@@ -226,7 +229,7 @@ impl Driver {
     }
 
     fn hear(&mut self, frame: Result<Frame<Up>, FrameError>) {
-        if let Slot::Running(incarnation) = &mut self.slot
+        if let Lifetime::Running(incarnation) = &mut self.lifetime
             && let Some(kind) = incarnation.hear(frame, Instant::now())
         {
             self.tell(kind);
@@ -235,14 +238,14 @@ impl Driver {
 
     /// After the reap: everything that it still said, then `Gone`, then nothing.
     async fn bury(&mut self, ended: Ended) {
-        let Slot::Running(incarnation) = std::mem::replace(&mut self.slot, Slot::Empty) else {
+        let Lifetime::Running(incarnation) = std::mem::replace(&mut self.lifetime, Lifetime::Over) else {
             return;
         };
         let (last_words, remains) = incarnation.finish(ended).await;
         for kind in last_words {
             self.tell(kind);
         }
-        let restart_in = self.rest(&remains.cause, remains.came);
+        let restart_in = self.rest(&remains.cause, remains.reached);
         self.tell(WorkerEventKind::Gone(ExitReport {
             cause: remains.cause,
             status: remains.status,
@@ -253,9 +256,9 @@ impl Driver {
     }
 
     /// Chooses what follows an incarnation.
-    fn rest(&mut self, cause: &ExitCause, came: Came) -> Option<Duration> {
-        if self.plan == Plan::Stop {
-            self.empty();
+    fn rest(&mut self, cause: &ExitCause, reached: Reached) -> Option<Duration> {
+        if self.lifecycle == Lifecycle::Stop {
+            self.end();
             return None;
         }
         let now = Instant::now();
@@ -273,14 +276,14 @@ impl Driver {
             | ExitCause::Fatal { .. }
             | ExitCause::Killed { .. }
             | ExitCause::OutOfMemoryKill { .. }
-            | ExitCause::Exited => self.backoff.failed(came, now.into_std()),
+            | ExitCause::Exited => self.backoff.failed(reached, now.into_std()),
         };
-        self.slot = Slot::Waiting { until: now + wait };
+        self.lifetime = Lifetime::Waiting { until: now + wait };
         Some(wait)
     }
 
-    fn empty(&mut self) {
-        self.slot = Slot::Empty;
+    fn end(&mut self) {
+        self.lifetime = Lifetime::Over;
         for stopped in self.stopped.drain(..) {
             // Whoever asked may no longer wait.
             let _ = stopped.send(());

@@ -1,4 +1,4 @@
-//! What a slot tells the dispatcher.
+//! What a worker tells the dispatcher.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,10 +7,10 @@ use calotype_protocol::{Frame, Hello, JobId, Ready, Up, Version};
 
 use super::config::WorkerName;
 
-/// One fact about one process of one slot.
+/// One fact about one process of one worker.
 #[derive(Debug)]
 pub struct WorkerEvent {
-    /// The slot.
+    /// The worker.
     pub worker: WorkerName,
     /// Which of its processes, from 1.
     pub incarnation: u64,
@@ -48,7 +48,7 @@ pub struct ExitReport {
     pub status: String,
     /// The last 4 KiB of its stderr.
     pub stderr_tail: String,
-    /// When the next incarnation starts; none when the slot was stopped.
+    /// When the next incarnation starts; none when the worker was stopped.
     pub restart_in: Option<Duration>,
     /// Its process id; 0 where there never was a process.
     pub pid: u32,
@@ -108,7 +108,7 @@ pub enum ExitCause {
         /// Why.
         reason: String,
     },
-    /// We stopped the slot.
+    /// We stopped the worker.
     Stopped,
 }
 

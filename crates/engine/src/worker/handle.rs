@@ -1,4 +1,4 @@
-//! What the dispatcher holds of a slot.
+//! What the dispatcher holds of a worker.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::config::WorkerConfig;
 use super::driver::{self, Command};
 use super::event::WorkerEvent;
 
-/// Starts a slot and its first process. Events come until the slot is stopped, its last handle is dropped, or
+/// Starts a worker and its first process. Events come until the worker is stopped, its last handle is dropped, or
 /// nobody listens to them; in each case the process is ended first.
 ///
 /// Must be called inside a tokio runtime.
@@ -19,7 +19,7 @@ pub fn start(config: WorkerConfig, events: mpsc::Sender<WorkerEvent>) -> WorkerH
     WorkerHandle { commands }
 }
 
-/// Commands to a slot. None of them waits for the worker, except `stop`.
+/// Commands to a worker. None of them waits for its process, except `stop`.
 #[derive(Debug, Clone)]
 pub struct WorkerHandle {
     commands: mpsc::UnboundedSender<Command>,
@@ -48,7 +48,7 @@ impl WorkerHandle {
         });
     }
 
-    /// Ends the slot: work may finish within `grace`, then the process is told to leave, then it is killed. Returns
+    /// Ends the worker: work may finish within `grace`, then the process is told to leave, then it is killed. Returns
     /// after the reap; stops of many workers may be awaited together.
     ///
     /// The events must be received meanwhile, and until their channel ends: what the worker finished within the grace,
@@ -57,12 +57,12 @@ impl WorkerHandle {
     pub async fn stop(&self, grace: Duration) {
         let (stopped, stop) = oneshot::channel();
         self.command(Command::Stop { grace, stopped });
-        // The sender is dropped, too, by a slot that is no more.
+        // The sender is dropped, too, by a worker that is no more.
         let _ = stop.await;
     }
 
     fn command(&self, command: Command) {
-        // A slot that has stopped has no use for commands.
+        // A worker that has stopped has no use for commands.
         let _ = self.commands.send(command);
     }
 }

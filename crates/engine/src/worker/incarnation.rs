@@ -1,4 +1,4 @@
-//! One process of a slot, from its start to its reap: handshake, liveness, deadlines, leave-taking.
+//! One process of a worker, from its start to its reap: handshake, liveness, deadlines, leave-taking.
 //!
 //! It decides nothing about the next one; `driver` does.
 
@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, error, info, warn};
 
-use super::backoff::Came;
+use super::backoff::Reached;
 use super::channel::{Channel, PIPES_END};
 use super::config::WorkerConfig;
 use super::deadlines::{Deadlines, Overdue};
@@ -37,7 +37,7 @@ pub(super) struct Incarnation {
     channel: Channel,
     ended: oneshot::Receiver<Ended>,
     state: State,
-    came: Came,
+    reached: Reached,
     hello: Option<Box<Hello>>,
     handshake_due: Instant,
     last_heard: Instant,
@@ -84,9 +84,9 @@ enum Stdout {
     Abandoned,
 }
 
-/// What the driver hears from a process.
-pub(super) enum Heard {
-    /// A frame, or why there are no more.
+/// What happens to a process, as the driver sees it.
+pub(super) enum ProcessEvent {
+    /// A frame came, or the reason why no more come.
     Frame(Result<Frame<Up>, FrameError>),
     /// It was reaped.
     Ended(Ended),
@@ -98,7 +98,7 @@ pub(super) struct Remains {
     pub(super) status: String,
     pub(super) stderr_tail: String,
     pub(super) pid: u32,
-    pub(super) came: Came,
+    pub(super) reached: Reached,
 }
 
 impl Incarnation {
@@ -120,7 +120,7 @@ impl Incarnation {
             channel,
             ended,
             state,
-            came: Came::NotReady,
+            reached: Reached::Startup,
             hello: None,
             last_heard: now,
             logs: Limiter::new(LOGS_PER_SECOND),
@@ -137,13 +137,13 @@ impl Incarnation {
     }
 
     /// Waits for the next thing from the process. Cancel-safe.
-    pub(super) async fn next(&mut self, hearing: Hearing) -> Heard {
-        let listen = hearing == Hearing::Listens && matches!(self.stdout, Stdout::Open);
+    pub(super) async fn next(&mut self, intake: Intake) -> ProcessEvent {
+        let listen = intake == Intake::Open && matches!(self.stdout, Stdout::Open);
         let ended = async { (&mut self.ended).await };
         tokio::select! {
             biased;
-            ended = ended => Heard::Ended(ended.unwrap_or_default()),
-            Some(frame) = self.channel.frames.recv(), if listen => Heard::Frame(frame),
+            ended = ended => ProcessEvent::Ended(ended.unwrap_or_default()),
+            Some(frame) = self.channel.frames.recv(), if listen => ProcessEvent::Frame(frame),
         }
     }
 
@@ -226,7 +226,7 @@ impl Incarnation {
     }
 
     /// When `on_time` wants to be called.
-    pub(super) fn wake_at(&self, hearing: Hearing) -> Option<Instant> {
+    pub(super) fn wake_at(&self, intake: Intake) -> Option<Instant> {
         if let Some(leaving) = &self.leaving
             && leaving.stage != Stage::Draining
         {
@@ -237,8 +237,8 @@ impl Incarnation {
             draining,
             self.handshake_at(),
             self.stay_until(),
-            self.silent_at(hearing),
-            self.overdue_at(hearing),
+            self.silent_at(intake),
+            self.overdue_at(intake),
         ]
         .into_iter()
         .flatten()
@@ -246,7 +246,7 @@ impl Incarnation {
     }
 
     /// Acts on what is due.
-    pub(super) fn on_time(&mut self, hearing: Hearing, now: Instant) {
+    pub(super) fn on_time(&mut self, intake: Intake, now: Instant) {
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         if let Some(leaving) = &self.leaving {
             let stage = leaving.stage;
@@ -270,9 +270,9 @@ impl Incarnation {
         } else if due(self.stay_until()) {
             let reason = "it closed its stdout and stayed".to_owned();
             self.terminate(ExitCause::ProtocolError { reason }, now);
-        } else if due(self.silent_at(hearing)) {
+        } else if due(self.silent_at(intake)) {
             self.terminate(ExitCause::Silent, now);
-        } else if due(self.overdue_at(hearing)) {
+        } else if due(self.overdue_at(intake)) {
             for overdue in self.deadlines.overdue(now.into_std()) {
                 match overdue {
                     Overdue::Step { job, attempt } => {
@@ -312,7 +312,7 @@ impl Incarnation {
                 status,
                 stderr_tail,
                 pid: self.pid(),
-                came: self.came,
+                reached: self.reached,
             },
         )
     }
@@ -336,7 +336,7 @@ impl Incarnation {
             }
             // Being killed inside a frame is no fault of the writer.
             (None, Some(reason)) => ExitCause::ProtocolError { reason },
-            (_, _) if self.came == Came::NotReady => ExitCause::ExitedBeforeReady,
+            (_, _) if self.reached == Reached::Startup => ExitCause::ExitedBeforeReady,
             (Some(signal), _) => ExitCause::Killed { signal },
             (None, None) => ExitCause::Exited,
         }
@@ -353,7 +353,7 @@ impl Incarnation {
                 self.state = self.state.on(Move::Ready)?;
                 match self.hello.take() {
                     Some(hello) if self.state == State::Ready => {
-                        self.came = Came::ToReady;
+                        self.reached = Reached::Ready;
                         Ok(Some(WorkerEventKind::Ready { hello, ready }))
                     }
                     Some(_) | None => Ok(None),
@@ -382,7 +382,7 @@ impl Incarnation {
             }
             Up::Bye {} => {
                 if self.leaving.is_none() {
-                    let ready = self.came == Came::ToReady;
+                    let ready = self.reached == Reached::Ready;
                     let cause = if ready {
                         ExitCause::Exited
                     } else {
@@ -393,7 +393,7 @@ impl Incarnation {
                 Ok(None)
             }
             // A pulse may begin before `ready`; nobody knows that worker yet.
-            Up::Beat(_) if self.came == Came::NotReady => Ok(None),
+            Up::Beat(_) if self.reached == Reached::Startup => Ok(None),
             message => {
                 if let Up::Beat(beat) = &message {
                     self.note_memory(beat.used_bytes, now);
@@ -540,13 +540,13 @@ impl Incarnation {
     }
 
     /// Silence and missed deadlines are the worker's only while we listen.
-    fn silent_at(&self, hearing: Hearing) -> Option<Instant> {
-        let speaks = self.came == Came::ToReady && matches!(self.stdout, Stdout::Open);
-        (speaks && hearing == Hearing::Listens).then(|| self.last_heard + self.config.timing.silence)
+    fn silent_at(&self, intake: Intake) -> Option<Instant> {
+        let speaks = self.reached == Reached::Ready && matches!(self.stdout, Stdout::Open);
+        (speaks && intake == Intake::Open).then(|| self.last_heard + self.config.timing.silence)
     }
 
-    fn overdue_at(&self, hearing: Hearing) -> Option<Instant> {
-        if hearing == Hearing::IsBusy {
+    fn overdue_at(&self, intake: Intake) -> Option<Instant> {
+        if intake == Intake::Full {
             return None;
         }
         self.deadlines.next().map(Instant::from_std)
@@ -563,13 +563,13 @@ impl Incarnation {
     }
 }
 
-/// Whether the driver has room for what a worker says.
+/// Whether the driver has room for more events of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Hearing {
-    /// Yes.
-    Listens,
-    /// No: the dispatcher has not taken what came before.
-    IsBusy,
+pub(super) enum Intake {
+    /// Frames are read.
+    Open,
+    /// The dispatcher has not taken what came before: frames wait in the pipe.
+    Full,
 }
 
 fn scratch_of(scratch: &Path, pid: u32) -> PathBuf {

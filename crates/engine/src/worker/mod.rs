@@ -1,4 +1,4 @@
-//! The parent's half of a worker: one slot that holds one process at a time, and replaces it when it ends.
+//! The parent's half of a worker: it holds one process at a time, and replaces it when it ends.
 //!
 //! ```text
 //!            spawned          hello / welcome         ready
@@ -11,7 +11,7 @@
 //!                        └── backoff, then the next incarnation begins at Idle
 //! ```
 //!
-//! - `driver` is the one task of a slot: commands in, events out, restarts with `backoff`.
+//! - `driver` is the one task of a worker: commands in, events out, restarts with `backoff`.
 //! - `incarnation` is one process from spawn to reap: handshake (`state`), `deadlines`, leave-taking.
 //! - `channel` moves frames and stderr; `process` is the only place that starts processes and sends signals.
 //! - `memory_kills` reads the kernel's counters, by which a kill for memory is told from any other.

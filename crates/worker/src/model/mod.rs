@@ -177,6 +177,11 @@ impl Model {
         Ok(bound)
     }
 
+    /// Drops merged LoRA weights that no job holds.
+    pub(crate) fn forget_idle_sets(&mut self) {
+        self.sets.retain(|set| Rc::strong_count(set) > 1);
+    }
+
     /// Drops what can be made again.
     pub fn trim(&mut self) {
         self.sets.clear();

@@ -1,14 +1,23 @@
-//! What comes in and what goes out again: jobs taken and dropped, models loaded and unloaded.
+//! What comes in and what goes out again: jobs taken, held and dropped, models loaded and unloaded.
 
 use std::time::Instant;
 
-use calotype_protocol::{Blob, Load, LoadId, Loaded, LogLevel, ModelId, Outcome, Run, Up};
+use calotype_protocol::{
+    Attempt, Blob, Failure, JobId, Load, LoadId, Loaded, LogLevel, ModelId, Outcome, Run, Up,
+};
 
 use super::{Loop, pulse_of};
 use crate::facts;
 use crate::failure::failure;
-use crate::job::Job;
+use crate::job::{Job, Stage};
 use crate::model::Model;
+
+/// What becomes of the merged LoRA weights that a job holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Adapters {
+    Release,
+    Bind,
+}
 
 impl Loop {
     pub(super) fn take(&mut self, run: Run, blobs: Vec<Blob>) {
@@ -37,6 +46,55 @@ impl Loop {
         }
         self.arrivals += 1;
         self.jobs.push(Job::new(run, blobs, self.arrivals));
+    }
+
+    /// Takes a job out of the tick loop. Its state is in host memory already; with `offload` it lets go of what is not
+    /// its own.
+    pub(super) fn pause(&mut self, job: &JobId, attempt: Attempt, offload: bool) {
+        let Some(index) = self.known("pause", job, attempt) else {
+            return;
+        };
+        self.jobs[index].paused = true;
+        if offload && let Err(failure) = self.rebind(index, Adapters::Release) {
+            return self.fail(index, failure);
+        }
+        let at_step = self.jobs[index].steps_done();
+        self.say(Up::Paused {
+            job: job.clone(),
+            attempt,
+            at_step,
+        });
+    }
+
+    /// Takes a job into the tick loop again.
+    pub(super) fn resume(&mut self, job: &JobId, attempt: Attempt) {
+        let Some(index) = self.known("resume", job, attempt) else {
+            return;
+        };
+        if self.jobs[index].paused
+            && let Err(failure) = self.rebind(index, Adapters::Bind)
+        {
+            return self.fail(index, failure);
+        }
+        self.jobs[index].paused = false;
+        let at_step = self.jobs[index].steps_done();
+        self.say(Up::Resumed {
+            job: job.clone(),
+            attempt,
+            at_step,
+        });
+    }
+
+    fn rebind(&mut self, index: usize, adapters: Adapters) -> Result<(), Failure> {
+        let at = self.model_index(&self.jobs[index].model);
+        let Stage::Sampling(sampling) = &mut self.jobs[index].stage else {
+            return Ok(());
+        };
+        let (model, engine) = (&mut self.models[at?], self.engine.as_ref());
+        match adapters {
+            Adapters::Release => sampling.release_adapters(model, engine),
+            Adapters::Bind => sampling.bind_adapters(model, engine),
+        }
     }
 
     pub(super) fn drop_paused(&mut self) {

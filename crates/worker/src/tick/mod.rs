@@ -102,30 +102,9 @@ impl Loop {
             Down::Pause {
                 job,
                 attempt,
-                offload: _,
-            } => {
-                // The state is in host memory already: there is nothing to move away.
-                if let Some(index) = self.known("pause", &job, attempt) {
-                    self.jobs[index].paused = true;
-                    let at_step = self.jobs[index].steps_done();
-                    self.say(Up::Paused {
-                        job,
-                        attempt,
-                        at_step,
-                    });
-                }
-            }
-            Down::Resume { job, attempt } => {
-                if let Some(index) = self.known("resume", &job, attempt) {
-                    self.jobs[index].paused = false;
-                    let at_step = self.jobs[index].steps_done();
-                    self.say(Up::Resumed {
-                        job,
-                        attempt,
-                        at_step,
-                    });
-                }
-            }
+                offload,
+            } => self.pause(&job, attempt, offload),
+            Down::Resume { job, attempt } => self.resume(&job, attempt),
             Down::Load(load) => self.load(&load),
             Down::Unload { unload, model } => self.unload(unload, model.as_ref()),
             Down::Memory { seq, op } => {
