@@ -71,11 +71,16 @@ impl Sensors {
             let reading = |device: Device| Some((device.id.clone(), device.reading()?));
             devices.into_iter().filter_map(reading).collect()
         };
-        Self::over(
+        let sensors = Self::over(
             readers.map(|(devices, reader)| (known(devices), reader)),
             VALID,
             PATIENCE,
-        )
+        );
+        // Opening a driver takes longer than reading it, and the host's load needs a reading to begin from.
+        for source in sensors.sources.iter() {
+            source.ask_if_older(VALID);
+        }
+        sensors
     }
 
     fn over(
