@@ -1,6 +1,6 @@
 //! The facade: starts the domains in their order, and passes questions to the one who knows.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::artifact_cache::ArtifactCache;
 use crate::config::Config;
 use crate::device::{self, Sensors};
+use crate::drain::Drain;
 use crate::error::{Code, Error};
 use crate::event_log::EventLog;
 use crate::health::{self, HealthFacts, JournalProbe, ModelCounts, Probe};
@@ -58,8 +59,7 @@ struct Inner {
     artifact_cache: ArtifactCache,
     encoding: Probe,
     journal: Probe,
-    /// When the drain that has begun ends at the latest.
-    drain_ends: Mutex<Option<Instant>>,
+    drain: Drain,
     started: Instant,
     max_image_bytes: u64,
 }
@@ -125,7 +125,7 @@ impl Engine {
             artifact_cache: ArtifactCache::default(),
             encoding: Probe::new(ENCODING_EVERY, PROBE_PATIENCE),
             journal: Probe::new(JOURNAL_EVERY, PROBE_PATIENCE),
-            drain_ends: Mutex::default(),
+            drain: Drain::default(),
             started: Instant::now(),
             max_image_bytes: 64 << 20,
         };
@@ -158,7 +158,7 @@ impl Engine {
 
     /// Checks a request, puts it on disk, and only then answers.
     pub async fn submit(&self, request: GenerateRequest, options: SubmitOptions) -> Result<Submitted, Error> {
-        self.refuse_while_draining()?;
+        self.inner.drain.refuse_new()?;
         let internal = |error: serde_json::Error| Error::new(Code::Internal, error.to_string());
         let said = request.said().map_err(internal)?;
         let how = serde_json::to_vec(&(options.class, options.priority)).map_err(internal)?;
@@ -501,7 +501,7 @@ impl Engine {
         let facts = HealthFacts {
             now_ms,
             dispatching,
-            draining: self.drain_left().is_some(),
+            draining: self.inner.drain.left().is_some(),
             was_ready: !self.inner.abilities.borrow().workers.is_empty(),
             workers: health::worker_facts(&devices),
             memory: health::memory_facts(&memory, now_ms),
@@ -525,34 +525,7 @@ impl Engine {
 
     /// From here on new jobs are refused and the health says `draining`. What runs goes on until [`shutdown`](Self::shutdown).
     pub fn begin_drain(&self, drain: Duration) {
-        let mut ends = self
-            .inner
-            .drain_ends
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        ends.get_or_insert_with(|| Instant::now() + drain);
-    }
-
-    /// What is left of the drain that has begun.
-    fn drain_left(&self) -> Option<Duration> {
-        let ends = self
-            .inner
-            .drain_ends
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        ends.map(|ends| ends.saturating_duration_since(Instant::now()))
-    }
-
-    fn refuse_while_draining(&self) -> Result<(), Error> {
-        match self.drain_left() {
-            None => Ok(()),
-            Some(left) => Err(Error::new(
-                Code::ShuttingDown,
-                "the server is going down and takes no new jobs",
-            )
-            .advice("send it again once the server is back; a new one can be asked at once")
-            .retry_after_ms(left.as_millis() as u64 + 1000)),
-        }
+        self.inner.drain.begin(drain);
     }
 
     /// Drains, stops the workers and ends the dispatcher. Jobs that have not ended are taken over by the next start.
