@@ -488,7 +488,10 @@ impl Engine {
     /// The verdict on every link, from what was tried and read.
     pub async fn health(&self) -> Health {
         let store = self.inner.store.clone();
-        let journal = self.inner.journal.tried(async move || store.probe().await);
+        let journal = self
+            .inner
+            .journal
+            .tried(async move || JournalProbe::probe(&store).await);
         let encoding = self.inner.encoding.tried(health::encodes);
         let (journal, encoding, snapshot) = tokio::join!(journal, encoding, self.snapshot());
         let dispatching = snapshot.is_ok();
