@@ -4,6 +4,7 @@
 pub mod artifact_cache;
 mod config;
 pub mod device;
+mod drain;
 mod engine;
 mod error;
 mod event;

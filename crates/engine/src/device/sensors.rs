@@ -71,11 +71,16 @@ impl Sensors {
             let reading = |device: Device| Some((device.id.clone(), device.reading()?));
             devices.into_iter().filter_map(reading).collect()
         };
-        Self::over(
+        let sensors = Self::over(
             readers.map(|(devices, reader)| (known(devices), reader)),
             VALID,
             PATIENCE,
-        )
+        );
+        // Opening a driver takes longer than reading it, and the host's load needs a reading to begin from.
+        for source in sensors.sources.iter() {
+            source.ask_if_older(VALID);
+        }
+        sensors
     }
 
     fn over(
@@ -95,10 +100,17 @@ impl Sensors {
     /// The figures of a device, at most a second old where its driver answers in time, else the last ones with their age.
     /// `None` for a device that nothing can read.
     pub async fn read(&self, device_id: &str) -> Option<Reading> {
-        let is_its = |source: &&Source| source.latest.borrow().readings.contains_key(device_id);
-        let source = self.sources.iter().find(is_its)?;
+        let source = self.source(device_id)?;
         let taken = source.fresh(self.valid, self.until()).await;
         taken.readings.get(device_id).cloned()
+    }
+
+    /// The last figures of a device, without a wait: for who comes again. Newer ones are asked for where they are older
+    /// than a second.
+    pub fn latest(&self, device_id: &str) -> Option<Reading> {
+        let source = self.source(device_id)?;
+        source.ask_if_older(self.valid);
+        source.latest.borrow().readings.get(device_id).cloned()
     }
 
     /// The figures of every device that can be read, by id. All drivers are asked at the same time.
@@ -112,6 +124,11 @@ impl Sensors {
             readings.extend(source.fresh(self.valid, until).await.readings.clone());
         }
         readings
+    }
+
+    fn source(&self, device_id: &str) -> Option<&Source> {
+        let is_its = |source: &&Source| source.latest.borrow().readings.contains_key(device_id);
+        self.sources.iter().find(is_its)
     }
 
     fn until(&self) -> tokio::time::Instant {
@@ -258,6 +275,7 @@ mod tests {
         for _ in 0..3 {
             assert_eq!(sensors.read("cuda0").await.unwrap(), before);
             assert_eq!(sensors.read_all().await["cuda0"], before);
+            assert_eq!(sensors.latest("cuda0").as_ref(), Some(&before));
         }
         answer.send(()).unwrap();
         sensors.patience = Duration::from_secs(20);

@@ -3,7 +3,7 @@
 mod jobs;
 mod submit;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::artifact_cache::ArtifactCache;
 use crate::config::Config;
 use crate::device::{self, HostFacts, Sensors};
+use crate::drain::Drain;
 use crate::error::{Code, Error};
 use crate::event::{Answer, EventLog, JobStates, Subscription};
 use crate::health::{self, HealthFacts, JournalProbe, ModelCounts, Probe};
@@ -57,8 +58,7 @@ struct Inner {
     artifact_cache: ArtifactCache,
     encoding: Probe,
     journal: Probe,
-    /// When the drain that has begun ends at the latest.
-    drain_ends: Mutex<Option<Instant>>,
+    drain: Drain,
 }
 
 impl Engine {
@@ -128,7 +128,7 @@ impl Engine {
             artifact_cache: ArtifactCache::default(),
             encoding: Probe::new(ENCODING_EVERY, PROBE_PATIENCE),
             journal: Probe::new(JOURNAL_EVERY, PROBE_PATIENCE),
-            drain_ends: Mutex::default(),
+            drain: Drain::default(),
         };
         let engine = Engine {
             inner: Arc::new(inner),
@@ -221,7 +221,7 @@ impl Engine {
         let facts = HealthFacts {
             now_ms,
             dispatching,
-            draining: self.drain_left().is_some(),
+            draining: self.inner.drain.left().is_some(),
             was_ready: !self.inner.abilities.borrow().workers.is_empty(),
             workers: health::worker_facts(&devices),
             memory: health::memory_facts(&memory, now_ms),
@@ -244,34 +244,7 @@ impl Engine {
 
     /// From here on new jobs are refused and the health says `draining`. What runs goes on until [`shutdown`](Self::shutdown).
     pub fn begin_drain(&self, drain: Duration) {
-        let mut ends = self
-            .inner
-            .drain_ends
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        ends.get_or_insert_with(|| Instant::now() + drain);
-    }
-
-    /// What is left of the drain that has begun.
-    fn drain_left(&self) -> Option<Duration> {
-        let ends = self
-            .inner
-            .drain_ends
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        ends.map(|ends| ends.saturating_duration_since(Instant::now()))
-    }
-
-    fn refuse_while_draining(&self) -> Result<(), Error> {
-        match self.drain_left() {
-            None => Ok(()),
-            Some(left) => Err(Error::new(
-                Code::ShuttingDown,
-                "the server is going down and takes no new jobs",
-            )
-            .advice("send it again once the server is back; a new one can be asked at once")
-            .retry_after_ms(left.as_millis() as u64 + 1000)),
-        }
+        self.inner.drain.begin(drain);
     }
 
     /// Drains, stops the workers and ends the dispatcher. Jobs that have not ended are taken over by the next start.

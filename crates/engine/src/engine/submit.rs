@@ -32,7 +32,7 @@ impl Engine {
             }
             None => String::new(),
         };
-        self.refuse_while_draining()?;
+        self.inner.drain.refuse_new()?;
         self.refuse_while_the_store_fails()?;
         let ticket = self.inner.gate.enter(request.size_bytes())?;
         let Planned {

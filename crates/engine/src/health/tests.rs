@@ -97,7 +97,8 @@ fn a_sound_server_is_ok_in_the_order_of_the_chain_with_the_age_of_each_try() {
 
 #[test]
 fn every_link_can_be_ill() {
-    let ills: [(Domain, fn(&mut HealthFacts)); 6] = [
+    type Ill = fn(&mut HealthFacts);
+    let ills: [(Domain, Ill); 6] = [
         (Domain::Device, |facts| {
             facts.workers[0].beat_age_ms = Some(BEAT_WITHIN_MS + 1)
         }),
