@@ -1,5 +1,5 @@
 //! Many fake workers, one a declared device, whose speed can be changed: a worker reads it when it starts, and workers that
-//! are killed are started again.
+//! are killed are started again. One more is started for the processor, which is the last choice and may get no job.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -17,6 +17,7 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 pub struct Fleet {
     starter: PathBuf,
     step_ms: PathBuf,
+    /// Those of the declared devices.
     pub workers: usize,
 }
 
@@ -51,8 +52,7 @@ impl Fleet {
         let mut options: Vec<String> = ["--runtime", "python", "--python", &starter, "--weight-cache", "0"]
             .map(str::to_owned)
             .into();
-        // The processor is a device too.
-        for index in 1..self.workers {
+        for index in 0..self.workers {
             options.extend(["--device".to_owned(), format!("xpu{index}=16GiB")]);
         }
         options.extend(more.iter().map(|option| (*option).to_owned()));
@@ -63,12 +63,12 @@ impl Fleet {
     pub fn ready(&self, server: &Server) {
         let all = || {
             let workers = server.workers();
-            workers.iter().filter(|worker| worker["state"] == "ready").count() == self.workers
+            workers.iter().filter(|worker| worker["state"] == "ready").count() == self.workers + 1
         };
         assert!(server.until(READY_WITHIN, all), "not all workers became ready");
     }
 
-    /// Waits until every worker has a job.
+    /// Waits until as many workers as there are declared devices have a job.
     pub fn busy(&self, server: &Server) {
         let all = || {
             let workers = server.workers();
@@ -95,7 +95,7 @@ impl Fleet {
             let new = workers.iter().filter(|worker| {
                 worker["state"] == "ready" && worker["pid"].as_u64().is_some_and(|pid| !before.contains(&pid))
             });
-            new.count() == self.workers
+            new.count() == self.workers + 1
         };
         assert!(
             server.until(READY_WITHIN, others),

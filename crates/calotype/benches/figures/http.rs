@@ -11,6 +11,8 @@ use serde_json::Value;
 const ANSWER_WITHIN: Duration = Duration::from_secs(120);
 /// The server closes a connection that is idle for 30 s: one that was idle for so long is not used again.
 const FRESH: Duration = Duration::from_secs(20);
+/// A time of zero would be no bound.
+const LEAST_WAIT: Duration = Duration::from_millis(1);
 
 /// A kept connection.
 pub struct Connection {
@@ -91,13 +93,20 @@ impl Connection {
 pub struct Stream(BufReader<TcpStream>);
 
 impl Stream {
-    /// Opens one.
-    pub fn open(address: SocketAddr, path: &str) -> Self {
+    /// Opens one; `None` where the server does not answer in time.
+    pub fn open(address: SocketAddr, path: &str, within: Duration) -> Option<Self> {
         let mut stream = connect(address);
+        stream
+            .get_ref()
+            .set_read_timeout(Some(within.max(LEAST_WAIT)))
+            .unwrap();
         send(&mut stream, address, "GET", path, "");
+        // Looked at before it is read, so that a late answer is not an answer that cannot be read.
+        stream.fill_buf().ok().filter(|head| !head.is_empty())?;
+        stream.get_ref().set_read_timeout(None).unwrap();
         let head = Head::read(&mut stream);
         assert_eq!(head.status, 200, "{path}");
-        Self(stream)
+        Some(Self(stream))
     }
 
     /// Reads and drops what comes until the stream ends, or its connection is closed; the bytes that came.

@@ -15,6 +15,8 @@ pub enum Figure {
     Share(f64),
     /// Memory; less is better.
     Bytes(f64),
+    /// How many; more is better.
+    Count(usize),
 }
 
 impl From<Duration> for Figure {
@@ -28,6 +30,7 @@ impl Figure {
         match self {
             Self::Time(time) => time.as_secs_f64(),
             Self::Rate(number) | Self::Share(number) | Self::Bytes(number) => number,
+            Self::Count(count) => count as f64,
         }
     }
 
@@ -38,13 +41,14 @@ impl Figure {
             Self::Rate(rate) => format!("{rate:.0}/s"),
             Self::Share(share) => format!("{:.1} %", share * 100.0),
             Self::Bytes(bytes) => format!("{:.1} MB", bytes / 1e6),
+            Self::Count(count) => count.to_string(),
         }
     }
 
     /// The sign of a target, and which of two figures is the better one.
     fn wanted(self) -> (&'static str, &'static str) {
         match self {
-            Self::Rate(_) => ("≥", "more"),
+            Self::Rate(_) | Self::Count(_) => ("≥", "more"),
             Self::Time(_) | Self::Share(_) | Self::Bytes(_) => ("≤", "less"),
         }
     }

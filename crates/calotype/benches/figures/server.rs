@@ -14,6 +14,9 @@ use super::http::Connection;
 
 /// Between two looks at something that is waited for.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// A server that answers within this time has nothing left to do.
+const SETTLED: Duration = Duration::from_millis(100);
+const SETTLES_WITHIN: Duration = Duration::from_secs(120);
 /// Units of `/proc/PID/stat` in a second, the same on every Linux (USER_HZ).
 const TICKS_PER_S: f64 = 100.0;
 
@@ -145,6 +148,16 @@ impl Server {
         let devices = devices.as_array().unwrap();
         let workers = devices.iter().flat_map(|one| one["workers"].as_array().unwrap());
         workers.cloned().collect()
+    }
+
+    /// Waits until what it was asked for before is answered.
+    pub fn settled(&self) {
+        let mut connection = self.connection();
+        let quick = || connection.timed("GET", "/health", "").1 < SETTLED;
+        assert!(
+            self.until(SETTLES_WITHIN, quick),
+            "the server does not come to rest"
+        );
     }
 
     /// Waits until `so`; false when it does not come to that in time.

@@ -103,7 +103,9 @@ fn round(server: &Server, number: usize, watched: Watched) -> (f64, Spent) {
                         // One job after the other, as the places run them.
                         for id in ids.iter().skip(watcher).step_by(WATCHERS) {
                             let id = id.lock().unwrap().clone().unwrap();
-                            Stream::open(server.address, &format!("/api/jobs/{id}/events")).drain();
+                            let path = format!("/api/jobs/{id}/events");
+                            let mut stream = Stream::open(server.address, &path, WITHIN).unwrap();
+                            stream.drain();
                         }
                     });
                 }

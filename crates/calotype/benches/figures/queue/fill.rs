@@ -15,7 +15,7 @@ const END: usize = 1000;
 /// One id of so many is kept.
 const SAMPLED: usize = 20;
 /// After this time no more are submitted.
-const WITHIN: Duration = Duration::from_secs(100);
+const WITHIN: Duration = Duration::from_secs(150);
 
 pub fn measure(queue: &mut Queue<'_>) {
     let server = &queue.server;

@@ -51,7 +51,6 @@ pub fn measure(programs: &Programs) {
     let mut queue = Queue::start(programs, dir.path());
     fill::measure(&mut queue);
     reads::measure(&queue);
-    streams::measure(&queue);
     crowd::measure(&mut queue);
     progress::measure(&queue);
     restart::measure(&mut queue);
