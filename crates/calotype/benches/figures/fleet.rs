@@ -81,33 +81,22 @@ impl Fleet {
         assert!(server.until(READY_WITHIN, all), "not all workers got a job");
     }
 
-    /// Kills all workers and waits until others have their place, with another time of a step.
+    /// Kills all workers and waits until others are started in their place, with another time of a step. The server is not
+    /// asked: it may be too busy with its workers to answer.
     pub fn replace(&self, server: &Server, step_ms: u32) {
         self.set_step_ms(step_ms);
-        let before: Vec<u64> = pids(server);
+        let before = server.children();
         for pid in &before {
-            let pid = Pid::from_raw(*pid as i32).unwrap();
             // It may have gone by itself.
-            let _ = kill_process(pid, Signal::KILL);
+            let _ = kill_process(Pid::from_raw(*pid).unwrap(), Signal::KILL);
         }
         let others = || {
-            let workers = server.workers();
-            let new = workers.iter().filter(|worker| {
-                worker["state"] == "ready" && worker["pid"].as_u64().is_some_and(|pid| !before.contains(&pid))
-            });
-            new.count() == self.workers + 1
+            let new = server.children();
+            new.iter().filter(|pid| !before.contains(pid)).count() == self.workers + 1
         };
         assert!(
             server.until(READY_WITHIN, others),
             "not all workers were replaced"
         );
     }
-}
-
-fn pids(server: &Server) -> Vec<u64> {
-    let workers = server.workers();
-    workers
-        .iter()
-        .filter_map(|worker| worker["pid"].as_u64())
-        .collect()
 }

@@ -61,6 +61,15 @@ impl Connection {
         (answer, began.elapsed())
     }
 
+    /// How long an answer took; `None` where none came in time.
+    pub fn answers(mut self, path: &str, within: Duration) -> Option<Duration> {
+        let began = Instant::now();
+        self.stream.get_ref().set_read_timeout(Some(within)).unwrap();
+        send(&mut self.stream, self.address, "GET", path, "");
+        let head = self.stream.fill_buf().ok()?;
+        (!head.is_empty()).then(|| began.elapsed())
+    }
+
     fn ask(&mut self, method: &str, path: &str, body: &str) -> Answer {
         if self.used.elapsed() > FRESH {
             self.stream = connect(self.address);
@@ -116,6 +125,18 @@ impl Stream {
             bytes += chunk.len();
         }
         bytes
+    }
+
+    /// The number of the first event that comes in time.
+    pub fn first_id(&mut self, within: Duration) -> Option<u64> {
+        self.0.get_ref().set_read_timeout(Some(within)).unwrap();
+        loop {
+            let text = chunk(&mut self.0)?;
+            let text = String::from_utf8_lossy(&text);
+            if let Some(id) = text.lines().find_map(|line| line.strip_prefix("id: ")) {
+                return id.parse().ok();
+            }
+        }
     }
 
     /// The connection, to close it from elsewhere.

@@ -10,13 +10,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::http::Connection;
+use super::http::{Connection, Stream};
 
 /// Between two looks at something that is waited for.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// A server that answers within this time has nothing left to do.
-const SETTLED: Duration = Duration::from_millis(100);
-const SETTLES_WITHIN: Duration = Duration::from_secs(120);
+/// A server whose workers report steps has an event within this time.
+const EVENT_WITHIN: Duration = Duration::from_secs(10);
 /// Units of `/proc/PID/stat` in a second, the same on every Linux (USER_HZ).
 const TICKS_PER_S: f64 = 100.0;
 
@@ -142,22 +141,33 @@ impl Server {
         counts.sum::<f64>() as u64
     }
 
+    /// Processes that it has started and that have not been reaped. The server itself is not asked.
+    pub fn children(&self) -> Vec<i32> {
+        // Each process belongs to the thread that started it.
+        let threads = fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let lists = threads
+            .flatten()
+            .filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+        lists
+            .flat_map(|list| {
+                list.split_whitespace()
+                    .map(|pid| pid.parse().unwrap())
+                    .collect::<Vec<_>>()
+            })
+            .collect()
+    }
+
+    /// The number of the next event. The dispatcher is not asked, which may be too busy to answer.
+    pub fn next_event(&self) -> Option<u64> {
+        Stream::open(self.address, "/api/events", EVENT_WITHIN)?.first_id(EVENT_WITHIN)
+    }
+
     /// Its workers, whatever their state.
     pub fn workers(&self) -> Vec<Value> {
         let devices = self.get("/api/devices");
         let devices = devices.as_array().unwrap();
         let workers = devices.iter().flat_map(|one| one["workers"].as_array().unwrap());
         workers.cloned().collect()
-    }
-
-    /// Waits until what it was asked for before is answered.
-    pub fn settled(&self) {
-        let mut connection = self.connection();
-        let quick = || connection.timed("GET", "/health", "").1 < SETTLED;
-        assert!(
-            self.until(SETTLES_WITHIN, quick),
-            "the server does not come to rest"
-        );
     }
 
     /// Waits until `so`; false when it does not come to that in time.
