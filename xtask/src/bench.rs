@@ -62,14 +62,28 @@ pub(crate) fn run(arguments: &[String]) -> Done {
     )?;
     for group in groups {
         let other = other.as_ref().filter(|_| group.any_commit);
-        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        let (mut ours, mut theirs, mut stopped) = (Vec::new(), Vec::new(), false);
         for _ in 0..if other.is_some() { group.rounds } else { 1 } {
             if let Some(other) = other {
-                theirs.push(measured(group, &other.name, &other.programs())?);
+                let (rows, end) = measured(group, &other.name, &other.programs())?;
+                theirs.push(rows);
+                // What it showed until then is still told: it may be what this tree has mended.
+                if let Err(why) = end {
+                    eprintln!("{why}");
+                    stopped = true;
+                }
             }
-            ours.push(measured(group, "this tree", &[])?);
+            let (rows, end) = measured(group, "this tree", &[])?;
+            end?;
+            ours.push(rows);
         }
-        let text = table(&ours, other.map(|other| (other.name.as_str(), theirs.as_slice())));
+        let mut text = table(&ours, other.map(|other| (other.name.as_str(), theirs.as_slice())));
+        if let Some(other) = other.filter(|_| stopped) {
+            text.push_str(&format!(
+                "\n{} gave no answer for two minutes, so its last rows are missing.\n",
+                other.name
+            ));
+        }
         println!("{text}");
         if !only_print {
             page::keep(group.name, &format!("{}\n{text}", page::machine(other)?))?;
@@ -114,8 +128,8 @@ impl Arguments {
     }
 }
 
-/// One round of a group, with the programs that the arguments name.
-fn measured(group: &Group, whose: &str, programs: &[String]) -> Result<Vec<Row>, String> {
+/// One round of a group, with the programs that the arguments name: its rows, and whether it came to its end.
+fn measured(group: &Group, whose: &str, programs: &[String]) -> Result<(Vec<Row>, Done), String> {
     eprintln!("{}: {whose}", group.name);
     let mut child = Command::new("cargo")
         .args([
@@ -150,9 +164,10 @@ fn measured(group: &Group, whose: &str, programs: &[String]) -> Result<Vec<Row>,
         }
     }
     let status = child.wait().map_err(|error| error.to_string())?;
-    if status.success() {
-        Ok(rows)
+    let end = if status.success() {
+        Ok(())
     } else {
         Err(format!("the benchmark of {whose} ended with {status}"))
-    }
+    };
+    Ok((rows, end))
 }

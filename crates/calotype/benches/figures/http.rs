@@ -75,6 +75,9 @@ impl Connection {
             self.stream = connect(self.address);
         }
         send(&mut self.stream, self.address, method, path, body);
+        if let Err(error) = self.stream.fill_buf() {
+            panic!("no answer to {method} {path} within {ANSWER_WITHIN:?}: {error}");
+        }
         let head = Head::read(&mut self.stream);
         let body = match head.length {
             Some(length) => {

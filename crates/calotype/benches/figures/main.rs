@@ -33,7 +33,10 @@ pub struct Programs {
     pub fake_worker: PathBuf,
 }
 
-const GROUPS: &[(&str, fn(&Programs))] = &[
+/// A group's name and its measurement.
+type Group = (&'static str, fn(&Programs));
+
+const GROUPS: &[Group] = &[
     ("pipe", |programs| pipe::measure(&programs.fake_worker)),
     ("control", control::measure),
     ("queue", queue::measure),

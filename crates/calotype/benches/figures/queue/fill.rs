@@ -33,7 +33,7 @@ pub fn measure(queue: &mut Queue<'_>) {
             let (answer, took) = connection.timed("POST", "/api/jobs", &body);
             assert_eq!(answer.status, 202, "{}", String::from_utf8_lossy(&answer.body));
             answered.push((began.elapsed(), took));
-            if number % SAMPLED == 0 {
+            if number.is_multiple_of(SAMPLED) {
                 ids.push((number, id_of(&answer.json())));
             }
         }
