@@ -73,6 +73,12 @@ impl Waits {
         self.reasons.get(&ask)
     }
 
+    /// How many asks it knows anything about.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.reasons.len() + self.since.len()
+    }
+
     /// A demand that nobody has any more.
     pub(crate) fn forget(&mut self, demand: DemandId) {
         self.reasons.retain(|(id, _), _| *id != demand);

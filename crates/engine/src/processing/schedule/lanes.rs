@@ -219,6 +219,12 @@ impl Lanes {
         all
     }
 
+    /// How many clients anything is remembered of.
+    #[cfg(test)]
+    pub(crate) fn clients(&self) -> usize {
+        self.classes.iter().map(|class| class.clients.len()).sum()
+    }
+
     fn set_head(&mut self, key: &LaneKey, before: Option<Order>, after: Option<Order>) {
         let class_now = self.now;
         let Some(class) = self.classes.get_mut(key.class as usize) else {

@@ -13,6 +13,8 @@ mod fleet;
 mod lanes;
 mod placement;
 mod reason;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use decide::{Decision, DerivedTable, Pass, Waits, World, unreserve};
 pub(crate) use demand::{Demand, DemandId, Demands};
