@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::time::Duration;
 
 use calotype_engine::{Error, Event, Submitted};
+use calotype_server::ApiKey;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -44,7 +45,8 @@ impl Client {
         Ok(Self {
             base: url.trim_end_matches('/').to_owned(),
             agent,
-            api_key,
+            // Server and client may share one variable, and a key may have a name there.
+            api_key: api_key.map(|key| ApiKey::from(key).secret().to_owned()),
         })
     }
 

@@ -107,6 +107,11 @@ impl JobBar {
                     }
                 }
             }
+            EventKind::Gap { .. } => {
+                if self.plain {
+                    eprintln!("some events were missed; the job as it stands follows");
+                }
+            }
             EventKind::Job { .. } | EventKind::Preview { .. } | EventKind::Segment { .. } => {}
             EventKind::Worker {
                 worker,

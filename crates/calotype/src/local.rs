@@ -1,8 +1,10 @@
 //! An engine and a server in this process: what `serve` runs, and what `generate` uses when no server is named.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use calotype_engine::device::Declared;
 use calotype_engine::{Config, Engine};
@@ -58,12 +60,23 @@ impl EngineArgs {
     }
 }
 
-/// Starts engine and server, tells where it listens, and serves until `shutdown`.
+/// What becomes of running jobs when the server stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drain {
+    /// They are stopped, and a durable one goes on at the next start.
+    AtOnce,
+    /// They may end for so long, and a person is told what is waited for.
+    Within(Duration),
+}
+
+/// Starts engine and server, tells where it listens, and serves until `shutdown` and the drain that follows. Meanwhile the
+/// health says `draining` and new jobs are refused; everything else is served.
 pub async fn serve(
     config: Config,
     server_config: ServerConfig,
     listening: impl FnOnce(SocketAddr),
     shutdown: impl Future<Output = ()> + Send + 'static,
+    drain: Drain,
 ) -> Result<(), Failure> {
     // The address first: a wrong one must not cost the start of an engine.
     let server = calotype_server::bind(server_config)
@@ -71,9 +84,46 @@ pub async fn serve(
         .map_err(|error| Failure::Other(error.to_string()))?;
     let engine = Engine::start(config).await?;
     listening(server.local_addr());
-    server.serve(engine.clone(), shutdown).await;
-    engine.shutdown(std::time::Duration::from_secs(2)).await;
+    let stopping = engine.clone();
+    server
+        .serve(engine, async move {
+            shutdown.await;
+            stop(&stopping, drain).await;
+        })
+        .await;
     Ok(())
+}
+
+async fn stop(engine: &Engine, drain: Drain) {
+    let within = match drain {
+        Drain::AtOnce => Duration::ZERO,
+        Drain::Within(within) => within,
+    };
+    engine.begin_drain(within);
+    if let Drain::Within(within) = drain {
+        eprintln!("{}", waited_for(&engine.health().await.jobs, within));
+    }
+    engine.shutdown(within).await;
+}
+
+/// What a person is told while the server stops. `jobs` counts jobs by their state.
+fn waited_for(jobs: &BTreeMap<String, usize>, within: Duration) -> String {
+    let counted = |wanted: fn(&str) -> bool| -> usize {
+        let of_it = jobs.iter().filter(|(state, _)| wanted(state));
+        of_it.map(|(_, count)| count).sum()
+    };
+    let held = counted(|state| state == "queued" || state == "paused");
+    let running = counted(|_| true) - held;
+    let mut parts = vec!["stopping: new jobs are refused".to_owned()];
+    match (running, within.as_secs()) {
+        (0, _) => {}
+        (running, 0) => parts.push(format!("{running} running go on at the next start")),
+        (running, seconds) => parts.push(format!("waiting up to {seconds} s for {running} running")),
+    }
+    if held > 0 {
+        parts.push(format!("{held} are kept for the next start"));
+    }
+    format!("{}; once more leaves at once", parts.join(", "))
 }
 
 /// A runtime for it.
@@ -92,4 +142,33 @@ pub fn log(default: &str) {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .try_init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_person_is_told_what_a_stop_waits_for() {
+        let told = |jobs: &[(&str, usize)], seconds| {
+            let jobs = jobs.iter().map(|(state, count)| ((*state).to_owned(), *count));
+            waited_for(&jobs.collect(), Duration::from_secs(seconds))
+        };
+        assert_eq!(
+            told(
+                &[("running", 3), ("loading", 1), ("queued", 5), ("paused", 1)],
+                30
+            ),
+            "stopping: new jobs are refused, waiting up to 30 s for 4 running, 6 are kept for the next start; once more \
+             leaves at once"
+        );
+        assert_eq!(
+            told(&[("running", 1)], 0),
+            "stopping: new jobs are refused, 1 running go on at the next start; once more leaves at once"
+        );
+        assert_eq!(
+            told(&[], 30),
+            "stopping: new jobs are refused; once more leaves at once"
+        );
+    }
 }

@@ -4,6 +4,7 @@ mod client;
 mod commands;
 mod console;
 mod exit_code;
+mod keep;
 mod local;
 mod places;
 mod python;
@@ -53,6 +54,8 @@ enum Command {
     Models(commands::models::Args),
     /// Install what the program cannot bring along: `calotype setup python`.
     Setup(commands::setup::Args),
+    /// Check, recover or back up the journal of a data directory.
+    Journal(commands::journal::Args),
     /// Say what was found here and what is missing.
     Doctor(commands::doctor::Args),
     /// Be a worker: speak the protocol on stdin and stdout. The server starts these itself.
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
         Command::Devices(args) => (args.remote.json, commands::devices::run(&args)),
         Command::Models(args) => (args.json, commands::models::run(&args)),
         Command::Setup(args) => (false, commands::setup::run(&args)),
+        Command::Journal(args) => (args.json, commands::journal::run(&args)),
         Command::Doctor(args) => (args.json, commands::doctor::run(&args)),
     };
     match ended {

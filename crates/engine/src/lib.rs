@@ -1,12 +1,13 @@
 //! The orchestrator without doors: devices, memory, models, jobs, workers, store. [`Engine`] is its only face; it knows no
 //! HTTP and no terminal.
 
+pub mod artifact_cache;
 mod config;
 pub mod device;
 mod engine;
 mod error;
 mod event;
-mod event_log;
+pub mod health;
 pub mod inference;
 mod memory;
 pub mod model;
@@ -14,15 +15,13 @@ mod postprocessing;
 pub mod processing;
 mod startup;
 pub mod store;
-mod subscription;
 mod view;
 pub mod worker;
 
 pub use config::{Config, Runtime, StartOnCpu};
 pub use engine::Engine;
 pub use error::{Code, Domain, Error};
-pub use event::{Event, EventKind};
-pub use subscription::Subscription;
+pub use event::{Event, EventKind, LoggedEvent, Opened, SegmentChange, Subscription, WorkerChange};
 pub use view::{
     Artifact, CacheView, DeviceView, DomainHealth, Health, JobPage, JobQuery, LeaseView, MemoryView,
     SegmentView, SubmitOptions, Submitted, Validation, WorkerView,

@@ -49,7 +49,7 @@ fn worker_config(config: &Config, device: &Device, runtime: &Runtime) -> WorkerC
         name: WorkerName(name),
         program: runtime.program.clone(),
         args: runtime.args.clone(),
-        env: runtime.env.clone(),
+        env: environment(runtime, device),
         device: WorkerDevice {
             kind: device.kind.clone(),
             index: index.parse().unwrap_or(0),
@@ -59,6 +59,16 @@ fn worker_config(config: &Config, device: &Device, runtime: &Runtime) -> WorkerC
         timing: config.timing,
         memory_kills: MemoryKillCounters::of_this_system(),
     }
+}
+
+/// The environment of a worker. NVML lists cards in the order of the PCI bus; CUDA counts them so only when it is told to,
+/// and the index that a worker gets must mean the card that the inventory shows under it.
+fn environment(runtime: &Runtime, device: &Device) -> Vec<(String, String)> {
+    let mut env = runtime.env.clone();
+    if device.kind == "cuda" {
+        env.push(("CUDA_DEVICE_ORDER".into(), "PCI_BUS_ID".into()));
+    }
+    env
 }
 
 /// A ledger for each device. What the cache may hold is not the processor's to give, nor what an Apple GPU may: all of it

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use calotype_protocol::{Capabilities, ModelId};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -11,18 +12,30 @@ use crate::inference::{Plan, Warning};
 use crate::processing::{Class, JobState, JobView, Promise};
 
 /// How a job is to be treated, apart from what it draws.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct SubmitOptions {
+    /// Who asks: the name of an API key, else an address. Clients share the devices fairly.
+    pub client: String,
     /// The same key with the same request gives the same job.
     pub key: Option<String>,
-    /// Whose job it is: clients of one class share the devices equally.
-    pub client: String,
     /// Who goes first.
     pub class: Class,
     /// Larger goes first within the class.
     pub priority: i32,
     /// What is promised by the acceptance alone.
     pub promise: Promise,
+}
+
+impl Default for SubmitOptions {
+    fn default() -> Self {
+        Self {
+            client: "local".into(),
+            key: None,
+            class: Class::default(),
+            priority: 0,
+            promise: Promise::default(),
+        }
+    }
 }
 
 /// A job that is on disk.
@@ -85,8 +98,8 @@ pub struct JobPage {
 /// A stored file.
 #[derive(Debug, Clone)]
 pub struct Artifact {
-    /// Its bytes.
-    pub bytes: Vec<u8>,
+    /// Its bytes, which may be those of the cache.
+    pub bytes: Bytes,
     /// By its first bytes.
     pub media_type: &'static str,
 }
@@ -103,6 +116,9 @@ pub struct WorkerView {
     /// Its process, while there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
+    /// Time since its last sign of life.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_beat_ms_ago: Option<u64>,
     /// How many processes it has had.
     pub incarnation: u64,
     /// Why the last process went.
@@ -152,8 +168,12 @@ pub struct MemoryView {
     pub device: String,
     /// As the driver says.
     pub total_bytes: u64,
-    /// As the driver says, now.
-    pub free_bytes: u64,
+    /// What the driver called free at `read_at_ms`; `null` for a device that is only declared, because no driver is asked.
+    #[serde(default)]
+    pub free_bytes: Option<u64>,
+    /// When that was read, in milliseconds since 1970.
+    #[serde(default)]
+    pub read_at_ms: Option<u64>,
     /// What models and jobs may take.
     pub budget_bytes: u64,
     /// Leased.
@@ -212,12 +232,15 @@ pub struct DomainHealth {
     pub healthy: bool,
     /// What was found.
     pub detail: String,
+    /// How long ago it was tried or read; absent for what was never tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tried_ms_ago: Option<u64>,
 }
 
 /// The chain from device to postprocessing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Health {
-    /// `ok`, `starting` or `degraded`.
+    /// `ok`, `starting`, `degraded` (a link cannot do its part, or a device has lost all its workers) or `draining`.
     pub status: String,
     /// In the order in which they start.
     pub chain: Vec<DomainHealth>,
@@ -227,4 +250,12 @@ pub struct Health {
     pub uptime_ms: u64,
     /// State to number of jobs in memory.
     pub jobs: BTreeMap<String, usize>,
+}
+
+impl Health {
+    /// Whether new work is taken and done: also with a device that has lost its workers, while every link does its part.
+    pub fn serves(&self) -> bool {
+        let takes_work = self.status == "ok" || self.status == "degraded";
+        takes_work && !self.chain.is_empty() && self.chain.iter().all(|link| link.healthy)
+    }
 }

@@ -73,7 +73,7 @@ async fn with(fault: &str, once: bool) -> Option<Seen> {
         .await
         .unwrap()
         .unwrap();
-    let worker = engine.devices().await.remove(0).workers.remove(0);
+    let worker = engine.devices().await.unwrap().remove(0).workers.remove(0);
     engine.shutdown(Duration::ZERO).await;
     Some(Seen { view, worker })
 }

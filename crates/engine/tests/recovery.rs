@@ -9,7 +9,8 @@ use calotype_engine::inference::{GenerateRequest, LoraRequest};
 use calotype_engine::processing::{JobState, JobView};
 use calotype_engine::worker::Timing;
 use calotype_engine::{
-    Code, Config, Engine, Event, EventKind, Runtime, StartOnCpu, SubmitOptions, Subscription, WorkerView,
+    Code, Config, Engine, Event, EventKind, Runtime, StartOnCpu, SubmitOptions, Subscription, WorkerChange,
+    WorkerView,
 };
 use calotype_protocol::JobId;
 
@@ -86,7 +87,7 @@ impl Bench {
     }
 
     async fn worker(&self) -> WorkerView {
-        let mut devices = self.engine.devices().await;
+        let mut devices = self.engine.devices().await.unwrap();
         devices.remove(0).workers.remove(0)
     }
 }
@@ -107,7 +108,11 @@ async fn event<T>(events: &mut Subscription, meant: impl Fn(&Event) -> Option<T>
 
 fn why_gone(event: &Event) -> Option<String> {
     match &event.kind {
-        EventKind::Worker { state, reason, .. } if state == "gone" => reason.clone(),
+        EventKind::Worker {
+            state: WorkerChange::Gone,
+            reason,
+            ..
+        } => reason.clone(),
         _ => None,
     }
 }
@@ -265,7 +270,7 @@ async fn memory_is_leased_while_it_is_held_and_not_longer() {
     let bench = Bench::start("killed_mid_step").await;
     bench.ends().await;
     // Reaped twice: what the job and its model held is given back, and no lease is older than its process.
-    let memory = bench.engine.memory().await.remove(0);
+    let memory = bench.engine.memory().await.unwrap().remove(0);
     assert!(
         memory.leases.iter().all(|lease| lease.kind == "weights"),
         "{memory:?}"
@@ -286,7 +291,7 @@ async fn what_a_lora_changes_is_leased_once_as_long_as_a_job_uses_it() {
         ..bench.request(150)
     };
     let adapters = async || -> Vec<u64> {
-        let memory = bench.engine.memory().await.remove(0);
+        let memory = bench.engine.memory().await.unwrap().remove(0);
         let leases = memory.leases.into_iter().filter(|lease| lease.kind == "adapters");
         leases.map(|lease| lease.bytes).collect()
     };
@@ -326,7 +331,7 @@ async fn a_device_that_is_declared_is_served_and_a_job_too_large_for_it_is_done_
     config.declared = vec!["mps0=1GB".parse().unwrap()];
     let engine = Engine::start(config).await.unwrap();
     let bench = Bench { engine, dir };
-    let memory = bench.engine.memory().await;
+    let memory = bench.engine.memory().await.unwrap();
     let budget = |device: &str| memory.iter().find(|view| view.device == device).unwrap();
     assert_eq!(budget("mps0").budget_bytes, 800_000_000);
     // Both are the host's memory: what the one may take the other may not.
@@ -335,7 +340,7 @@ async fn a_device_that_is_declared_is_served_and_a_job_too_large_for_it_is_done_
     assert!(host.budget_bytes <= whole - 800_000_000, "{host:?}");
     let mut events = bench.engine.events(None, None);
     let all_ready = async || {
-        let devices = bench.engine.devices().await;
+        let devices = bench.engine.devices().await.unwrap();
         let mut workers = devices.iter().flat_map(|device| &device.workers);
         workers.all(|worker| worker.state == "ready")
     };
@@ -374,14 +379,17 @@ async fn weights_that_will_wait_on_the_host_are_in_memory_before_their_model_is_
     let bench = Bench { engine, dir };
     let mut events = bench.engine.events(None, None);
     let ready = |event: &Event| match &event.kind {
-        EventKind::Worker { state, .. } if state == "ready" => Some(()),
+        EventKind::Worker {
+            state: WorkerChange::Ready,
+            ..
+        } => Some(()),
         _ => None,
     };
     event(&mut events, ready).await;
     let forecast = bench.engine.validate(bench.request(4)).await.unwrap();
     assert_eq!(forecast.memory_plan, ["offload_model"], "{forecast:?}");
     assert_eq!(bench.ends().await.state, JobState::Succeeded);
-    let memory = bench.engine.memory().await;
+    let memory = bench.engine.memory().await.unwrap();
     let cache = memory.into_iter().find_map(|view| view.cache).unwrap();
     // UNet, VAE and text encoder.
     assert_eq!((cache.hits, cache.misses), (3, 0));

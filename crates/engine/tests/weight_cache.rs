@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use calotype_engine::inference::GenerateRequest;
 use calotype_engine::processing::JobState;
-use calotype_engine::{CacheView, Config, Engine, Event, EventKind, SubmitOptions, Subscription};
+use calotype_engine::{
+    CacheView, Config, Engine, Event, EventKind, SegmentChange, SubmitOptions, Subscription, WorkerChange,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use support::{PATIENCE, repository};
 
@@ -50,7 +52,9 @@ impl Bench {
     async fn filled() -> Option<(Self, String)> {
         let mut bench = Self::start().await?;
         let first = bench.draw().await;
-        bench.hear(COMPONENTS, |event| is_segment(event, "ready")).await;
+        bench
+            .hear(COMPONENTS, |event| is_segment(event, SegmentChange::Ready))
+            .await;
         Some((bench, first))
     }
 
@@ -82,23 +86,28 @@ impl Bench {
     }
 
     async fn kill_worker(&mut self) {
-        let worker = self.engine.devices().await.remove(0).workers.remove(0);
+        let worker = self.engine.devices().await.unwrap().remove(0).workers.remove(0);
         let pid = Pid::from_raw(worker.pid.unwrap().cast_signed()).unwrap();
         kill_process(pid, Signal::KILL).unwrap();
-        self.hear(
-            1,
-            |event| matches!(&event.kind, EventKind::Worker { state, .. } if state == "gone"),
-        )
+        self.hear(1, |event| {
+            matches!(
+                &event.kind,
+                EventKind::Worker {
+                    state: WorkerChange::Gone,
+                    ..
+                }
+            )
+        })
         .await;
     }
 
     async fn cache(&self) -> CacheView {
-        self.engine.memory().await.remove(0).cache.unwrap()
+        self.engine.memory().await.unwrap().remove(0).cache.unwrap()
     }
 }
 
-fn is_segment(event: &Event, wanted: &str) -> bool {
-    matches!(&event.kind, EventKind::Segment { state, .. } if state == wanted)
+fn is_segment(event: &Event, wanted: SegmentChange) -> bool {
+    matches!(&event.kind, EventKind::Segment { state, .. } if *state == wanted)
 }
 
 #[tokio::test]
@@ -147,7 +156,9 @@ async fn a_damaged_copy_costs_one_try_and_is_neither_kept_nor_made_again() {
     }
     bench.kill_worker().await;
     assert_eq!(bench.draw().await, first);
-    bench.hear(COMPONENTS, |event| is_segment(event, "freed")).await;
+    bench
+        .hear(COMPONENTS, |event| is_segment(event, SegmentChange::Freed))
+        .await;
     assert_eq!(bench.cache().await.segments, []);
     bench.engine.shutdown(Duration::ZERO).await;
 }

@@ -6,6 +6,7 @@ mod body;
 mod error;
 mod listen;
 mod openapi;
+mod query;
 mod range;
 mod request_id;
 mod routes;
@@ -37,8 +38,10 @@ const BUCKETS_S: &[f64] = &[
 pub struct ServerConfig {
     /// Where to listen. Anything but loopback needs an API key.
     pub listen: SocketAddr,
-    /// Asked of every client, where set.
-    pub api_key: Option<ApiKey>,
+    /// One of these is asked of every client; none where there are none.
+    pub api_keys: Vec<ApiKey>,
+    /// The name of every client, where there are no keys; by default each has its address.
+    pub client_name: Option<String>,
     /// Largest body of a request.
     pub max_body_bytes: usize,
     /// How long a client may wait for its picture in one request.
@@ -49,7 +52,8 @@ impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 7801)),
-            api_key: None,
+            api_keys: Vec::new(),
+            client_name: None,
             max_body_bytes: 64 << 20,
             sync_timeout: Duration::from_secs(600),
         }
@@ -62,6 +66,14 @@ pub enum ServeError {
     /// Everybody could use it.
     #[error("{0} can be reached from other machines: give an API key (--api-key), or listen on 127.0.0.1")]
     Open(SocketAddr),
+    /// A key keeps nobody out, or cannot be told from another.
+    #[error("the API key `{name}` {problem}")]
+    Key {
+        /// Which.
+        name: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
     /// The address is taken, or not ours.
     #[error("failed to listen on {address}: {reason}")]
     Listen {
@@ -90,11 +102,14 @@ pub struct Server {
     config: ServerConfig,
 }
 
-/// Takes the address.
+/// Takes the address. From here on figures are counted: bind before the engine starts, so that the jobs that it takes over
+/// are among them.
 pub async fn bind(config: ServerConfig) -> Result<Server, ServeError> {
-    if !config.listen.ip().is_loopback() && config.api_key.as_ref().is_none_or(ApiKey::is_empty) {
+    if !config.listen.ip().is_loopback() && config.api_keys.iter().all(ApiKey::is_empty) {
         return Err(ServeError::Open(config.listen));
     }
+    check_keys(&config.api_keys)?;
+    recorder();
     let failed = |reason| ServeError::Listen {
         address: config.listen,
         reason,
@@ -106,6 +121,23 @@ pub async fn bind(config: ServerConfig) -> Result<Server, ServeError> {
         address,
         config,
     })
+}
+
+fn check_keys(keys: &[ApiKey]) -> Result<(), ServeError> {
+    for (place, key) in keys.iter().enumerate() {
+        let wrong = |problem| {
+            let name = key.name().to_owned();
+            Err(ServeError::Key { name, problem })
+        };
+        if key.is_empty() {
+            return wrong("is empty; give it a secret");
+        }
+        let before = keys.iter().take(place);
+        if before.into_iter().any(|other| other.name() == key.name()) {
+            return wrong("is given twice; give each a name of its own: --api-key NAME=SECRET");
+        }
+    }
+    Ok(())
 }
 
 impl Server {
@@ -157,6 +189,7 @@ fn router(engine: Engine, config: ServerConfig, stopping: watch::Receiver<()>) -
             let error = Error::new(Code::MethodNotAllowed, "this route does not take that method");
             error::Refused(error.advice("GET /openapi.json lists the routes"))
         })
+        .layer(from_fn(query::check))
         .layer(from_fn_with_state(app.clone(), auth::check))
         .layer(from_fn(request_id::give))
         .with_state(app)
@@ -189,15 +222,34 @@ mod tests {
         };
         assert!(matches!(bind(open.clone()).await, Err(ServeError::Open(_))));
         let empty = ServerConfig {
-            api_key: Some(ApiKey::from(String::new())),
+            api_keys: vec![ApiKey::from(String::new())],
             ..open.clone()
         };
         assert!(matches!(bind(empty).await, Err(ServeError::Open(_))));
         bind(ServerConfig {
-            api_key: Some(ApiKey::from("key".to_owned())),
+            api_keys: vec![ApiKey::from("key".to_owned())],
             ..open
         })
         .await
         .unwrap();
+    }
+
+    #[tokio::test]
+    async fn keys_have_secrets_and_names_of_their_own() {
+        for (keys, expected) in [
+            (vec!["a=1", "b=1"], None),
+            (vec!["a=1", "a=2"], Some("is given twice")),
+            (vec!["1", "2"], Some("is given twice")),
+            (vec![""], Some("is empty")),
+        ] {
+            let bound = bind(ServerConfig {
+                listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+                api_keys: keys.iter().map(|key| ApiKey::from((*key).to_owned())).collect(),
+                ..ServerConfig::default()
+            });
+            let problem = bound.await.err().map(|error| error.to_string());
+            assert_eq!(problem.is_some(), expected.is_some(), "{keys:?}");
+            assert!(problem.is_none_or(|problem| problem.contains(expected.unwrap())));
+        }
     }
 }

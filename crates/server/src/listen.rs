@@ -4,12 +4,17 @@ use std::io::ErrorKind;
 use std::time::Duration;
 
 use axum::Router;
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+
+use crate::auth::Peer;
 
 /// The longest that the headers of a request may take to arrive, and that a kept connection may be idle: one that says
 /// nothing must not hold its place for ever. axum's own `serve` has no such bound.
@@ -27,8 +32,8 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, mut stopped: wa
             accepted = listener.accept() => accepted,
             _ = stopped.changed() => break,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, address) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) if is_of_one_client(error.kind()) => continue,
             Err(error) => {
                 tracing::error!("Failed to accept a connection: {error}");
@@ -38,7 +43,10 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, mut stopped: wa
         };
         // An event is one small write, and must not wait for the next one.
         let _ = stream.set_nodelay(true);
-        let service = TowerToHyperService::new(router.clone());
+        let service = OfPeer {
+            router: TowerToHyperService::new(router.clone()),
+            peer: Peer(address.ip()),
+        };
         let connection = connections.watch(http.serve_connection(TokioIo::new(stream), service));
         tokio::spawn(async move {
             if let Err(error) = connection.await {
@@ -48,6 +56,23 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, mut stopped: wa
     }
     drop(listener);
     connections.shutdown().await;
+}
+
+/// The routes for one connection: each request knows the address that it came from.
+struct OfPeer {
+    router: TowerToHyperService<Router>,
+    peer: Peer,
+}
+
+impl Service<Request<Incoming>> for OfPeer {
+    type Response = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Response;
+    type Error = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Error;
+    type Future = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Future;
+
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        request.extensions_mut().insert(self.peer);
+        self.router.call(request)
+    }
 }
 
 /// Whether the client has left before it was accepted, which says nothing of the listener.

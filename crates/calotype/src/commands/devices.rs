@@ -27,13 +27,12 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
         workers,
     } in devices
     {
-        say!(
-            "{}  {state}  {}  {} of {} free",
-            device.id,
-            device.name,
-            bytes(device.free_bytes),
-            bytes(device.total_bytes)
-        );
+        let total = bytes(device.total_bytes);
+        let memory = match device.free_bytes {
+            Some(free_bytes) => format!("{} of {total} free", bytes(free_bytes)),
+            None => format!("{total}, no driver tells what is free"),
+        };
+        say!("{}  {state}  {}  {memory}", device.id, device.name);
         for worker in workers {
             let engine = worker
                 .capabilities

@@ -18,7 +18,7 @@ use crate::client::{Client, escaped};
 use crate::console::JobBar;
 use crate::console::say;
 use crate::exit_code::{Exit, Failure};
-use crate::local::{self, EngineArgs};
+use crate::local::{self, Drain, EngineArgs};
 
 /// What to draw, and how.
 #[derive(Debug, clap::Args)]
@@ -66,6 +66,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     let config = args.engine.config(folder.path())?;
     let server_config = ServerConfig {
         listen: ([127, 0, 0, 1], 0).into(),
+        client_name: Some("local".into()),
         ..ServerConfig::default()
     };
     let (listening, address) = oneshot::channel();
@@ -79,6 +80,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
         async {
             let _ = stopped.await;
         },
+        Drain::AtOnce,
     ));
     let Ok(address) = address.blocking_recv() else {
         // It never listened: its own error is the answer.

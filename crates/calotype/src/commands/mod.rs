@@ -5,6 +5,7 @@ pub mod devices;
 pub mod doctor;
 pub mod generate;
 pub mod jobs;
+pub mod journal;
 pub mod models;
 pub mod serve;
 pub mod setup;

@@ -2,13 +2,15 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use calotype_server::{ApiKey, ServerConfig};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::console::say;
 use crate::exit_code::{Exit, Failure};
-use crate::local::{self, EngineArgs};
+use crate::keep::KeepArgs;
+use crate::local::{self, Drain, EngineArgs};
 use crate::places;
 
 /// Options of the server.
@@ -20,9 +22,19 @@ pub struct Args {
     /// Where the journal and the pictures are kept; by default the user's data directory.
     #[arg(long, value_name = "DIR", env = "CALOTYPE_DATA_DIR")]
     data_dir: Option<PathBuf>,
-    /// Ask every client for this key.
-    #[arg(long, value_name = "KEY", env = "CALOTYPE_API_KEY", hide_env_values = true)]
-    api_key: Option<String>,
+    /// Ask every client for this key; may be given several times. The name before `=` is the client's: the devices are
+    /// shared fairly between clients. A key without a name is called `default`; without any key each address is a client.
+    #[arg(
+        long,
+        value_name = "[NAME=]SECRET",
+        env = "CALOTYPE_API_KEY",
+        hide_env_values = true
+    )]
+    api_key: Vec<String>,
+    /// How long running jobs may end after SIGTERM or Ctrl-C, while new ones are refused; 0 stops at once. Jobs that have
+    /// not ended go on at the next start.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    drain: u64,
     /// Most jobs that wait; more get 429.
     #[arg(long, default_value_t = 10_000)]
     queue: usize,
@@ -37,10 +49,12 @@ pub struct Args {
     #[arg(long, default_value_t = 0.25)]
     weight_cache: f64,
     #[command(flatten)]
+    keep: KeepArgs,
+    #[command(flatten)]
     engine: EngineArgs,
 }
 
-/// Serves until SIGINT or SIGTERM.
+/// Serves until SIGINT or SIGTERM and the drain that follows; a second signal leaves at once.
 pub fn run(args: Args) -> Result<Exit, Failure> {
     local::log("info");
     let data_dir = args.data_dir.clone().unwrap_or_else(places::data_dir);
@@ -49,9 +63,10 @@ pub fn run(args: Args) -> Result<Exit, Failure> {
     config.max_concurrency = args.max_concurrency;
     config.memory_share = args.memory_share;
     config.weight_cache_share = args.weight_cache;
+    config.retention = args.keep.retention();
     let server = ServerConfig {
         listen: args.listen,
-        api_key: args.api_key.map(ApiKey::from),
+        api_keys: args.api_key.into_iter().map(ApiKey::from).collect(),
         ..ServerConfig::default()
     };
     let shown = data_dir.display().to_string();
@@ -61,7 +76,8 @@ pub fn run(args: Args) -> Result<Exit, Failure> {
             say!("listening on http://{address}, data in {shown}");
             say!("try: curl -s http://{address}/health");
         };
-        local::serve(config, server, listening, signals).await
+        let drain = Drain::Within(Duration::from_secs(args.drain));
+        local::serve(config, server, listening, signals, drain).await
     })?;
     Ok(Exit::Ok)
 }
@@ -75,7 +91,6 @@ fn stop_signals() -> Result<impl Future<Output = ()> + Send + 'static, Failure> 
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
-        eprintln!("stopping; once more leaves at once");
         tokio::spawn(async move {
             tokio::select! {
                 _ = interrupt.recv() => {}

@@ -159,7 +159,18 @@ impl Server {
         self.stream(&format!("/api/jobs/{job}/events"), headers).collect()
     }
 
-    fn stream(&self, path: &str, headers: &[(&str, &str)]) -> impl Iterator<Item = (u64, Value)> + use<> {
+    /// Status and headers of a GET whose body is not waited for.
+    pub fn head(&self, path: &str, headers: &[(&str, &str)]) -> (u16, ureq::http::HeaderMap) {
+        let mut request = self.agent.get(format!("{}{path}", self.url));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let (head, _) = request.call().unwrap().into_parts();
+        (head.status.as_u16(), head.headers)
+    }
+
+    /// Events with their numbers, as they come.
+    pub fn stream(&self, path: &str, headers: &[(&str, &str)]) -> impl Iterator<Item = (u64, Value)> + use<> {
         let mut request = self.agent.get(format!("{}{path}", self.url));
         for (name, value) in headers {
             request = request.header(*name, *value);

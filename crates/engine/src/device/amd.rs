@@ -8,7 +8,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use super::Device;
+use super::sensors::{ReadSensors, now_ms};
+use super::{Device, Reading};
 
 /// A processor's own graphics unit has less memory set aside, and draws nothing in it.
 const LEAST_BYTES: u64 = 1 << 30;
@@ -54,12 +55,16 @@ impl Node {
 fn card(index: usize, node: &Node, sys: &Path, driver: Option<String>) -> Option<Device> {
     let files = sys.join(format!("class/drm/renderD{}/device", node.render_minor));
     let total_bytes: u64 = number(&files.join("mem_info_vram_total"))?;
-    let used_bytes: u64 = number(&files.join("mem_info_vram_used")).unwrap_or(0);
+    let used_bytes: Option<u64> = number(&files.join("mem_info_vram_used"));
     let sensors = fs::read_dir(files.join("hwmon")).ok();
     let sensors = sensors
         .and_then(|mut found| found.next()?.ok())
         .map(|found| found.path());
     let sensor = |name: &str| number::<u32>(&sensors.as_ref()?.join(name));
+    let hertz = |name: &str| {
+        let hertz: u64 = number(&sensors.as_ref()?.join(name))?;
+        u32::try_from(hertz / 1_000_000).ok()
+    };
     let named = words(&files.join("product_name")).filter(|name| !name.is_empty());
     Some(Device {
         id: format!("rocm{index}"),
@@ -69,14 +74,47 @@ fn card(index: usize, node: &Node, sys: &Path, driver: Option<String>) -> Option
         uuid: (node.unique_id > 0).then(|| format!("GPU-{:016x}", node.unique_id)),
         driver,
         total_bytes,
-        free_bytes: total_bytes.saturating_sub(used_bytes),
+        // A card that does not tell what is used tells nothing of what is free.
+        free_bytes: used_bytes.map(|used_bytes| total_bytes.saturating_sub(used_bytes)),
         utilisation_percent: number(&files.join("gpu_busy_percent")),
         // Thousandths of a degree, millionths of a watt.
         temperature_c: sensor("temp1_input").map(|thousandths| thousandths / 1000),
         power_mw: sensor("power1_average")
             .or_else(|| sensor("power1_input"))
             .map(|millionths| millionths / 1000),
+        // Hertz.
+        clock_mhz: hertz("freq1_input"),
+        memory_clock_mhz: hertz("freq2_input"),
+        throttle_reasons: Vec::new(),
+        read_at_ms: Some(now_ms()),
     })
+}
+
+/// Reads the cards that were found at the start.
+pub(super) struct AmdSensors {
+    sys: PathBuf,
+    cards: Vec<Device>,
+}
+
+impl AmdSensors {
+    pub(super) fn new(sys: PathBuf, cards: Vec<Device>) -> Self {
+        Self { sys, cards }
+    }
+}
+
+impl ReadSensors for AmdSensors {
+    fn read(&mut self) -> BTreeMap<String, Reading> {
+        let now = cards(&self.sys);
+        // Another card may have come in the place of one that was taken out.
+        let is_known = |found: &&Device| {
+            let mut known = self.cards.iter();
+            known.any(|card| card.id == found.id && card.uuid == found.uuid)
+        };
+        let found = now.iter().filter(is_known);
+        found
+            .filter_map(|card| Some((card.id.clone(), card.reading()?)))
+            .collect()
+    }
 }
 
 fn words(file: &Path) -> Option<String> {
@@ -134,6 +172,10 @@ mod tests {
                     "class/drm/renderD129/device/hwmon/hwmon3/power1_average",
                     "16000000\n",
                 ),
+                (
+                    "class/drm/renderD129/device/hwmon/hwmon3/freq1_input",
+                    "2304000000\n",
+                ),
                 ("class/drm/renderD128/device/mem_info_vram_total", "8573157376\n"),
                 ("module/amdgpu/version", "6.10.5\n"),
             ],
@@ -147,16 +189,27 @@ mod tests {
         assert_eq!(first.driver.as_deref(), Some("amdgpu 6.10.5"));
         assert_eq!(
             (first.total_bytes, first.free_bytes),
-            (25_753_026_560, 24_679_284_736)
+            (25_753_026_560, Some(24_679_284_736))
         );
         assert_eq!(
             (first.utilisation_percent, first.temperature_c),
             (Some(7), Some(41))
         );
         assert_eq!(first.power_mw, Some(16_000));
+        assert_eq!((first.clock_mhz, first.memory_clock_mhz), (Some(2304), None));
         let second = &found[1];
         assert_eq!((second.id.as_str(), second.name.as_str()), ("rocm2", "AMD card"));
         assert_eq!((second.uuid.as_ref(), second.power_mw), (None, None));
+        assert_eq!(second.free_bytes, None, "what it does not tell is not guessed");
+        // A later reading has the later figures, of the cards that were there.
+        let mut sensors = AmdSensors::new(sys.path().to_owned(), vec![first.clone()]);
+        write(
+            sys.path(),
+            &[("class/drm/renderD129/device/mem_info_vram_used", "2147483648\n")],
+        );
+        let readings = sensors.read();
+        assert_eq!(readings.keys().collect::<Vec<_>>(), ["rocm0"]);
+        assert_eq!(readings["rocm0"].free_bytes, Some(23_605_542_912));
     }
 
     #[test]

@@ -59,15 +59,9 @@ impl From<&Declared> for Device {
             id: format!("{}{}", said.kind, said.index),
             kind: said.kind.clone(),
             name: format!("{} device, as declared", said.kind),
-            vendor: None,
-            uuid: None,
-            driver: None,
             total_bytes: said.total_bytes,
-            // Nobody here can look.
-            free_bytes: said.total_bytes,
-            utilisation_percent: None,
-            temperature_c: None,
-            power_mw: None,
+            // No driver is asked, so nothing is said of what is free.
+            ..Device::unread()
         }
     }
 }

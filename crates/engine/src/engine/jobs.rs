@@ -5,7 +5,7 @@ use tokio::sync::oneshot;
 
 use super::{Engine, going_down};
 use crate::error::{Code, Error};
-use crate::processing::{Action, Command, JobState, JobView, StepView, view_of};
+use crate::processing::{Action, Command, JobState, JobView, StepView, view_as_told, view_of};
 use crate::store::JobFilter;
 use crate::view::{JobPage, JobQuery};
 
@@ -22,6 +22,15 @@ impl Engine {
             Some(record) => Ok(view_of(record, live)),
             None => Err(Error::new(Code::NotFound, format!("there is no job {id}"))
                 .advice("GET /api/jobs lists them")),
+        }
+    }
+
+    /// A job as it was told to subscribers: it has ended only once its last event is in the log.
+    pub(super) async fn job_as_told(&self, id: &JobId) -> Result<JobView, Error> {
+        let live = self.live(vec![id.clone()]).await.pop().flatten();
+        match self.inner.store.job(id).await? {
+            Some(record) => Ok(view_as_told(record, live)),
+            None => Err(Error::new(Code::NotFound, format!("there is no job {id}"))),
         }
     }
 

@@ -3,23 +3,25 @@
 mod jobs;
 mod submit;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use calotype_protocol::JobId;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::artifact_cache::ArtifactCache;
 use crate::config::Config;
-use crate::device::{self, HostFacts};
+use crate::device::{self, HostFacts, Sensors};
 use crate::error::{Code, Error};
-use crate::event_log::EventLog;
+use crate::event::{Answer, EventLog, JobStates, Subscription};
+use crate::health::{self, HealthFacts, JournalProbe, ModelCounts, Probe};
 use crate::inference::Abilities;
 use crate::memory::Peaks;
 use crate::model::{Catalogue, ModelRecord};
-use crate::processing::{Command, Driver, DriverParts, Gate, Snapshot};
+use crate::processing::{Command, Driver, DriverParts, Gate, JobView, Snapshot};
 use crate::startup;
-use crate::store::{ArtifactHash, Artifacts, Store, keep_tidy};
-use crate::subscription::Subscription;
+use crate::store::{ArtifactHash, Artifacts, Store, StoreHealth, keep_tidy};
 use crate::view::{Artifact, DeviceView, Health, MemoryView};
 
 /// Event numbers taken from the journal at each start: more than one run can use, and 2^53 holds millions of starts.
@@ -27,6 +29,13 @@ const EVENT_BLOCK: u64 = 1 << 30;
 /// The least and the most that raw outputs may hold of the host's memory while they wait to be encoded and stored.
 const OUTPUTS_LEAST_BYTES: u64 = 256 << 20;
 const OUTPUTS_MOST_BYTES: u64 = 4 << 30;
+
+/// Encoding is tried again when somebody asks for the health after this.
+const ENCODING_EVERY: Duration = Duration::from_secs(10);
+/// The journal likewise: a disk that fills is told within a second.
+const JOURNAL_EVERY: Duration = Duration::from_secs(1);
+/// How long an answer on the health waits for what is tried.
+const PROBE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The orchestrator. Cheap to clone; all clones are the same engine.
 #[derive(Clone)]
@@ -44,6 +53,12 @@ struct Inner {
     commands: mpsc::Sender<Command>,
     started: Instant,
     max_image_bytes: u64,
+    sensors: Sensors,
+    artifact_cache: ArtifactCache,
+    encoding: Probe,
+    journal: Probe,
+    /// When the drain that has begun ends at the latest.
+    drain_ends: Mutex<Option<Instant>>,
 }
 
 impl Engine {
@@ -69,7 +84,11 @@ impl Engine {
         let gate = Arc::new(Gate::new(config.queue_max_jobs, config.queue_max_bytes));
         let (events_in, events) = mpsc::channel(1024);
         let (commands, commands_out) = mpsc::channel(1024);
-        let inventory = device::inventory(&config.declared);
+        let declared = config.declared.clone();
+        let inventory = tokio::task::spawn_blocking(move || device::inventory(&declared))
+            .await
+            .map_err(|error| Error::new(Code::Internal, error.to_string()))?;
+        let sensors = Sensors::start(&inventory);
         let workers = startup::workers(&config, &inventory);
         let (abilities_in, abilities) =
             watch::channel(Arc::new(Abilities::of(Vec::new(), !workers.is_empty())));
@@ -105,115 +124,165 @@ impl Engine {
             commands,
             started,
             max_image_bytes: 64 << 20,
+            sensors,
+            artifact_cache: ArtifactCache::default(),
+            encoding: Probe::new(ENCODING_EVERY, PROBE_PATIENCE),
+            journal: Probe::new(JOURNAL_EVERY, PROBE_PATIENCE),
+            drain_ends: Mutex::default(),
         };
         let engine = Engine {
             inner: Arc::new(inner),
         };
         engine.take_over().await?;
+        let encoding = engine.inner.encoding.clone();
+        tokio::spawn(async move { encoding.tried(health::encodes).await });
         Ok(engine)
     }
 
-    /// Events of one job, or of all, after the number `after`; from now on where there is none. A job's stream begins
-    /// with the job as it stands.
+    /// Events of one job, or of all, after the number `after`; from now on where there is none. A job's stream without a
+    /// number begins with the job as it stands; one with a number that is too old begins with a gap, and so does that
+    /// of all jobs.
     pub fn events(&self, job: Option<JobId>, after: Option<u64>) -> Subscription {
-        Subscription::new(self.clone(), Arc::clone(&self.inner.log), job, after)
+        self.inner.log.subscribe(job, after, Arc::new(self.clone()))
     }
 
-    /// A stored file.
+    /// A stored file, from memory where it was stored or read a short while ago.
     pub async fn artifact(&self, hash: &str) -> Result<Artifact, Error> {
         let missing = || Error::new(Code::NotFound, format!("there is no artifact {hash}"));
         let hash = ArtifactHash::parse(hash).ok_or_else(missing)?;
-        let bytes = self.inner.artifacts.fetch(&hash).await?.ok_or_else(missing)?;
+        let bytes = match self.inner.artifact_cache.get(&hash) {
+            Some(bytes) => bytes,
+            None => {
+                let bytes = self.inner.artifacts.fetch(&hash).await?.ok_or_else(missing)?;
+                let bytes = Bytes::from(bytes);
+                self.inner.artifact_cache.put(hash, bytes.clone());
+                bytes
+            }
+        };
         let media_type = crate::store::media_type(&bytes);
         Ok(Artifact { bytes, media_type })
     }
 
-    /// Devices with their workers.
-    pub async fn devices(&self) -> Vec<DeviceView> {
-        self.snapshot()
-            .await
-            .map(|snapshot| snapshot.devices)
-            .unwrap_or_default()
+    /// Devices with their workers, and figures that are at most two seconds old where their drivers answer.
+    pub async fn devices(&self) -> Result<Vec<DeviceView>, Error> {
+        let mut devices = self.snapshot().await?.devices;
+        let mut readings = self.inner.sensors.read_all().await;
+        for view in &mut devices {
+            if let Some(reading) = readings.remove(&view.device.id) {
+                view.device = view.device.clone().with(reading);
+            }
+        }
+        Ok(devices)
     }
 
-    /// Models and LoRAs.
+    /// Everything in the catalogue.
     pub async fn models(&self) -> Vec<ModelRecord> {
         self.inner.catalogue.models().cloned().collect()
     }
 
-    /// One of them.
+    /// One of them, whatever its kind.
     pub async fn model(&self, id: &str) -> Result<ModelRecord, Error> {
-        let found = self
-            .inner
-            .catalogue
-            .model(id)
-            .or_else(|error| self.inner.catalogue.lora(id).map_err(|_| error));
-        found.cloned().map_err(|mut error| {
-            error.code = Code::NotFound;
-            error
-        })
+        self.inner.catalogue.find(id).cloned()
     }
 
-    /// Ledgers.
-    pub async fn memory(&self) -> Vec<MemoryView> {
-        let mut memory = self
-            .snapshot()
-            .await
-            .map(|snapshot| snapshot.memory)
-            .unwrap_or_default();
-        let host = HostFacts::read();
-        for view in memory.iter_mut().filter(|view| view.device.starts_with("cpu")) {
-            view.free_bytes = host.free_bytes;
+    /// Ledgers, beside what the drivers call free.
+    pub async fn memory(&self) -> Result<Vec<MemoryView>, Error> {
+        let memory = self.snapshot().await?.memory;
+        Ok(self.read_free(memory).await)
+    }
+
+    async fn read_free(&self, mut memory: Vec<MemoryView>) -> Vec<MemoryView> {
+        let mut readings = self.inner.sensors.read_all().await;
+        for view in &mut memory {
+            if let Some(reading) = readings.remove(&view.device) {
+                view.free_bytes = reading.free_bytes;
+                view.read_at_ms = Some(reading.at_ms);
+            }
         }
         memory
     }
 
-    /// The chain.
+    /// The verdict on every link, from what was tried and read.
     pub async fn health(&self) -> Health {
-        let uptime_ms = self.inner.started.elapsed().as_millis() as u64;
-        let version = env!("CARGO_PKG_VERSION").to_owned();
-        match self.snapshot().await {
-            Ok(snapshot) => {
-                let sound = snapshot.chain.iter().all(|link| link.healthy);
-                let starting = self.inner.abilities.borrow().workers.is_empty();
-                let status = if sound {
-                    "ok"
-                } else if starting {
-                    "starting"
-                } else {
-                    "degraded"
-                };
-                Health {
-                    status: status.into(),
-                    chain: snapshot.chain,
-                    version,
-                    uptime_ms,
-                    jobs: snapshot.jobs,
-                }
-            }
-            Err(_) => Health {
-                status: "degraded".into(),
-                chain: Vec::new(),
-                version,
-                uptime_ms,
-                jobs: Default::default(),
-            },
+        let store = self.inner.store.clone();
+        let journal = self
+            .inner
+            .journal
+            .tried(async move || JournalProbe::probe(&store).await);
+        let encoding = self.inner.encoding.tried(health::encodes);
+        let (journal, encoding, snapshot) = tokio::join!(journal, encoding, self.snapshot());
+        let dispatching = snapshot.is_ok();
+        let (devices, memory, rest) = match snapshot {
+            Ok(snapshot) => (snapshot.devices, snapshot.memory, snapshot.rest),
+            Err(_) => Default::default(),
+        };
+        let memory = self.read_free(memory).await;
+        let now_ms = crate::processing::now_ms();
+        let facts = HealthFacts {
+            now_ms,
+            dispatching,
+            draining: self.drain_left().is_some(),
+            was_ready: !self.inner.abilities.borrow().workers.is_empty(),
+            workers: health::worker_facts(&devices),
+            memory: health::memory_facts(&memory, now_ms),
+            models: ModelCounts::of(self.inner.catalogue.models()),
+            load_failures: rest.load_failures,
+            jobs_live: rest.jobs.values().sum(),
+            journal,
+            encoding,
+            runs: rest.runs,
+        };
+        let chain = health::chain(&facts);
+        Health {
+            status: health::status(&facts, &chain).name().into(),
+            chain,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_ms: self.inner.started.elapsed().as_millis() as u64,
+            jobs: rest.jobs,
         }
     }
 
-    /// Starts nothing more, lets what runs end within `drain`, stops the workers and ends the dispatcher. Jobs that have
-    /// not ended are taken over by the next start. A second call shortens the first.
-    pub async fn shutdown(&self, drain: Duration) {
-        let (reply, answer) = oneshot::channel();
-        if self
+    /// From here on new jobs are refused and the health says `draining`. What runs goes on until [`shutdown`](Self::shutdown).
+    pub fn begin_drain(&self, drain: Duration) {
+        let mut ends = self
             .inner
-            .commands
-            .send(Command::Stop { drain, reply })
-            .await
-            .is_ok()
-        {
+            .drain_ends
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        ends.get_or_insert_with(|| Instant::now() + drain);
+    }
+
+    /// What is left of the drain that has begun.
+    fn drain_left(&self) -> Option<Duration> {
+        let ends = self
+            .inner
+            .drain_ends
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        ends.map(|ends| ends.saturating_duration_since(Instant::now()))
+    }
+
+    fn refuse_while_draining(&self) -> Result<(), Error> {
+        match self.drain_left() {
+            None => Ok(()),
+            Some(left) => Err(Error::new(
+                Code::ShuttingDown,
+                "the server is going down and takes no new jobs",
+            )
+            .advice("send it again once the server is back; a new one can be asked at once")
+            .retry_after_ms(left.as_millis() as u64 + 1000)),
+        }
+    }
+
+    /// Drains, stops the workers and ends the dispatcher. Jobs that have not ended are taken over by the next start.
+    pub async fn shutdown(&self, drain: Duration) {
+        self.begin_drain(drain);
+        let (reply, answer) = oneshot::channel();
+        let stop = Command::Stop { drain, reply };
+        if self.inner.commands.send(stop).await.is_ok() {
             let _ = answer.await;
         }
+        self.inner.log.close();
     }
 
     async fn snapshot(&self) -> Result<Snapshot, Error> {
@@ -224,6 +293,21 @@ impl Engine {
 
     async fn tell(&self, command: Command) -> Result<(), Error> {
         self.inner.commands.send(command).await.map_err(|_| going_down())
+    }
+}
+
+impl JournalProbe for Store {
+    async fn probe(&self) -> Result<(), String> {
+        match Store::probe(self).await {
+            StoreHealth::Open => Ok(()),
+            StoreHealth::Full { message } | StoreHealth::Failed { message } => Err(message),
+        }
+    }
+}
+
+impl JobStates for Engine {
+    fn job<'a>(&'a self, id: &'a JobId) -> Answer<'a, Result<JobView, Error>> {
+        Box::pin(self.job_as_told(id))
     }
 }
 

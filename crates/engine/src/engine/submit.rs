@@ -10,7 +10,7 @@ use super::{Engine, going_down};
 use crate::error::{Code, Error};
 use crate::inference::{self, GenerateRequest, InputImage, Inputs, Plan, Planned, Warning};
 use crate::processing::{AcceptedJob, Command, Demand, JobRecord, JobState, now_ms, view_of};
-use crate::store::{ArtifactHash, Inserted, NewJob};
+use crate::store::{ArtifactHash, Inserted, NewJob, StoreHealth};
 use crate::view::{SubmitOptions, Submitted, Validation};
 
 /// Jobs that are taken over in one message.
@@ -32,6 +32,8 @@ impl Engine {
             }
             None => String::new(),
         };
+        self.refuse_while_draining()?;
+        self.refuse_while_the_store_fails()?;
         let ticket = self.inner.gate.enter(request.size_bytes())?;
         let Planned {
             mut plan,
@@ -88,6 +90,19 @@ impl Engine {
             Inserted::Existing(record) => self.known(*record, true, warnings).await,
             Inserted::KeyReused => Err(key_reused()),
         }
+    }
+
+    /// What cannot be kept is not promised: while the store fails its last word is the answer.
+    fn refuse_while_the_store_fails(&self) -> Result<(), Error> {
+        let (code, message) = match self.inner.store.health() {
+            StoreHealth::Open => return Ok(()),
+            StoreHealth::Full { message } => (Code::StoreFull, message),
+            StoreHealth::Failed { message } => (Code::StoreFailed, message),
+        };
+        // Asked of a store that may work again by now: the next try is not far.
+        Err(Error::new(code, message)
+            .advice("free space in the data directory, or delete jobs; it is tried again by itself")
+            .retry_after_ms(1000))
     }
 
     /// The job of a key that was used before.

@@ -1,7 +1,7 @@
 //! Models by name.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use calotype_protocol::{ModelFormat, ModelSpec};
@@ -153,6 +153,36 @@ impl Catalogue {
     fn usable(&self, kind: ModelKind) -> impl Iterator<Item = &ModelRecord> {
         let wanted = move |record: &&ModelRecord| record.kind == kind && record.problem.is_none();
         self.records.iter().filter(wanted)
+    }
+
+    /// Any record, whatever its kind, by its id, or by its name where only one has it.
+    pub fn find(&self, name: &str) -> Result<&ModelRecord, Error> {
+        if let Some(record) = self.records.iter().find(|record| record.id.as_str() == name) {
+            return Ok(record);
+        }
+        let shown: String = name.chars().take(100).collect();
+        let named: Vec<&ModelRecord> = self.records.iter().filter(|record| record.name == name).collect();
+        match named.as_slice() {
+            [record] => Ok(record),
+            [] => {
+                let known = self
+                    .records
+                    .iter()
+                    .flat_map(|record| [record.id.as_str(), record.name.as_str()]);
+                let known: BTreeSet<&str> = known.collect();
+                let error = Error::new(Code::NotFound, format!("there is no model `{shown}`"));
+                Err(error.advice(nearest(name, known.into_iter())))
+            }
+            several => {
+                let ids = several
+                    .iter()
+                    .map(|record| format!("`{}` ({})", record.id, record.kind.word()));
+                let ids = ids.collect::<Vec<_>>().join(", ");
+                let message = format!("{} models have the name `{shown}`", several.len());
+                Err(Error::invalid("id", message)
+                    .advice(format!("use the id of the one that is meant: {ids}")))
+            }
+        }
     }
 
     /// The model of a request that names none: the first one that the native worker can take, else the first usable

@@ -52,7 +52,7 @@ impl ModelKind {
     }
 
     /// The word for it in ids that two kinds would share.
-    pub(super) fn word(self) -> &'static str {
+    pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Diffusers | Self::Onnx | Self::Checkpoint => "model",
             Self::Lora => "lora",

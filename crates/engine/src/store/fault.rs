@@ -166,7 +166,8 @@ fn of_sqlite(error: &rusqlite::Error) -> Fault {
     };
     match (failure.extended_code, failure.extended_code & 0xff) {
         (ffi::SQLITE_READONLY_DBMOVED, _) => Fault::Gone,
-        (_, ffi::SQLITE_FULL) => Fault::Full,
+        // The index of the log could not grow: SQLite's documentation names a full disk as the reason.
+        (ffi::SQLITE_IOERR_SHMSIZE, _) | (_, ffi::SQLITE_FULL) => Fault::Full,
         (_, ffi::SQLITE_READONLY | ffi::SQLITE_PERM) => Fault::ReadOnly,
         (_, ffi::SQLITE_IOERR | ffi::SQLITE_CANTOPEN | ffi::SQLITE_CORRUPT | ffi::SQLITE_NOTADB) => {
             Fault::Broken

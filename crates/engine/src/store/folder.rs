@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::StoreError;
 use super::artifacts::ArtifactHash;
-use super::health::Health;
+use super::health::{Health, Part};
 use super::inspect::JOURNAL;
 use super::reserve::Reserve;
 use super::trash::Trash;
@@ -47,11 +47,15 @@ pub(super) struct Folder {
 impl Folder {
     /// The folder of an open journal.
     pub(super) fn of_journal(dir: &Path) -> Result<Self, StoreError> {
-        Ok(Self {
+        let folder = Self {
             journal: Some(identity(&dir.join(JOURNAL))?),
             reserve: Some(Reserve::make(dir)),
             ..Self::without_journal(dir)
-        })
+        };
+        folder
+            .health
+            .tried(Part::Journal, folder.standing().as_ref().map(|()| ()));
+        Ok(folder)
     }
 
     /// A folder with artifacts alone.
@@ -86,11 +90,23 @@ impl Folder {
     pub(super) fn admit(&self, space: Space) -> Result<(), StoreError> {
         let is_held = self.reserve.as_ref().is_none_or(Reserve::is_held);
         match space {
-            Space::Takes if !is_held => Err(StoreError::Full {
-                dir: self.dir.clone(),
-                detail: "the space that is kept back for the ends of jobs is in use".into(),
-            }),
+            Space::Takes if !is_held => Err(self.out_of_room()),
             Space::Takes | Space::Keeps | Space::Frees => Ok(()),
+        }
+    }
+
+    /// What a write that succeeded says about the disk: without the reserve it is full all the same.
+    pub(super) fn standing(&self) -> Result<(), StoreError> {
+        match self.is_out_of_room() {
+            true => Err(self.out_of_room()),
+            false => Ok(()),
+        }
+    }
+
+    fn out_of_room(&self) -> StoreError {
+        StoreError::Full {
+            dir: self.dir.clone(),
+            detail: "the 4 MiB that are kept back for the ends of jobs are in use".into(),
         }
     }
 
@@ -110,9 +126,13 @@ impl Folder {
 
     /// Something was deleted: the reserve may find its room again.
     pub(super) fn has_room(&self) {
-        if let Some(reserve) = &self.reserve {
+        if let Some(reserve) = &self.reserve
+            && reserve.is_given_up()
+        {
             reserve.try_soon();
-            reserve.is_held();
+            if reserve.is_held() {
+                self.health.tried(Part::Journal, Ok(()));
+            }
         }
     }
 

@@ -77,6 +77,18 @@ pub(super) struct Mark {
 }
 
 impl Mark {
+    /// Takes the mark of a journal over, or makes it. One that is there is written in place, which needs no room.
+    pub(super) fn take(dir: &Path, marked: Marked) -> Result<Self, StoreError> {
+        if read(dir)?.is_none_or(|there| there.id != marked.id) {
+            return Self::make(dir, marked);
+        }
+        let file = File::options().write(true).open(dir.join(FILE))?;
+        let mark = Self { file, id: marked.id };
+        mark.reach(marked.commits)?;
+        mark.sync()?;
+        Ok(mark)
+    }
+
     /// Makes the mark anew, whole and synced.
     pub(super) fn make(dir: &Path, marked: Marked) -> Result<Self, StoreError> {
         let torn = dir.join(format!("{FILE}.tmp"));

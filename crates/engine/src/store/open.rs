@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Weak};
 
 use rusqlite::{Connection, params};
+use tokio::sync::watch;
 
 use super::artifacts::{self, Artifacts};
 use super::folder::Folder;
@@ -39,6 +40,7 @@ pub struct Store {
 #[derive(Clone)]
 pub struct WeakStore {
     owned: Weak<Owned>,
+    open: watch::Receiver<()>,
 }
 
 /// In this order: the readers are closed before the writer folds the log, and the folder is given back at the very end.
@@ -48,6 +50,7 @@ pub(super) struct Owned {
     pub(super) artifacts: Artifacts,
     pub(super) folder: Arc<Folder>,
     pub(super) probe: Probe,
+    open: watch::Sender<()>,
     _lock: Lock,
 }
 
@@ -70,7 +73,7 @@ impl Store {
         let readers = Pool::open(&dir.join(JOURNAL))?;
         let folder = Arc::new(Folder::of_journal(dir)?);
         let artifacts = Artifacts::in_folder(dir.join(artifacts::FOLDER), Arc::clone(&folder))?;
-        let mark = match Mark::make(dir, marked) {
+        let mark = match Mark::take(dir, marked) {
             Ok(mark) => Some(mark),
             // Without it a lost log would not be noticed, which is no reason not to serve on a full disk.
             Err(error) if error.is_full() => {
@@ -85,6 +88,7 @@ impl Store {
             artifacts,
             folder,
             probe: Probe::default(),
+            open: watch::Sender::default(),
             _lock: lock,
         };
         Ok(Self {
@@ -101,6 +105,7 @@ impl Store {
     pub fn downgrade(&self) -> WeakStore {
         WeakStore {
             owned: Arc::downgrade(&self.owned),
+            open: self.owned.open.subscribe(),
         }
     }
 
@@ -125,6 +130,11 @@ impl WeakStore {
     /// The store, while somebody else keeps it open.
     pub fn upgrade(&self) -> Option<Store> {
         self.owned.upgrade().map(|owned| Store { owned })
+    }
+
+    /// Waits until the store is closed.
+    pub async fn closed(&mut self) {
+        while self.open.changed().await.is_ok() {}
     }
 }
 

@@ -10,7 +10,7 @@ use super::open::{Store, WeakStore};
 use super::sweep::forget;
 use super::writer::Durable;
 use super::{ArtifactHash, Artifacts, StoreError};
-use crate::processing::now_ms;
+use crate::processing::now_ms as clock_ms;
 
 /// Jobs that are deleted in one transaction: the writer is not held up for long.
 const AT_ONCE: usize = 500;
@@ -49,50 +49,20 @@ impl Retention {
     };
 }
 
-/// A finished job that may be deleted.
-struct Candidate {
-    sequence: i64,
-    finished_at_ms: u64,
-    hashes: Vec<ArtifactHash>,
-}
-
 impl Store {
     /// Deletes finished jobs, the oldest first, until the limits hold; returns how many. Their artifacts become loose.
     pub async fn prune(&self, retention: &Retention, now_ms: u64) -> Result<u64, StoreError> {
         if *retention == Retention::ALL {
             return Ok(0);
         }
-        let settled_ms = now_ms.saturating_sub(FETCHED_FOR.as_millis() as u64);
-        let (finished, candidates) = self.read(move |connection| look(connection, settled_ms)).await?;
+        let (retention, artifacts) = (*retention, self.artifacts());
         let fetched = self.owned.folder.fetched();
-        let candidates: Vec<Candidate> = candidates
-            .into_iter()
-            .filter(|job| !job.hashes.iter().any(|hash| fetched.contains_key(hash)))
-            .collect();
-        let surplus = retention.max_jobs.map_or(0, |most| finished.saturating_sub(most));
-        let oldest_ms = retention.max_age.map_or(0, |age| {
-            now_ms.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
-        });
-        let mut weight = match retention.max_bytes {
-            Some(most_bytes) => Some((self.weigh().await?, most_bytes)),
-            None => None,
-        };
-        let mut doomed = Vec::new();
-        for job in candidates {
-            let is_surplus = (doomed.len() as u64) < surplus;
-            let is_old = job.finished_at_ms < oldest_ms;
-            let is_heavy = weight
-                .as_ref()
-                .is_some_and(|(weight, most_bytes)| weight.total_bytes > *most_bytes);
-            if !(is_surplus || is_old || is_heavy) {
-                break; // the others are younger
-            }
-            if let Some((weight, _)) = &mut weight {
-                weight.without(&job.hashes);
-            }
-            doomed.push(job.sequence);
-        }
-        let pruned = doomed.len() as u64;
+        let doomed = self
+            .read(move |connection| {
+                let keep = |hash: &ArtifactHash| fetched.contains_key(hash);
+                doomed(connection, &artifacts, retention, keep, now_ms)
+            })
+            .await?;
         for piece in doomed.chunks(AT_ONCE) {
             let piece = piece.to_vec();
             self.owned
@@ -100,45 +70,66 @@ impl Store {
                 .submit(Durable::Yes, Space::Frees, move |connection| {
                     piece
                         .iter()
-                        .try_for_each(|sequence| forget(connection, *sequence, now_ms))
+                        .try_for_each(|sequence| forget(connection, *sequence, clock_ms()))
                 })
                 .await?;
         }
-        Ok(pruned)
-    }
-
-    async fn weigh(&self) -> Result<Weight, StoreError> {
-        let artifacts = self.artifacts();
-        self.read(move |connection| Weight::of(connection, &artifacts))
-            .await
+        Ok(doomed.len() as u64)
     }
 }
 
-/// Finished jobs in all, and those that may be deleted, the oldest first.
-fn look(connection: &Connection, settled_ms: u64) -> Result<(u64, Vec<Candidate>), StoreError> {
+/// The finished jobs that have to go, the oldest first.
+fn doomed(
+    connection: &Connection,
+    artifacts: &Artifacts,
+    retention: Retention,
+    keep: impl Fn(&ArtifactHash) -> bool,
+    now_ms: u64,
+) -> Result<Vec<i64>, StoreError> {
+    let ago = |age: Duration| now_ms.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
     let finished: i64 = connection
         .prepare_cached("SELECT count(*) FROM jobs WHERE finished_at_ms IS NOT NULL")?
         .query_row([], |row| row.get(0))?;
+    let Retention {
+        max_age,
+        max_jobs,
+        max_bytes,
+    } = retention;
+    let surplus = max_jobs.map_or(0, |most| finished.unsigned_abs().saturating_sub(most));
+    let oldest_ms = max_age.map_or(0, ago);
+    let mut weight = max_bytes.map(|_| Weight::of(connection, artifacts)).transpose()?;
     let mut query = connection.prepare_cached(
-        "SELECT jobs.sequence, jobs.finished_at_ms, artifact_refs.hash
-         FROM jobs LEFT JOIN artifact_refs ON artifact_refs.job = jobs.sequence
-         WHERE finished_at_ms IS NOT NULL AND finished_at_ms <= ?1 ORDER BY finished_at_ms, sequence",
+        "SELECT sequence, finished_at_ms FROM jobs WHERE finished_at_ms <= ?1 ORDER BY finished_at_ms, sequence",
     )?;
-    let mut rows = query.query([settled_ms.cast_signed()])?;
-    let mut candidates: Vec<Candidate> = Vec::new();
+    let mut rows = query.query([ago(FETCHED_FOR).cast_signed()])?;
+    let mut doomed = Vec::new();
     while let Some(row) = rows.next()? {
-        let sequence = row.get(0)?;
-        let hash = row.get::<_, Option<String>>(2)?.map(ArtifactHash);
-        match candidates.last_mut() {
-            Some(last) if last.sequence == sequence => last.hashes.extend(hash),
-            Some(_) | None => candidates.push(Candidate {
-                sequence,
-                finished_at_ms: row.get::<_, i64>(1)?.unsigned_abs(),
-                hashes: hash.into_iter().collect(),
-            }),
+        let (sequence, finished_at_ms): (i64, i64) = (row.get(0)?, row.get(1)?);
+        let is_surplus = (doomed.len() as u64) < surplus;
+        let is_old = finished_at_ms.unsigned_abs() < oldest_ms;
+        let is_heavy = weight
+            .as_ref()
+            .zip(max_bytes)
+            .is_some_and(|(weight, most_bytes)| weight.total_bytes > most_bytes);
+        if !(is_surplus || is_old || is_heavy) {
+            break; // the others are younger
         }
+        let hashes = hashes(connection, sequence)?;
+        if hashes.iter().any(&keep) {
+            continue;
+        }
+        if let Some(weight) = &mut weight {
+            weight.without(&hashes);
+        }
+        doomed.push(sequence);
     }
-    Ok((finished.unsigned_abs(), candidates))
+    Ok(doomed)
+}
+
+fn hashes(connection: &Connection, job: i64) -> Result<Vec<ArtifactHash>, StoreError> {
+    let mut query = connection.prepare_cached("SELECT hash FROM artifact_refs WHERE job = ?1")?;
+    let hashes = query.query_map([job], |row| row.get(0).map(ArtifactHash))?;
+    Ok(hashes.collect::<Result<_, _>>()?)
 }
 
 /// The artifacts that jobs refer to: how many jobs each has, and its size.
@@ -176,14 +167,17 @@ impl Weight {
 }
 
 /// Deletes old jobs and sweeps, at the start and every ten minutes, until nobody has the store open any more.
-pub async fn keep_tidy(store: WeakStore, retention: Retention) {
+pub async fn keep_tidy(mut store: WeakStore, retention: Retention) {
     let mut turns = tokio::time::interval(EVERY);
     loop {
-        turns.tick().await;
+        tokio::select! {
+            _ = turns.tick() => {}
+            () = store.closed() => return,
+        }
         let Some(store) = store.upgrade() else {
             return;
         };
-        match store.prune(&retention, now_ms()).await {
+        match store.prune(&retention, clock_ms()).await {
             Ok(0) => {}
             Ok(pruned) => tracing::info!("Deleted {pruned} finished jobs beyond what is to be kept"),
             Err(error) => tracing::warn!("Failed to delete old jobs: {error}"),

@@ -13,6 +13,9 @@ use super::writer::Durable;
 use super::{ArtifactHash, StoreError, refs};
 use crate::processing::now_ms;
 
+/// A time that has not come yet.
+const EVER: u64 = u64::MAX >> 1;
+
 /// What a sweep took away.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Swept {
@@ -56,7 +59,7 @@ impl Store {
             })
             .await?;
         if self.owned.folder.is_out_of_room()
-            && let Err(error) = self.sweep_as(Manner::AtOnce).await
+            && let Err(error) = self.sweep_as(Manner::AtOnce, EVER).await
         {
             // The job is gone, as asked; the next sweep tries again.
             tracing::warn!("Failed to delete the artifacts of a deleted job: {error}");
@@ -67,23 +70,20 @@ impl Store {
     /// Moves loose artifacts to the trash, deletes torn writes, and empties the trash of what is older than seven days.
     /// Nothing is moved in the first hour after the start, because fetches are remembered in memory only.
     pub async fn sweep(&self) -> Result<Swept, StoreError> {
-        self.sweep_as(match self.owned.folder.is_out_of_room() {
-            true => Manner::AtOnce,
-            false => Manner::Gently,
-        })
-        .await
+        let folder = &self.owned.folder;
+        if folder.is_out_of_room() {
+            return self.sweep_as(Manner::AtOnce, EVER).await;
+        }
+        let until_ms = match folder.opened().elapsed() < FETCHED_FOR {
+            true => 0,
+            false => now_ms().saturating_sub(FETCHED_FOR.as_millis() as u64),
+        };
+        self.sweep_as(Manner::Gently, until_ms).await
     }
 
-    pub(super) async fn sweep_as(&self, manner: Manner) -> Result<Swept, StoreError> {
-        let is_young = self.owned.folder.opened().elapsed() < FETCHED_FOR;
-        let loose = match manner {
-            Manner::Gently if is_young => Vec::new(),
-            Manner::Gently => {
-                self.loose(now_ms().saturating_sub(FETCHED_FOR.as_millis() as u64))
-                    .await?
-            }
-            Manner::AtOnce => self.loose(u64::MAX >> 1).await?,
-        };
+    /// Takes what has been loose since `until_ms` or longer.
+    pub(super) async fn sweep_as(&self, manner: Manner, until_ms: u64) -> Result<Swept, StoreError> {
+        let loose = self.loose(until_ms).await?;
         let artifacts = self.artifacts();
         let (mut swept, done) = artifacts.take_away(loose, manner).await?;
         self.no_longer_loose(done).await?;

@@ -262,7 +262,7 @@ impl Hand {
         match (attempt, failure) {
             (_, Some(error)) => health.tried(Part::Journal, Err(error)),
             (Err(trouble), None) => health.tried(Part::Journal, Err(&self.error(trouble.clone()))),
-            (Ok(()), None) => health.tried(Part::Journal, Ok(())),
+            (Ok(()), None) => health.tried(Part::Journal, self.folder.standing().as_ref().map(|()| ())),
         }
     }
 

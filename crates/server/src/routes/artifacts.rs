@@ -39,7 +39,7 @@ pub(super) async fn fetch(
                 CONTENT_RANGE,
                 format!("bytes {}-{}/{length}", part.start, part.end - 1),
             )];
-            let bytes = artifact.bytes.get(part).unwrap_or_default().to_vec();
+            let bytes = artifact.bytes.slice(part);
             (StatusCode::PARTIAL_CONTENT, always, place, bytes).into_response()
         }
         Asked::Outside => {

@@ -8,15 +8,15 @@ use crate::App;
 use crate::error::Refused;
 use crate::segment::Segment;
 
-pub(super) async fn list(State(app): State<App>) -> Json<Vec<DeviceView>> {
-    Json(app.engine.devices().await)
+pub(super) async fn list(State(app): State<App>) -> Result<Json<Vec<DeviceView>>, Refused> {
+    Ok(Json(app.engine.devices().await?))
 }
 
 pub(super) async fn show(State(app): State<App>, Segment(id): Segment) -> Result<Json<DeviceView>, Refused> {
     let found = app
         .engine
         .devices()
-        .await
+        .await?
         .into_iter()
         .find(|view| view.device.id == id);
     let missing = || {

@@ -1,22 +1,31 @@
 //! Streams of events.
 
 use std::convert::Infallible;
+use std::time::Duration;
 
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::HeaderMap;
+use axum::http::header::CACHE_CONTROL;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::sse::{Event as Line, KeepAlive, Sse};
-use calotype_engine::{Error, Subscription};
+use axum::response::{IntoResponse, Response};
+use calotype_engine::{Error, LoggedEvent, Opened, Subscription};
 use calotype_protocol::JobId;
 use futures_util::Stream;
 use futures_util::stream::unfold;
 use serde::Deserialize;
 use tokio::sync::watch;
 
-use super::inference::query;
+use crate::query::values;
 use crate::App;
 use crate::error::Refused;
 use crate::segment::Segment;
+
+/// A comment goes out after so long a silence: what stands between knows that the stream lives, and a client that is
+/// gone is noticed.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// nginx holds answers back unless it is told not to.
+const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -24,31 +33,28 @@ pub(super) struct From {
     after: Option<u64>,
 }
 
-type Lines = Sse<
-    axum::response::sse::KeepAliveStream<
-        std::pin::Pin<Box<dyn Stream<Item = Result<Line, Infallible>> + Send>>,
-    >,
->;
-
+/// 204 tells a browser's EventSource not to come back: the job has ended, and the client knows.
 pub(super) async fn of_job(
     State(app): State<App>,
     Segment(id): Segment,
     from: Result<Query<From>, QueryRejection>,
     headers: HeaderMap,
-) -> Result<Lines, Refused> {
-    let job = JobId(id);
-    app.engine.job(&job).await?;
-    let after = after(query(from)?, &headers)?;
-    Ok(lines(app.engine.events(Some(job), after), app.stopping))
+) -> Result<Response, Refused> {
+    let after = after(values(from)?, &headers)?;
+    let mut events = app.engine.events(Some(JobId(id)), after);
+    Ok(match events.open().await? {
+        Opened::Following => streamed(events, app.stopping),
+        Opened::Ended => StatusCode::NO_CONTENT.into_response(),
+    })
 }
 
 pub(super) async fn of_all(
     State(app): State<App>,
     from: Result<Query<From>, QueryRejection>,
     headers: HeaderMap,
-) -> Result<Lines, Refused> {
-    let after = after(query(from)?, &headers)?;
-    Ok(lines(app.engine.events(None, after), app.stopping))
+) -> Result<Response, Refused> {
+    let after = after(values(from)?, &headers)?;
+    Ok(streamed(app.engine.events(None, after), app.stopping))
 }
 
 fn after(from: From, headers: &HeaderMap) -> Result<Option<u64>, Refused> {
@@ -64,23 +70,35 @@ fn after(from: From, headers: &HeaderMap) -> Result<Option<u64>, Refused> {
     }
 }
 
+fn streamed(events: Subscription, stopping: watch::Receiver<()>) -> Response {
+    let mut response = Sse::new(lines(events, stopping))
+        .keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
+        .into_response();
+    let headers = response.headers_mut();
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
+    response
+}
+
 /// The stream ends with its subscription, or with the server: a client goes on by `Last-Event-ID` once there is one again.
-fn lines(subscription: Subscription, stopping: watch::Receiver<()>) -> Lines {
-    let stream = unfold(
-        (subscription, stopping),
-        async |(mut subscription, mut stopping)| {
-            let event = tokio::select! {
-                event = subscription.next() => event?,
-                _ = stopping.changed() => return None,
-            };
-            let data = serde_json::to_string(&event).unwrap_or_default();
-            let line = Line::default()
-                .id(event.id.to_string())
-                .event(event.kind.name())
-                .data(data);
-            Some((Ok(line), (subscription, stopping)))
-        },
-    );
-    let boxed: std::pin::Pin<Box<dyn Stream<Item = Result<Line, Infallible>> + Send>> = Box::pin(stream);
-    Sse::new(boxed).keep_alive(KeepAlive::default())
+/// An event is taken from the log only when the connection has room for it, so a client that does not read holds one
+/// event at most, and is told of a gap when it reads again.
+fn lines(
+    events: Subscription,
+    stopping: watch::Receiver<()>,
+) -> impl Stream<Item = Result<Line, Infallible>> + Send {
+    unfold((events, stopping), async |(mut events, mut stopping)| {
+        let event = tokio::select! {
+            event = events.next() => event?,
+            _ = stopping.changed() => return None,
+        };
+        Some((Ok(line(&event)), (events, stopping)))
+    })
+}
+
+fn line(event: &LoggedEvent) -> Line {
+    Line::default()
+        .id(event.id.to_string())
+        .event(event.kind.name())
+        .data(event.json())
 }

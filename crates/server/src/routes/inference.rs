@@ -1,6 +1,7 @@
 //! `/api/inference`.
 
 use axum::Json as JsonAnswer;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::http::header::{ACCEPT, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderName};
@@ -13,8 +14,10 @@ use serde::Deserialize;
 
 use super::jobs::key;
 use crate::accept::{Wanted, wanted};
+use crate::auth::Client;
 use crate::body::Json;
 use crate::error::Refused;
+use crate::query::values;
 use crate::{App, GRACE};
 
 /// How a job is to be treated, in the query of both ways to submit one.
@@ -25,20 +28,6 @@ pub(super) struct Treatment {
     pub(super) class: Class,
     #[serde(default)]
     pub(super) priority: i32,
-}
-
-/// A query string that cannot be read, as our error.
-pub(super) fn query<T>(
-    query: Result<Query<T>, axum::extract::rejection::QueryRejection>,
-) -> Result<T, Refused> {
-    match query {
-        Ok(Query(value)) => Ok(value),
-        Err(rejection) => Err(Refused(
-            Error::new(Code::InvalidInput, rejection.body_text())
-                .field("query")
-                .advice("GET /openapi.json describes every parameter"),
-        )),
-    }
 }
 
 /// Cancels a job when the client is gone: a handler whose client leaves is dropped.
@@ -61,11 +50,12 @@ impl Drop for CancelOnLeave {
 
 pub(super) async fn generate(
     State(app): State<App>,
-    treatment: Result<Query<Treatment>, axum::extract::rejection::QueryRejection>,
+    Client(client): Client,
+    treatment: Result<Query<Treatment>, QueryRejection>,
     headers: HeaderMap,
     Json(mut request): Json<GenerateRequest>,
 ) -> Result<Response, Refused> {
-    let Treatment { class, priority } = query(treatment)?;
+    let Treatment { class, priority } = values(treatment)?;
     let key = key(&headers)?;
     let wanted = wanted(headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()));
     match wanted {
@@ -85,7 +75,7 @@ pub(super) async fn generate(
         Promise::AtItsEnd
     };
     let options = SubmitOptions {
-        client: String::new(),
+        client,
         key,
         class,
         priority,

@@ -12,10 +12,12 @@ use calotype_engine::{Code, Error, JobPage, JobQuery, SubmitOptions};
 use calotype_protocol::JobId;
 use serde::Deserialize;
 
-use super::inference::{Treatment, query};
+use super::inference::Treatment;
 use crate::App;
+use crate::auth::Client;
 use crate::body::Json;
 use crate::error::Refused;
+use crate::query::values;
 use crate::segment::Segment;
 
 /// Longest idempotency key.
@@ -33,11 +35,12 @@ type Job = Result<JsonAnswer<JobView>, Refused>;
 
 pub(super) async fn submit(
     State(app): State<App>,
+    Client(client): Client,
     treatment: Result<Query<Treatment>, QueryRejection>,
     headers: HeaderMap,
     Json(request): Json<GenerateRequest>,
 ) -> Result<Response, Refused> {
-    let Treatment { class, priority } = query(treatment)?;
+    let Treatment { class, priority } = values(treatment)?;
     let key = key(&headers)?;
     let engine = app.engine.clone();
     // In a task of its own: see `generate`.
@@ -46,7 +49,7 @@ pub(super) async fn submit(
             .submit(
                 request,
                 SubmitOptions {
-                    client: String::new(),
+                    client,
                     key,
                     class,
                     priority,
@@ -84,7 +87,7 @@ pub(super) async fn list(
     State(app): State<App>,
     listing: Result<Query<Listing>, QueryRejection>,
 ) -> Result<JsonAnswer<JobPage>, Refused> {
-    let Listing { state, limit, cursor } = query(listing)?;
+    let Listing { state, limit, cursor } = values(listing)?;
     if limit == Some(0) {
         return Err(Refused(Error::invalid(
             "limit",

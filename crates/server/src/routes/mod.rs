@@ -12,9 +12,9 @@ mod whole;
 use axum::routing::{MethodRouter, delete, get, post};
 use calotype_engine::inference::GenerateRequest;
 use calotype_engine::model::ModelRecord;
-use calotype_engine::processing::JobView;
-use calotype_engine::{DeviceView, Event, Health, JobPage, MemoryView, Submitted, Validation};
-use schemars::{JsonSchema, Schema, SchemaGenerator};
+use calotype_engine::processing::{Class, JobState, JobView};
+use calotype_engine::{Code, DeviceView, Event, Health, JobPage, MemoryView, Submitted, Validation};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
 use crate::App;
 
@@ -29,23 +29,127 @@ pub(crate) struct Route {
     pub(crate) request: Option<SchemaOf>,
     pub(crate) response: Option<SchemaOf>,
     pub(crate) status: &'static str,
-    pub(crate) media: &'static str,
-    /// Place (`query`, `header`), name, meaning.
-    pub(crate) parameters: &'static [(&'static str, &'static str, &'static str)],
+    /// Types of the answer; the schema describes JSON and events.
+    pub(crate) media: &'static [&'static str],
+    pub(crate) parameters: &'static [Parameter],
+    /// Other answers that are no errors.
+    pub(crate) also: &'static [Also],
+    /// Codes of the errors that it can answer.
+    pub(crate) refusals: &'static [&'static [Code]],
+}
+
+/// A parameter of a route. Those in the query are the only ones that it takes.
+pub(crate) struct Parameter {
+    /// `query` or `header`.
+    pub(crate) place: &'static str,
+    pub(crate) name: &'static str,
+    pub(crate) meaning: &'static str,
+    pub(crate) schema: SchemaOf,
+}
+
+/// Another answer that is no error.
+pub(crate) struct Also {
+    pub(crate) status: &'static str,
+    pub(crate) meaning: &'static str,
+    pub(crate) content: Content,
+}
+
+/// What comes with it.
+#[derive(Clone, Copy)]
+pub(crate) enum Content {
+    /// The same as with the usual answer.
+    AsUsual,
+    /// Nothing.
+    Nothing,
 }
 
 fn schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
     generator.subschema_for::<T>()
 }
 
+fn limit(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "integer", "minimum": 1, "maximum": 500, "default": 50 })
+}
+
+fn key(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "minLength": 1, "maxLength": 255 })
+}
+
+const fn in_query(name: &'static str, meaning: &'static str, schema: SchemaOf) -> Parameter {
+    Parameter {
+        place: "query",
+        name,
+        meaning,
+        schema,
+    }
+}
+
+const fn in_header(name: &'static str, meaning: &'static str, schema: SchemaOf) -> Parameter {
+    Parameter {
+        place: "header",
+        name,
+        meaning,
+        schema,
+    }
+}
+
 const JSON: &str = "application/json";
-const CLASS: (&str, &str, &str) = ("query", "class", "critical, interactive, batch or background");
-const KEY: (&str, &str, &str) = (
-    "header",
-    "Idempotency-Key",
-    "the same key and request give the same job",
+const EVENTS: &str = "text/event-stream";
+const PICTURES: [&str; 3] = ["image/png", "image/jpeg", "image/webp"];
+
+const CLASS: Parameter = in_query(
+    "class",
+    "who goes first; `interactive` by default",
+    schema::<Class>,
 );
-const PRIORITY: (&str, &str, &str) = ("query", "priority", "larger goes first within the class");
+const PRIORITY: Parameter = in_query(
+    "priority",
+    "larger goes first within the class; 0 by default",
+    schema::<i32>,
+);
+const KEY: Parameter = in_header(
+    "Idempotency-Key",
+    "the same key with the same request gives the same job",
+    key,
+);
+const AFTER: [Parameter; 2] = [
+    in_header("Last-Event-ID", "go on behind this event", schema::<u64>),
+    in_query(
+        "after",
+        "go on behind this event, where the header is absent",
+        schema::<u64>,
+    ),
+];
+
+/// Every route that needs a key.
+const ANY: &[Code] = &[Code::Unauthorized, Code::InvalidInput];
+/// Routes that ask the dispatcher or the journal.
+const ASKS: &[Code] = &[Code::StoreFailed, Code::ShuttingDown, Code::Internal];
+/// Routes with a name in their path.
+const NAMED: &[Code] = &[Code::NotFound];
+/// Routes that change a job.
+const CHANGES: &[Code] = &[Code::Conflict];
+/// Routes that take a request for pictures.
+const BODY: &[Code] = &[
+    Code::MalformedBody,
+    Code::TooLarge,
+    Code::ImageRefused,
+    Code::UnknownModel,
+    Code::ModelUnusable,
+    Code::NotSupported,
+    Code::NotFound,
+];
+/// Routes that make a job of it.
+const SUBMITS: &[Code] = &[Code::KeyReused, Code::QueueFull, Code::DoesNotFit];
+/// Routes that wait for its end.
+const WAITS: &[Code] = &[
+    Code::Cancelled,
+    Code::DeadlineMissed,
+    Code::NoWorker,
+    Code::OutOfMemory,
+    Code::Quarantined,
+    Code::WorkerFailed,
+];
 
 const fn shown(
     path: &'static str,
@@ -61,14 +165,30 @@ const fn shown(
         request: None,
         response: Some(response),
         status: "200",
-        media: JSON,
+        media: &[JSON],
         parameters: &[],
+        also: &[],
+        refusals: &[ANY, ASKS],
+    }
+}
+
+/// One thing by the name in its path.
+const fn one(
+    path: &'static str,
+    summary: &'static str,
+    handler: fn() -> MethodRouter<App>,
+    response: SchemaOf,
+) -> Route {
+    Route {
+        refusals: &[ANY, ASKS, NAMED],
+        ..shown(path, summary, handler, response)
     }
 }
 
 const fn deed(path: &'static str, summary: &'static str, handler: fn() -> MethodRouter<App>) -> Route {
     Route {
         method: "post",
+        refusals: &[ANY, ASKS, NAMED, CHANGES],
         ..shown(path, summary, handler, schema::<JobView>)
     }
 }
@@ -76,25 +196,19 @@ const fn deed(path: &'static str, summary: &'static str, handler: fn() -> Method
 pub(crate) const TABLE: &[Route] = &[
     Route {
         request: Some(schema::<GenerateRequest>),
-        parameters: &[
-            CLASS,
-            PRIORITY,
-            KEY,
-            (
-                "header",
-                "Accept",
-                "image/png, image/jpeg, image/webp or image/* for the bytes of the first picture, else the job as JSON",
-            ),
-        ],
+        media: &[JSON, PICTURES[0], PICTURES[1], PICTURES[2]],
+        parameters: &[CLASS, PRIORITY, KEY],
+        refusals: &[ANY, ASKS, BODY, SUBMITS, WAITS],
         ..deed(
             "/api/inference/generate",
-            "make pictures and wait; a client that leaves cancels the job",
+            "make pictures and wait: the job as JSON, or the bytes of the first picture where Accept names its type; a client that leaves cancels the job",
             || post(inference::generate),
         )
     },
     Route {
         request: Some(schema::<GenerateRequest>),
         response: Some(schema::<Validation>),
+        refusals: &[ANY, ASKS, BODY, &[Code::DoesNotFit]],
         ..deed(
             "/api/inference/validate",
             "check a request without running it",
@@ -106,13 +220,23 @@ pub(crate) const TABLE: &[Route] = &[
         response: Some(schema::<Submitted>),
         status: "202",
         parameters: &[CLASS, PRIORITY, KEY],
+        also: &[Also {
+            status: "200",
+            meaning: "the key came before with the same request: the job that it made then",
+            content: Content::AsUsual,
+        }],
+        refusals: &[ANY, ASKS, BODY, SUBMITS],
         ..deed("/api/jobs", "submit a durable job", || post(jobs::submit))
     },
     Route {
         parameters: &[
-            ("query", "state", "only jobs in this state"),
-            ("query", "limit", "at most so many, 1 to 500"),
-            ("query", "cursor", "go on behind this cursor"),
+            in_query("state", "only jobs in this state", schema::<JobState>),
+            in_query("limit", "most jobs in one answer", limit),
+            in_query(
+                "cursor",
+                "go on behind this cursor, which the page before gave",
+                schema::<u64>,
+            ),
         ],
         ..shown(
             "/api/jobs",
@@ -121,7 +245,7 @@ pub(crate) const TABLE: &[Route] = &[
             schema::<JobPage>,
         )
     },
-    shown(
+    one(
         "/api/jobs/{id}",
         "show a job",
         || get(jobs::show),
@@ -131,7 +255,8 @@ pub(crate) const TABLE: &[Route] = &[
         method: "delete",
         response: None,
         status: "204",
-        media: "",
+        media: &[],
+        refusals: &[ANY, ASKS, NAMED, CHANGES],
         ..shown(
             "/api/jobs/{id}",
             "forget a job that has ended",
@@ -149,39 +274,60 @@ pub(crate) const TABLE: &[Route] = &[
         post(jobs::resume)
     }),
     Route {
-        media: "text/event-stream",
-        parameters: &[
-            ("header", "Last-Event-ID", "go on behind this event"),
-            ("query", "after", "likewise"),
-        ],
-        ..shown(
+        media: &[EVENTS],
+        parameters: &AFTER,
+        also: &[Also {
+            status: "204",
+            meaning: "the job has ended and Last-Event-ID is at or behind its last event: do not reconnect",
+            content: Content::Nothing,
+        }],
+        ..one(
             "/api/jobs/{id}/events",
-            "follow a job to its end",
+            "follow a job to its end; without a number to go on from, the job as it stands comes first; an event `gap` \
+             tells that events were missed, and the job as it stands follows it",
             || get(events::of_job),
             schema::<Event>,
         )
     },
     Route {
-        media: "text/event-stream",
-        parameters: &[
-            ("header", "Last-Event-ID", "go on behind this event"),
-            ("query", "after", "likewise"),
-        ],
+        media: &[EVENTS],
+        parameters: &AFTER,
         ..shown(
             "/api/events",
-            "follow everything",
+            "follow everything; an event `gap` tells that events were missed, for instance over a restart",
             || get(events::of_all),
             schema::<Event>,
         )
     },
     Route {
         response: None,
-        media: "image/*",
+        media: &PICTURES,
         parameters: &[
-            ("header", "Range", "one range of bytes"),
-            ("header", "If-None-Match", "the hash, quoted"),
+            in_header(
+                "Range",
+                "one range of bytes, for instance `bytes=0-1023`",
+                schema::<String>,
+            ),
+            in_header("If-None-Match", "the hash in double quotes", schema::<String>),
         ],
-        ..shown(
+        also: &[
+            Also {
+                status: "206",
+                meaning: "the bytes of the range",
+                content: Content::AsUsual,
+            },
+            Also {
+                status: "304",
+                meaning: "the client has these bytes",
+                content: Content::Nothing,
+            },
+            Also {
+                status: "416",
+                meaning: "the range begins behind the end",
+                content: Content::Nothing,
+            },
+        ],
+        ..one(
             "/api/artifacts/{hash}",
             "fetch a picture by its content",
             || get(artifacts::fetch),
@@ -194,7 +340,7 @@ pub(crate) const TABLE: &[Route] = &[
         || get(devices::list),
         schema::<Vec<DeviceView>>,
     ),
-    shown(
+    one(
         "/api/devices/{id}",
         "one device",
         || get(devices::show),
@@ -202,13 +348,13 @@ pub(crate) const TABLE: &[Route] = &[
     ),
     shown(
         "/api/models",
-        "models and LoRAs",
+        "everything in the model folders: models, LoRAs, ControlNets, VAEs, embeddings and the rest",
         || get(models::list),
         schema::<Vec<ModelRecord>>,
     ),
-    shown(
+    one(
         "/api/models/{id}",
-        "one of them",
+        "one of them by its id, or by its name where only one has it",
         || get(models::show),
         schema::<ModelRecord>,
     ),
@@ -218,15 +364,24 @@ pub(crate) const TABLE: &[Route] = &[
         || get(memory::list),
         schema::<Vec<MemoryView>>,
     ),
-    shown(
-        "/health",
-        "the chain of domains; 503 unless all are sound",
-        || get(whole::health),
-        schema::<Health>,
-    ),
+    Route {
+        also: &[Also {
+            status: "503",
+            meaning: "the server starts, drains, or has a link that cannot do its part",
+            content: Content::AsUsual,
+        }],
+        refusals: &[&[Code::InvalidInput]],
+        ..shown(
+            "/health",
+            "the verdict on every link of the chain; open without a key",
+            || get(whole::health),
+            schema::<Health>,
+        )
+    },
     Route {
         response: None,
-        media: "text/plain",
+        media: &["text/plain"],
+        refusals: &[ANY, &[Code::NotSupported]],
         ..shown(
             "/metrics",
             "figures for Prometheus",
@@ -236,6 +391,7 @@ pub(crate) const TABLE: &[Route] = &[
     },
     Route {
         response: None,
+        refusals: &[ANY],
         ..shown(
             "/openapi.json",
             "this document",

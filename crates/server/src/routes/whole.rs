@@ -14,7 +14,7 @@ use crate::openapi;
 
 pub(super) async fn health(State(app): State<App>) -> (StatusCode, Json<Health>) {
     let health = app.engine.health().await;
-    let status = if health.status == "ok" {
+    let status = if health.serves() {
         StatusCode::OK
     } else {
         StatusCode::SERVICE_UNAVAILABLE

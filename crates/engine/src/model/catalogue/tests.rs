@@ -123,6 +123,47 @@ fn the_same_name_for_two_kinds_is_two_ids_and_still_one_name() {
 }
 
 #[test]
+fn every_listed_record_is_found_by_its_id_whatever_its_kind() {
+    let dir = folder_with(&[
+        ("ink.safetensors", CHECKPOINT),
+        ("loras/ink.safetensors", LORA),
+        ("controlnets/mynet.safetensors", &[("control_model.broken", &[1])]),
+        (
+            "vaes/clear.safetensors",
+            &[("decoder.conv_in.weight", &[8, 4, 3, 3])],
+        ),
+        ("embeddings/bad-hands.safetensors", &[("emb_params", &[2, 768])]),
+    ]);
+    let catalogue = Catalogue::scan(&[dir.path().to_owned()]);
+    assert_eq!(catalogue.models().count(), 5);
+    for record in catalogue.models() {
+        assert_eq!(catalogue.find(record.id.as_str()).unwrap(), record);
+    }
+    let error = catalogue.find("mynett").unwrap_err();
+    assert_eq!(error.code, Code::NotFound);
+    assert!(error.advice.unwrap().contains("mynet"));
+}
+
+#[test]
+fn a_name_that_several_records_have_says_which_they_are() {
+    let dir = folder_with(&[("loras/a.safetensors", LORA), ("loras/b.safetensors", LORA)]);
+    let mut catalogue = Catalogue::scan(&[dir.path().to_owned()]);
+    catalogue.records[0].name = "Ink".into();
+    assert_eq!(catalogue.find("Ink").unwrap().id.as_str(), "a");
+    catalogue.records[1].name = "Ink".into();
+    let error = catalogue.find("Ink").unwrap_err();
+    assert_eq!(
+        (error.code, error.field.as_deref()),
+        (Code::InvalidInput, Some("id"))
+    );
+    let advice = error.advice.unwrap();
+    assert!(advice.contains("`a` (lora), `b` (lora)"), "{advice}");
+    // An id is never in doubt.
+    catalogue.records[1].name = "a".into();
+    assert_eq!(catalogue.find("a").unwrap().id.as_str(), "a");
+}
+
+#[test]
 fn a_pickle_never_hides_a_file_that_can_be_opened() {
     let dir = folder_with(&[("a.safetensors", CHECKPOINT)]);
     for name in ["a.ckpt", "b.ckpt"] {

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use calotype_imaging::{Format, Rgb, encode};
 use calotype_protocol::{
-    Blob, BlobRef, Dtype, Failure, JobId, Load, LoadId, LoadPlan, ModelId, Outcome, SegmentId, Up, Work,
+    Blob, BlobRef, Dtype, Failure, JobId, Load, LoadId, LoadPlan, ModelId, Outcome, Phase, SegmentId, Up,
+    Work,
 };
 use futures_util::future::join_all;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -23,8 +24,8 @@ use super::weights::Weights;
 use super::{changes, outputs, prepare};
 use crate::device::Device;
 use crate::error::{Code, Error};
-use crate::event::EventKind;
-use crate::event_log::EventLog;
+use crate::event::{EventKind, EventLog, SegmentChange};
+use crate::health::RunFacts;
 use crate::inference::Abilities;
 use crate::memory::memory_plan::{Precision, Residency};
 use crate::memory::weight_cache::{Source, WeightCache};
@@ -110,9 +111,11 @@ pub(super) enum Internal {
         outcome: Result<(), StoreFault>,
     },
     StoreProbed(Result<(), StoreFault>),
-    /// A preview is encoded.
+    /// A preview is encoded as PNG.
     Preview {
-        event: EventKind,
+        job: JobId,
+        done: u32,
+        png: Vec<u8>,
     },
     /// The record of a job that ended without having been claimed.
     EndedRecord {
@@ -201,13 +204,13 @@ pub(crate) struct Driver {
     started: Instant,
     store: Store,
     artifacts: Artifacts,
-    pub(super) catalogue: Arc<Catalogue>,
+    catalogue: Arc<Catalogue>,
     log: Arc<EventLog>,
     abilities: watch::Sender<Arc<Abilities>>,
     compile: bool,
     gate: Arc<Gate>,
-    pub(super) weights: Weights,
-    pub(super) devices: Vec<Device>,
+    weights: Weights,
+    devices: Vec<Device>,
     workers: Vec<WorkerProcess>,
     events: mpsc::Sender<WorkerEvent>,
     tickets: HashMap<StepKey, Ticket>,
@@ -218,6 +221,10 @@ pub(crate) struct Driver {
     claimed: HashMap<StepKey, Arc<JobRecord>>,
     /// Records of steps that were accepted last.
     recent: VecDeque<(StepKey, Arc<JobRecord>)>,
+    /// Jobs whose end is in the journal and not yet in the event log: they are shown as live until it is.
+    untold: HashMap<JobId, StepView>,
+    /// How the last runs ended, for the verdict on inference.
+    runs: RunFacts,
     /// Models whose files are watched because they could not be loaded.
     watched: HashSet<ModelId>,
     writes_in_flight: usize,
@@ -360,6 +367,8 @@ impl Driver {
             tokens: 0,
             claimed: HashMap::new(),
             recent: VecDeque::new(),
+            untold: HashMap::new(),
+            runs: RunFacts::default(),
             watched: HashSet::new(),
             writes_in_flight: 0,
             stopping: None,
@@ -463,10 +472,13 @@ impl Driver {
                 self.core.take(Input::Control { job, action, token }, now);
             }
             Command::Views { jobs, reply } => {
-                let views = match &jobs[..] {
+                let mut views = match &jobs[..] {
                     [job] => vec![self.core.view(job)],
                     jobs => self.core.views(jobs),
                 };
+                for (job, view) in jobs.iter().zip(&mut views).filter(|(_, view)| view.is_none()) {
+                    *view = self.untold.get(job).cloned();
+                }
                 let _ = reply.send(views);
             }
             Command::InState {
@@ -487,8 +499,8 @@ impl Driver {
                 let _ = reply.send(self.core.forecast(&demand, now));
             }
             Command::Snapshot { reply } => {
-                let snapshot =
-                    snapshot::take(&self.core, &self.devices, &self.catalogue, self.weights.cache());
+                let (runs, cache) = (self.runs.clone(), self.weights.cache());
+                let snapshot = snapshot::take(&self.core, &self.devices, cache, runs, now);
                 let _ = reply.send(snapshot);
             }
             Command::Stop { drain, reply } => {
@@ -553,19 +565,26 @@ impl Driver {
                 self.core.take(Input::Journaled { then, outcome }, now);
             }
             Internal::StoreProbed(outcome) => self.core.take(Input::StoreProbed(outcome), now),
-            Internal::Preview { event } => self.log.append(now.wall_ms, event),
+            Internal::Preview { job, done, png } => {
+                if self.core.find(&job).is_some() {
+                    self.log.preview(now.wall_ms, job, done, Phase::Denoise, png);
+                }
+            }
             Internal::EndedRecord { ended, record } => self.tell_end(*ended, record.map(Arc::new), now),
             Internal::FilesFound { load, sources } => self.weights.files_found(*load, sources),
             Internal::WaitedForCopies { load } => self.weights.waited(&load),
             Internal::SegmentFilled { segment, outcome } => {
-                let state = if outcome.is_ok() { "ready" } else { "failed" };
+                let state = match &outcome {
+                    Ok(_) => SegmentChange::Ready,
+                    Err(_) => SegmentChange::Failed,
+                };
                 let reason = outcome.as_ref().err().cloned();
                 self.weights.filled(&segment, outcome);
                 self.tell_segment(&segment, state, reason, now);
             }
             Internal::SegmentFreed { segment } => {
                 self.weights.freed(&segment);
-                self.tell_segment(&segment, "freed", None, now);
+                self.tell_segment(&segment, SegmentChange::Freed, None, now);
             }
             Internal::FilesChanged { model } => {
                 self.watched.remove(&model);
@@ -783,8 +802,8 @@ impl Driver {
     fn preview(&self, job: JobId, done: u32, image: BlobRef, blobs: Vec<Blob>) {
         let internal = self.internal.clone();
         tokio::task::spawn_blocking(move || {
-            if let Some(event) = encoded_preview(job, done, &image, &blobs) {
-                let _ = internal.send(Internal::Preview { event });
+            if let Some(png) = encoded_preview(&image, &blobs) {
+                let _ = internal.send(Internal::Preview { job, done, png });
             }
         });
     }
@@ -801,6 +820,7 @@ impl Driver {
         match self.claimed.remove(&step).or_else(recent) {
             Some(record) => self.tell_end(*ended, Some(record), now),
             None => {
+                self.untold.insert(ended.job.clone(), StepView::ending(&ended));
                 let (store, internal) = (self.store.clone(), self.internal.clone());
                 tokio::spawn(async move {
                     let record = store.job(&ended.job).await.ok().flatten();
@@ -823,6 +843,12 @@ impl Driver {
             took,
             ..
         } = ended;
+        self.untold.remove(&job);
+        match (&end.state, &end.error) {
+            (JobState::Succeeded, _) => self.runs.succeeded(now.wall_ms),
+            (JobState::Failed, Some(error)) => self.runs.failed(now.wall_ms, error),
+            _ => {}
+        }
         self.gate.took(took.as_millis() as u64);
         metrics::counter!("calotype_jobs_ended_total", "state" => end.state.name()).increment(1);
         metrics::histogram!("calotype_job_seconds").record(took.as_secs_f64());
@@ -869,10 +895,10 @@ impl Driver {
             .send_replace(Arc::new(Abilities::of(known.collect(), unknown)));
     }
 
-    fn tell_segment(&self, segment: &SegmentId, state: &str, reason: Option<String>, now: Now) {
+    fn tell_segment(&self, segment: &SegmentId, state: SegmentChange, reason: Option<String>, now: Now) {
         let kind = EventKind::Segment {
             segment: segment.to_string(),
-            state: state.to_owned(),
+            state,
             reason,
         };
         self.log.append(now.wall_ms, kind);
@@ -937,20 +963,13 @@ impl Driver {
     }
 }
 
-fn encoded_preview(job: JobId, done: u32, image: &BlobRef, blobs: &[Blob]) -> Option<EventKind> {
-    use base64::Engine as _;
+fn encoded_preview(image: &BlobRef, blobs: &[Blob]) -> Option<Vec<u8>> {
     let [height, width, 3] = image.shape[..] else {
         return None;
     };
     let pixels = image.of(blobs).ok()?.to_vec();
     let picture = Rgb::new(u32::try_from(width).ok()?, u32::try_from(height).ok()?, pixels).ok()?;
-    let png = encode(&picture, Format::Png, 0, None).ok()?;
-    Some(EventKind::Preview {
-        job,
-        done,
-        phase: calotype_protocol::Phase::Denoise,
-        png_base64: base64::engine::general_purpose::STANDARD.encode(png),
-    })
+    encode(&picture, Format::Png, 0, None).ok()
 }
 
 /// Milliseconds since 1970.

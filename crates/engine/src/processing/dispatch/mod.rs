@@ -14,4 +14,4 @@ mod weights;
 
 pub(crate) use core::{Action, StepView};
 pub(crate) use driver::{AcceptedJob, Command, Driver, DriverParts, WorkerSetup, now_ms};
-pub(crate) use snapshot::{Snapshot, view_of};
+pub(crate) use snapshot::{Snapshot, view_as_told, view_of};

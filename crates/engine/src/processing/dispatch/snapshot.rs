@@ -2,38 +2,59 @@
 
 use std::collections::BTreeMap;
 
-use super::core::{Core, StepView};
+use super::core::{Core, Now, StepView};
 use crate::device::Device;
-use crate::error::Domain;
+use crate::health::RunFacts;
 use crate::memory::weight_cache::WeightCache;
 use crate::memory::{Ledger, Owner};
-use crate::model::Catalogue;
-use crate::processing::job::{JobRecord, JobView};
+use crate::processing::job::{JobRecord, JobState, JobView};
 use crate::processing::schedule::{ProcessState, Worker};
-use crate::view::{DeviceView, DomainHealth, LeaseView, MemoryView, WorkerView};
+use crate::view::{DeviceView, LeaseView, MemoryView, WorkerView};
 
 /// Devices, memory and health of one moment.
 pub(crate) struct Snapshot {
     pub(crate) devices: Vec<DeviceView>,
     pub(crate) memory: Vec<MemoryView>,
-    pub(crate) chain: Vec<DomainHealth>,
-    pub(crate) jobs: BTreeMap<String, usize>,
+    pub(crate) rest: Figures,
 }
 
-pub(super) fn take(core: &Core, devices: &[Device], catalogue: &Catalogue, cache: &WeightCache) -> Snapshot {
+/// What the verdict on the engine's health needs beside devices and memory.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Figures {
+    /// State to number of live jobs.
+    pub(crate) jobs: BTreeMap<String, usize>,
+    /// Models that some worker could not load.
+    pub(crate) load_failures: usize,
+    /// How the last runs ended.
+    pub(crate) runs: RunFacts,
+}
+
+pub(super) fn take(
+    core: &Core,
+    devices: &[Device],
+    cache: &WeightCache,
+    runs: RunFacts,
+    now: Now,
+) -> Snapshot {
     let totals = core.totals();
     let jobs = totals
         .by_state
         .iter()
         .map(|(state, count)| ((*state).to_owned(), *count));
     Snapshot {
-        devices: devices.iter().map(|device| device_view(core, device)).collect(),
+        devices: devices
+            .iter()
+            .map(|device| device_view(core, device, now))
+            .collect(),
         memory: devices
             .iter()
             .map(|device| memory_view(core, device, cache))
             .collect(),
-        chain: chain(core, catalogue),
-        jobs: jobs.collect(),
+        rest: Figures {
+            jobs: jobs.collect(),
+            load_failures: core.unusable_models().count(),
+            runs,
+        },
     }
 }
 
@@ -50,7 +71,7 @@ fn workers_of<'a>(core: &'a Core, device: &Device) -> Vec<&'a Worker> {
     workers
 }
 
-fn device_view(core: &Core, device: &Device) -> DeviceView {
+fn device_view(core: &Core, device: &Device, now: Now) -> DeviceView {
     let workers = workers_of(core, device);
     let is_ready = |worker: &&Worker| worker.process == ProcessState::Ready;
     let state = if workers.is_empty() {
@@ -67,7 +88,7 @@ fn device_view(core: &Core, device: &Device) -> DeviceView {
         state: state.into(),
         workers: workers
             .into_iter()
-            .map(|worker| worker_view(core, worker))
+            .map(|worker| worker_view(core, worker, now))
             .collect(),
     }
 }
@@ -95,6 +116,7 @@ fn memory_view(core: &Core, device: &Device, cache: &WeightCache) -> MemoryView 
         device: device.id.clone(),
         total_bytes: device.total_bytes,
         free_bytes: device.free_bytes,
+        read_at_ms: device.read_at_ms,
         budget_bytes: ledger.map_or(0, Ledger::budget_bytes),
         leased_bytes: ledger.map_or(0, Ledger::leased_bytes),
         high_water_bytes: ledger.map_or(0, Ledger::high_water_bytes),
@@ -106,77 +128,6 @@ fn memory_view(core: &Core, device: &Device, cache: &WeightCache) -> MemoryView 
         // It is of the host, which is the processor's device.
         cache: (device.kind == "cpu").then(|| cache.view()).flatten(),
     }
-}
-
-fn chain(core: &Core, catalogue: &Catalogue) -> Vec<DomainHealth> {
-    let link = |domain, healthy, detail: String| DomainHealth {
-        domain,
-        healthy,
-        detail,
-    };
-    let workers = &core.fleet().workers;
-    let count = |state| workers.iter().filter(|worker| worker.process == state).count();
-    let (ready, asleep) = (count(ProcessState::Ready), count(ProcessState::Asleep));
-    let usable = catalogue.models().filter(|model| model.problem.is_none()).count();
-    let engines: Vec<&str> = workers
-        .iter()
-        .filter(|worker| worker.process == ProcessState::Ready)
-        .filter_map(|worker| worker.capabilities.as_deref())
-        .map(|can| can.engine.as_str())
-        .collect();
-    let over: Vec<&str> = core
-        .fleet()
-        .devices
-        .iter()
-        .filter(|device| device.ledger.leased_bytes() > device.ledger.budget_bytes())
-        .map(|device| device.id.as_str())
-        .collect();
-    let outage = core.store_outage();
-    vec![
-        link(
-            Domain::Device,
-            ready > 0,
-            match asleep {
-                0 => format!("{ready} of {} workers ready", workers.len()),
-                asleep => format!("{ready} of {} workers ready, {asleep} asleep", workers.len()),
-            },
-        ),
-        link(
-            Domain::Memory,
-            over.is_empty(),
-            if over.is_empty() {
-                "leases within budget".into()
-            } else {
-                format!("over budget: {}", over.join(", "))
-            },
-        ),
-        link(
-            Domain::Model,
-            usable > 0,
-            format!(
-                "{usable} models usable, {} not loadable",
-                core.unusable_models().count()
-            ),
-        ),
-        link(
-            Domain::Processing,
-            outage.is_none(),
-            match outage {
-                None => format!("{} jobs live, journal open", core.live()),
-                Some(message) => format!("{} jobs live; {message}", core.live()),
-            },
-        ),
-        link(
-            Domain::Inference,
-            ready > 0,
-            if engines.is_empty() {
-                "no runtime ready".into()
-            } else {
-                engines.join(", ")
-            },
-        ),
-        link(Domain::Postprocessing, true, "png, jpeg, webp".into()),
-    ]
 }
 
 /// A job from its record, with how it stands if it is live.
@@ -212,7 +163,18 @@ pub(crate) fn view_of(record: JobRecord, live: Option<StepView>) -> JobView {
     view
 }
 
-fn worker_view(core: &Core, worker: &Worker) -> WorkerView {
+/// A job as it was told: while the dispatcher has it, its end in the journal is not told yet.
+pub(crate) fn view_as_told(mut record: JobRecord, live: Option<StepView>) -> JobView {
+    if live.is_some() && record.state.is_final() {
+        record.state = JobState::Finishing;
+        record.result = None;
+        record.error = None;
+        record.finished_at_ms = None;
+    }
+    view_of(record, live)
+}
+
+fn worker_view(core: &Core, worker: &Worker, now: Now) -> WorkerView {
     let jobs = worker.runs.keys().chain(worker.parked.keys());
     WorkerView {
         name: worker.spec.name.to_string(),
@@ -225,6 +187,9 @@ fn worker_view(core: &Core, worker: &Worker) -> WorkerView {
         }
         .into(),
         pid: worker.pid,
+        last_beat_ms_ago: worker
+            .last_beat
+            .map(|at| now.since_start.saturating_sub(at).as_millis() as u64),
         incarnation: worker.incarnation,
         last_exit: worker.last_exit.clone(),
         program: worker.hello.as_ref().map(|hello| hello.worker.clone()),

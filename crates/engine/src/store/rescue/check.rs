@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::store::inspect::{self, Facts, JOURNAL, LOG, Untouched};
 use crate::store::lock::{self, Lock};
 use crate::store::trash::Trash;
-use crate::store::{ArtifactHash, StoreError, artifacts, marker, pool};
+use crate::store::{ArtifactHash, Fault, StoreError, artifacts, marker, pool};
 
 /// What was found.
 #[derive(Debug, Clone, Serialize)]
@@ -50,7 +50,7 @@ pub(super) enum Reading {
         Untouched,
         #[expect(dead_code, reason = "held until the reading is done")] Lock,
     ),
-    Beside(Connection, String),
+    Beside(Connection),
 }
 
 impl Deref for Reading {
@@ -59,7 +59,7 @@ impl Deref for Reading {
     fn deref(&self) -> &Connection {
         match self {
             Self::Alone(journal, _) => journal,
-            Self::Beside(journal, _) => journal,
+            Self::Beside(journal) => journal,
         }
     }
 }
@@ -68,9 +68,7 @@ impl Reading {
     pub(super) fn open(dir: &Path) -> Result<Self, StoreError> {
         match lock::hold(dir) {
             Ok(lock) => Ok(Self::Alone(Untouched::open(dir)?, lock)),
-            Err(StoreError::InUse { holder, .. }) => {
-                Ok(Self::Beside(pool::open_to_read(&dir.join(JOURNAL))?, holder))
-            }
+            Err(StoreError::InUse { .. }) => Ok(Self::Beside(pool::open_to_read(&dir.join(JOURNAL))?)),
             Err(error) => Err(error),
         }
     }
@@ -159,8 +157,13 @@ fn read(journal: &Connection, dir: &Path, report: &mut Report) -> Result<(), Sto
 
 /// What SQLite finds wrong; nothing where all is well.
 pub(super) fn integrity(journal: &Connection) -> Result<Vec<String>, StoreError> {
-    let mut query = journal.prepare("PRAGMA integrity_check(20)")?;
-    let rows = query.query_map([], |row| row.get::<_, String>(0))?;
-    let found = rows.collect::<Result<Vec<_>, _>>()?;
-    Ok(found.into_iter().filter(|line| line != "ok").collect())
+    let lines = || -> rusqlite::Result<Vec<String>> {
+        let mut query = journal.prepare("PRAGMA integrity_check(20)")?;
+        query.query_map([], |row| row.get(0))?.collect()
+    };
+    match lines().map_err(StoreError::from) {
+        Ok(lines) => Ok(lines.into_iter().filter(|line| line != "ok").collect()),
+        Err(error) if error.fault() == Fault::Broken => Ok(vec![error.to_string()]),
+        Err(error) => Err(error),
+    }
 }

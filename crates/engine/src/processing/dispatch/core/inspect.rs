@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use calotype_protocol::JobId;
 
 use super::Core;
-use super::message::Now;
+use super::message::{Ended, Now};
 use super::step::Step;
 use crate::error::Error;
 use crate::inference::{self, ModelNeed};
@@ -29,6 +29,22 @@ pub(crate) struct StepView {
     pub(crate) attempts: u32,
     pub(crate) progress: Option<JobProgress>,
     pub(crate) started_at_ms: Option<u64>,
+}
+
+impl StepView {
+    /// Of a step that has ended, until its end is told.
+    pub(crate) fn ending(ended: &Ended) -> Self {
+        Self {
+            key: ended.step,
+            state: JobState::Finishing,
+            reason: None,
+            reason_code: None,
+            position: None,
+            attempts: ended.attempts,
+            progress: None,
+            started_at_ms: ended.started_at_ms,
+        }
+    }
 }
 
 /// Figures of all live steps.

@@ -7,7 +7,7 @@ use calotype_protocol::{Beat, Hello, Ready};
 use super::Core;
 use super::message::{Effect, Now};
 use crate::error::{Code, Error};
-use crate::event::EventKind;
+use crate::event::{EventKind, WorkerChange};
 use crate::memory::Owner;
 use crate::memory::memory_plan::MemoryFeatures;
 use crate::processing::job::state::{StepState, Wish};
@@ -24,7 +24,7 @@ impl Core {
             worker.incarnation = incarnation;
             worker.process = ProcessState::Starting;
             worker.pid = Some(pid);
-            self.tell_worker(id, "starting", None);
+            self.tell_worker(id, WorkerChange::Starting, None);
         }
     }
 
@@ -46,7 +46,7 @@ impl Core {
             self.fleet.generation += 1;
         }
         self.dirty = true;
-        self.tell_worker(id, "ready", None);
+        self.tell_worker(id, WorkerChange::Ready, None);
         self.effects.push(Effect::AbilitiesChanged);
     }
 
@@ -84,7 +84,7 @@ impl Core {
         inside.sort_unstable();
         metrics::counter!("calotype_worker_exits_total").increment(1);
         tracing::warn!(worker = name, "Worker {name} is gone: {cause}");
-        self.tell_worker(id, "gone", Some(cause.clone()));
+        self.tell_worker(id, WorkerChange::Gone, Some(cause.clone()));
         if let Some(pending) = pending {
             self.move_was_lost(pending, now);
         }
@@ -159,11 +159,11 @@ impl Core {
         self.put_back(key, note, now);
     }
 
-    fn tell_worker(&mut self, id: WorkerId, state: &str, reason: Option<String>) {
+    fn tell_worker(&mut self, id: WorkerId, state: WorkerChange, reason: Option<String>) {
         if let Some(worker) = self.fleet.worker(id) {
             let kind = EventKind::Worker {
                 worker: worker.spec.name.to_string(),
-                state: state.to_owned(),
+                state,
                 reason,
             };
             self.effects.push(Effect::Tell(kind));
