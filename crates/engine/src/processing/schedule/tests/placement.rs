@@ -545,10 +545,10 @@ fn what_loras_change_is_leased_once_for_all_jobs_with_the_same_set() {
         adapters: styled("m x:1").adapters,
     };
     stage.worker(0).admit(StepKey(1), uses, 1000.0, Duration::ZERO);
-    stage.others_have(0, 30);
+    stage.others_have(0, 20);
     assert_eq!(lora(&stage, "m x:1"), Some(0));
     assert_eq!(lora(&stage, "m x:0.5"), Some(20));
-    stage.others_have(0, 31);
+    stage.others_have(0, 21);
     assert_eq!((lora(&stage, "m x:1"), lora(&stage, "m x:0.5")), (Some(0), None));
 }
 

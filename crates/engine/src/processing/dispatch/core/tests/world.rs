@@ -75,7 +75,7 @@ pub(super) fn critical(name: &str) -> JobSpec {
 }
 
 impl JobSpec {
-    fn demand(&self) -> Demand {
+    pub(super) fn demand(&self) -> Demand {
         let need = |(name, units): &(&'static str, u64)| ModelNeed {
             model: (*name).into(),
             single_bytes: units * UNIT,
