@@ -411,6 +411,10 @@ impl Core {
         let Some(worker) = self.fleet.worker(id) else {
             return;
         };
+        if worker.pending.is_some() {
+            // A worker moves one model at a time; the next is decided on when this one has ended.
+            return;
+        }
         let parked: Vec<StepKey> = worker.parked_on(model).collect();
         if !parked.is_empty() {
             for key in parked {
