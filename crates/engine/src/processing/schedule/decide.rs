@@ -172,7 +172,11 @@ impl Pass {
                     lora_bytes,
                 } => {
                     world.waits.since.remove(&ask);
-                    unreserve(world.fleet, ask.0);
+                    if unreserve(world.fleet, ask.0) {
+                        // Those that it held up may start in this pass.
+                        self.blocked
+                            .retain(|_, reason| !matches!(reason, WaitReason::Reserved { .. }));
+                    }
                     return Some(Decision::Start {
                         head,
                         worker,
@@ -329,11 +333,18 @@ fn reserve(fleet: &mut Fleet, id: WorkerId, demand: DemandId) {
     }
 }
 
-/// What was reserved for a demand is open to all again.
-pub(crate) fn unreserve(fleet: &mut Fleet, demand: DemandId) {
+/// What was reserved for a demand is open to all again. Says whether anything was.
+pub(crate) fn unreserve(fleet: &mut Fleet, demand: DemandId) -> bool {
+    let mut was_reserved = false;
     for worker in &mut fleet.workers {
-        if worker.reserved_for == Some(demand) {
-            worker.reserved_for = None;
-        }
+        was_reserved |= worker.reserved_for.take_if(|of| *of == demand).is_some();
+    }
+    was_reserved
+}
+
+/// Nothing is kept free for demands of which no step waits any more: they started elsewhere, ended, or are paused.
+pub(crate) fn unreserve_unwanted(fleet: &mut Fleet, lanes: &Lanes) {
+    for worker in &mut fleet.workers {
+        worker.reserved_for.take_if(|of| lanes.waiting_with(*of) == 0);
     }
 }

@@ -17,6 +17,7 @@ use crate::processing::job::timeline::Spent;
 use crate::processing::job::{Class, JobState, RunId, StepKey};
 use crate::processing::schedule::{
     Decision, Head, MoveKind, Pass, PendingMove, ProcessState, Refusal, Uses, Worker, WorkerId, World,
+    unreserve_unwanted,
 };
 use crate::store::Write;
 
@@ -35,6 +36,7 @@ impl Core {
         if self.steps.lanes.len() == 0 || self.hold_all().is_some() {
             return;
         }
+        unreserve_unwanted(&mut self.fleet, &self.steps.lanes);
         let mut pass = Pass::default();
         while let Some(decision) = self.next_decision(&mut pass, now) {
             self.carry_out(decision, now);
