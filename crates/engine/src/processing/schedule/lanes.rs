@@ -168,12 +168,13 @@ impl Lanes {
         };
         if class != Class::Critical {
             flows.finish = shift(flows.finish, class.quarter_weight());
-            flows.turn = flows.finish;
+            // Not `finish`: what it had before it was idle is not its to save up.
+            flows.turn = shift(flows.turn, class.quarter_weight());
         }
         if let Some((client, flow)) = flows.clients.remove_entry(client) {
             let (before, finish) = (flow.turn, shift(flow.finish, 4));
             let waits = flows.turns.remove(&(before, Arc::clone(&client)));
-            let turn = if waits { finish } else { finish.max(flows.now) };
+            let turn = shift(before, 4);
             if waits {
                 flows.turns.insert((turn, Arc::clone(&client)));
             }
