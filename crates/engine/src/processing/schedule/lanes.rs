@@ -278,6 +278,15 @@ impl ClassFlows {
             self.clients
                 .retain(|_, flow| !flow.heads.is_empty() || flow.finish > now);
         }
+        if self.clients.len() > self.turns.len() + KEPT_IDLE_MOST {
+            // Too many are ahead of the present: those that are the least.
+            let idle = self.clients.iter().filter(|(_, flow)| flow.heads.is_empty());
+            let mut finishes: Vec<VirtualMicros> = idle.map(|(_, flow)| flow.finish).collect();
+            finishes.sort_unstable();
+            let least = finishes.get(finishes.len() / 2).copied().unwrap_or(0);
+            self.clients
+                .retain(|_, flow| !flow.heads.is_empty() || flow.finish > least);
+        }
     }
 
     fn next(&self, is_blocked: &mut impl FnMut(Ask) -> bool) -> Option<Head> {
