@@ -555,7 +555,8 @@ fn held_too_large(
     (worker.runs.is_empty() && !models.is_empty()).then_some(models)
 }
 
-/// An idle worker of the device whose process holds memory that its unloads did not give back.
+/// An idle worker of the device whose process holds memory that its unloads did not give back, where its end gives back
+/// enough.
 fn leaky(fleet: &Fleet, worker: &Worker, short_bytes: u64) -> Option<WorkerId> {
     let mut of_device = fleet.ids().zip(&fleet.workers).filter(|(_, other)| {
         other.spec.device == worker.spec.device
@@ -563,7 +564,11 @@ fn leaky(fleet: &Fleet, worker: &Worker, short_bytes: u64) -> Option<WorkerId> {
             && other.runs.is_empty()
             && other.pending.is_none()
     });
+    let comes_back = |other: &Worker| {
+        let resident = other.resident.values().map(|resident| resident.bytes);
+        resident.fold(other.unreturned_bytes, u64::saturating_add)
+    };
     of_device.find_map(|(id, other)| {
-        (other.unreturned_bytes > 0 && other.unreturned_bytes >= short_bytes.min(1)).then_some(id)
+        (other.unreturned_bytes > 0 && comes_back(other) >= short_bytes).then_some(id)
     })
 }
