@@ -123,6 +123,11 @@ impl Core {
             Decision::Preempt { worker, victim } => self.preempt(worker, victim),
             Decision::Refuse { head, why } => {
                 let error = self.refusal(why);
+                let step = self.steps.get(head.step);
+                if step.is_some_and(|step| step.state().is_in_worker()) {
+                    // A suspended run leaves its worker too; nobody waits for the answer.
+                    self.send_about(head.step, |job, attempt| Down::Cancel { job, attempt });
+                }
                 self.end(head.step, JobState::Failed, Some(error), now);
             }
         }
