@@ -261,13 +261,16 @@ fn a_client_that_was_blocked_catches_up_by_a_bound_and_no_more() {
         (Class::Batch, "free", demand[0]),
         (Class::Batch, "blocked", demand[1]),
     ]);
+    let blocked = key(Class::Batch, "blocked", demand[1]);
+    for _ in 0..200 {
+        world.push(&blocked);
+    }
     for _ in 0..1_000 {
         let head = world.lanes.next(|ask| ask.0 == demand[1]).expect("one is free");
         world.lanes.charge(&head.lane, SECOND);
         world.lanes.remove(&head.lane, 0, head.step);
         world.push(&head.lane);
     }
-    let blocked = key(Class::Batch, "blocked", demand[1]);
     let mut turns = 0;
     while world.serve(SECOND, SECOND) == blocked {
         turns += 1;

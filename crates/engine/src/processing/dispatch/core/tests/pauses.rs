@@ -98,6 +98,20 @@ fn a_critical_job_preempts_one_run_at_a_step_and_the_victim_goes_on_afterwards()
 }
 
 #[test]
+fn a_critical_job_preempts_a_run_that_was_still_on_its_way_when_it_came() {
+    let mut world = World::with_places(1);
+    world.manual.prepare = true;
+    world.submit(job("a"));
+    world.submit(critical("c"));
+    assert_eq!(world.state("a"), StepState::Preparing(Wish::GoOn));
+    world.prepare(0, Ok(()));
+    world.manual.prepare = false;
+    world.pump();
+    assert!(world.is_running("c"));
+    assert_eq!(world.state("a"), StepState::Suspended);
+}
+
+#[test]
 fn a_critical_job_preempts_nobody_of_its_own_class() {
     let mut world = World::with_places(1);
     world.submit(critical("a"));
