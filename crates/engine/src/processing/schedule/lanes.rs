@@ -187,6 +187,12 @@ impl Lanes {
         self.by_demand.get(&demand).copied().unwrap_or(0)
     }
 
+    /// Whether a step of a class waits.
+    pub(crate) fn has(&self, class: Class) -> bool {
+        let class = self.classes.get(class as usize);
+        class.is_some_and(|class| !class.turns.is_empty())
+    }
+
     /// How many steps wait.
     pub(crate) fn len(&self) -> usize {
         self.waiting

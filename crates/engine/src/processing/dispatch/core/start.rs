@@ -322,6 +322,8 @@ impl Core {
             return;
         };
         step.timeline.switch(Spent::Run, now.since_start);
+        // A critical step may have waited until it could be paused.
+        self.dirty |= self.steps.lanes.has(Class::Critical);
         let Some(attempted) = &step.attempted else { return };
         let message = Down::Run(Box::new(Run {
             job: step.job.clone(),
