@@ -86,6 +86,15 @@ impl Waits {
     }
 }
 
+/// Whom a critical step may have paused in a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Victim {
+    /// One is being paused already.
+    IsPausing,
+    /// This one.
+    Run(StepKey),
+}
+
 /// What a pass looks at.
 pub(crate) struct World<'a> {
     pub(crate) lanes: &'a Lanes,
@@ -99,7 +108,7 @@ pub(crate) struct World<'a> {
     /// Device time that a step is estimated to take, in milliseconds.
     pub(crate) step_ms: &'a dyn Fn(StepKey, &super::demand::Demand) -> f64,
     /// A run that may be paused for a critical step, of all those in a worker.
-    pub(crate) victim: &'a dyn Fn(&Worker) -> Option<StepKey>,
+    pub(crate) victim: &'a dyn Fn(&Worker) -> Option<Victim>,
     pub(crate) now: Duration,
 }
 
@@ -233,7 +242,7 @@ impl Pass {
                         _ => reason,
                     };
                     self.block(world, ask, &demand.models, worker, reason);
-                    if let Some((worker, victim)) = preempts {
+                    if let Some((worker, Victim::Run(victim))) = preempts {
                         return Some(Decision::Preempt { worker, victim });
                     }
                 }
@@ -282,7 +291,7 @@ impl Pass {
         head: &Head,
         id: WorkerId,
         reason: &WaitReason,
-    ) -> Option<(WorkerId, StepKey)> {
+    ) -> Option<(WorkerId, Victim)> {
         let helps = matches!(
             reason,
             WaitReason::PlacesTaken { .. }

@@ -16,7 +16,7 @@ mod reason;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use decide::{Decision, DerivedTable, Pass, Waits, World, unreserve, unreserve_unwanted};
+pub(crate) use decide::{Decision, DerivedTable, Pass, Victim, Waits, World, unreserve, unreserve_unwanted};
 pub(crate) use demand::{Demand, DemandId, Demands};
 pub(crate) use estimates::Estimates;
 pub(crate) use fleet::{

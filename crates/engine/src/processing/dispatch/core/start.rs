@@ -16,8 +16,8 @@ use crate::processing::job::state::{Move, PausedBy, StepState, Wish};
 use crate::processing::job::timeline::Spent;
 use crate::processing::job::{Class, JobState, RunId, StepKey};
 use crate::processing::schedule::{
-    Decision, Head, MoveKind, Pass, PendingMove, ProcessState, Refusal, Uses, Worker, WorkerId, World,
-    unreserve_unwanted,
+    Decision, Head, MoveKind, Pass, PendingMove, ProcessState, Refusal, Uses, Victim, Worker, WorkerId,
+    World, unreserve_unwanted,
 };
 use crate::store::Write;
 
@@ -534,15 +534,15 @@ impl Core {
 }
 
 /// The run in a worker that is paused for a critical one: of the lowest class, and of those the last that came. One at a
-/// time: while one is pausing there is none.
-fn victim(steps: &HashMap<StepKey, Step>, worker: &Worker) -> Option<StepKey> {
+/// time: while one is pausing no other is chosen.
+fn victim(steps: &HashMap<StepKey, Step>, worker: &Worker) -> Option<Victim> {
     let runs = || worker.runs.keys().filter_map(|key| steps.get(key));
     let is_pausing = |step: &Step| step.state() == StepState::Pausing(PausedBy::Scheduler);
     if runs().any(is_pausing) {
-        return None;
+        return Some(Victim::IsPausing);
     }
     runs()
         .filter(|step| step.class > Class::Critical && step.state() == StepState::Running)
         .max_by_key(|step| (step.class, step.key))
-        .map(|step| step.key)
+        .map(|step| Victim::Run(step.key))
 }
