@@ -4,11 +4,13 @@ use calotype_protocol::Outcome;
 
 use super::workers::{Order, can};
 use super::world::{JobSpec, UNIT, World, critical, device, id, job};
+use crate::error::Code;
 use crate::inference::peak_key;
 use crate::memory::memory_plan::Slicing;
+use crate::processing::dispatch::core::message::Action;
 use crate::processing::dispatch::core::message::Input;
 use crate::processing::job::JobState;
-use crate::processing::job::state::{AfterWithdrawal, Kept, StepState};
+use crate::processing::job::state::{AfterWithdrawal, Kept, StepState, Wish};
 
 fn with(name: &str, models: &[(&'static str, u64)]) -> JobSpec {
     JobSpec {
@@ -257,7 +259,7 @@ fn loras_are_leased_once_for_all_runs_with_the_same_set() {
 }
 
 #[test]
-fn a_resident_model_that_turns_out_larger_is_leased_as_it_is() {
+fn a_job_whose_model_turns_out_to_leave_it_no_memory_at_all_is_refused_and_does_not_wait_for_ever() {
     let mut world = World::with_places(1);
     world.measures_more = true;
     world.manual.workers = true;
@@ -267,7 +269,25 @@ fn a_resident_model_that_turns_out_larger_is_leased_as_it_is() {
     }
     world.manual.workers = false;
     world.pump();
-    assert_eq!(world.leased(0), 150);
+    assert_eq!(world.leased(0), 150, "the truth is written down");
+    assert_eq!(world.end_of("a"), Some(JobState::Failed), "{:?}", world.why("a"));
+    let code = world.ended[0].end.error.as_ref().map(|error| error.code);
+    assert_eq!(code, Some(Code::DoesNotFit));
+}
+
+#[test]
+fn a_worker_is_not_kept_free_for_a_job_that_was_paused_or_cancelled_meanwhile() {
+    for action in [Action::Pause, Action::Cancel] {
+        let mut world = World::with_places(2);
+        world.submit(job("a"));
+        world.submit(with("b", &[("n", 10)]));
+        world.wait_ms(1_000);
+        world.submit(job("c"));
+        assert_eq!(world.why("c"), Some("reserved"));
+        world.manual.journal = true;
+        world.ask("b", action);
+        assert_eq!(world.state("c"), StepState::Claiming(Wish::GoOn), "{action:?}");
+    }
 }
 
 #[test]
