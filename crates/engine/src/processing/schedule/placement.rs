@@ -430,6 +430,9 @@ fn act(
         if let Some(worker) = leaky(fleet, worker, short_bytes) {
             return Placement::Recycle { worker };
         }
+        if let Some(refusal) = never_fits(demand, fleet, worker, need_bytes) {
+            return Placement::Refuse(refusal);
+        }
         let device = fleet
             .device(worker.spec.device)
             .map_or_else(String::new, |device| device.id.clone());
@@ -553,6 +556,22 @@ fn held_too_large(
     });
     let models: Vec<_> = own.map(|need| (id, need.model.clone())).collect();
     (worker.runs.is_empty() && !models.is_empty()).then_some(models)
+}
+
+/// Why a step never fits beside its own models as they were measured: nobody else holds memory that could come back.
+fn never_fits(demand: &Demand, fleet: &Fleet, worker: &Worker, need_bytes: u64) -> Option<Refusal> {
+    let ledger = fleet.ledger(worker)?;
+    let own = demand
+        .models
+        .iter()
+        .filter_map(|need| worker.resident.get(&need.model));
+    let own_bytes = own.fold(0u64, |sum, resident| sum.saturating_add(resident.bytes));
+    (worker.runs.is_empty() && own_bytes > 0 && ledger.leased_bytes() == own_bytes).then(|| {
+        Refusal::TooLarge {
+            need_bytes: need_bytes.saturating_add(own_bytes),
+            budget_bytes: ledger.budget_bytes(),
+        }
+    })
 }
 
 /// An idle worker of the device whose process holds memory that its unloads did not give back, where its end gives back
