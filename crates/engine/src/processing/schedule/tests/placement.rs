@@ -474,6 +474,7 @@ fn a_model_that_leaves_a_larger_job_no_room_is_loaded_anew_in_a_smaller_way_once
     if let Some(resident) = stage.worker(0).resident.get_mut(&ModelId::from("m")) {
         resident.residency.offload = Offload::Sequential;
     }
+    stage.others_have(0, 1);
     assert_eq!(stage.why(&job).code(), "memory_in_use");
 }
 
