@@ -318,12 +318,12 @@ impl Core {
         if self.steps.advance(run.step, Move::Run).is_err() {
             return;
         }
+        // A critical step may have waited until this one could be paused.
+        self.dirty |= self.steps.lanes.has(Class::Critical);
         let Some(step) = self.steps.get_mut(run.step) else {
             return;
         };
         step.timeline.switch(Spent::Run, now.since_start);
-        // A critical step may have waited until it could be paused.
-        self.dirty |= self.steps.lanes.has(Class::Critical);
         let Some(attempted) = &step.attempted else { return };
         let message = Down::Run(Box::new(Run {
             job: step.job.clone(),
