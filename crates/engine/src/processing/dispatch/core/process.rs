@@ -71,6 +71,9 @@ impl Core {
         worker.pid = None;
         worker.recycling = false;
         worker.resident.clear();
+        worker
+            .unusable
+            .retain(|_, (error, _)| error.code != Code::OutOfMemory);
         worker.idle_bytes = None;
         worker.used_bytes = 0;
         worker.unreturned_bytes = 0;
