@@ -62,7 +62,7 @@ impl Core {
 
     /// The process is dead and reaped: its memory is back, its runs are looked at one by one.
     pub(super) fn worker_gone(&mut self, id: WorkerId, report: &ExitReport, now: Now) {
-        let cause = format!("{:?} ({})", report.cause, report.status);
+        let cause = format!("{} ({})", report.cause, report.status);
         let Some(worker) = self.fleet.worker_mut(id) else {
             return;
         };
