@@ -109,7 +109,7 @@ impl Core {
         };
         Some(match state {
             _ if state.is_held() => waits(Held::Yes),
-            StepState::Blocked | StepState::Ready => waits(Held::No),
+            StepState::Ready => waits(Held::No),
             _ => {
                 let place = step
                     .attempted

@@ -206,6 +206,7 @@ impl Steps {
         self.by_key.values()
     }
 
+    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.by_key.len()
     }

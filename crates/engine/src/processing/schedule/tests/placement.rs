@@ -267,6 +267,7 @@ fn a_model_that_is_being_loaded_is_waited_for_and_not_loaded_twice() {
         id: LoadId("load".into()),
         model: "m".into(),
         kind: MoveKind::Load {
+            weights_bytes: 0,
             residency: Residency::default(),
             wanted_by: StepKey(1),
             expected_ms: 100.0,
