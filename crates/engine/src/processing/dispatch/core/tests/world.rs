@@ -572,36 +572,34 @@ impl World {
 
     /// Carries out everything that is not done by hand, until nothing moves.
     pub(super) fn pump(&mut self) {
-        loop {
-            let mut moved = false;
-            while !self.manual.journal && self.write_next() {
-                moved = true;
-            }
-            while !self.manual.journal && !self.outcomes.is_empty() {
-                self.outcome(0);
-                moved = true;
-            }
-            while !self.manual.prepare && !self.prepares.is_empty() {
-                self.prepare(0, Ok(()));
-                moved = true;
-            }
-            while !self.manual.outputs && !self.outputs.is_empty() {
-                self.store_outputs(0);
-                moved = true;
-            }
-            while !self.manual.journal && self.probes > 0 {
-                self.probe();
-                moved = true;
-            }
-            for index in 0..self.workers.len() {
-                while !self.manual.workers && (self.works(index) || self.hears(index)) {
-                    moved = true;
-                }
-            }
-            if !moved {
-                return;
-            }
+        let mut turns = 0;
+        while self.moves_once() {
+            turns += 1;
+            assert!(turns < 2_000, "it goes round and round: {:?}", self.workers);
         }
+    }
+
+    fn moves_once(&mut self) -> bool {
+        let manual = self.manual;
+        if !manual.journal && (self.write_next() || !self.outcomes.is_empty()) {
+            if !self.outcomes.is_empty() {
+                self.outcome(0);
+            }
+            return true;
+        }
+        if !manual.prepare && !self.prepares.is_empty() {
+            self.prepare(0, Ok(()));
+            return true;
+        }
+        if !manual.outputs && !self.outputs.is_empty() {
+            self.store_outputs(0);
+            return true;
+        }
+        if !manual.journal && self.probes > 0 {
+            self.probe();
+            return true;
+        }
+        !manual.workers && (0..self.workers.len()).any(|index| self.works(index) || self.hears(index))
     }
 
     /// The server dies and starts anew with what is on the disk; its workers die with it.
