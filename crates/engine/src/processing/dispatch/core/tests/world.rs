@@ -150,6 +150,8 @@ pub(super) struct World {
     pub(super) measures_more: bool,
     /// Whether jobs are being taken over from the disk.
     is_restarting: bool,
+    /// When the scheduler was last asked: estimates change with time, and what they say is asked for at the next input.
+    passed_at_ms: Option<u64>,
     tokens: u64,
     sequence: u64,
 }
@@ -211,6 +213,7 @@ impl World {
             manual: Manual::default(),
             measures_more: false,
             is_restarting: false,
+            passed_at_ms: None,
             tokens: 0,
             sequence: 0,
         };
@@ -235,17 +238,30 @@ impl World {
     /// Tells the core something, takes in what it wants, and checks what must hold always.
     pub(super) fn tell(&mut self, input: Input) {
         let now = self.now();
-        for effect in self.core.on(input, now) {
-            self.take(effect);
+        self.core.take(input, now);
+        if self.core.dirty {
+            self.passed_at_ms = Some(self.at_ms);
         }
-        // What could start has started: another pass at the same moment has nothing to do.
-        self.core.dirty = true;
-        for effect in self.core.settle(now) {
+        let mut effects = self.core.settle(now);
+        let mut passes = 0;
+        while self.passed_at_ms == Some(self.at_ms) {
+            let decided = effects.iter().any(is_decision);
+            effects.into_iter().for_each(|effect| self.take(effect));
+            passes += 1;
+            assert!(passes < 50, "the scheduler decides without end");
+            // What could start has started: another pass at the same moment has nothing to do. Only where the last one
+            // decided something another worker may have become the better one for a step that was asked before.
+            self.core.dirty = true;
+            effects = self.core.settle(now);
+            if !effects.iter().any(is_decision) {
+                break;
+            }
             assert!(
-                matches!(effect, Effect::Tell(_)),
-                "a wake-up was lost: this was possible before: {effect:?}"
+                decided,
+                "a wake-up was lost: this was possible before: {effects:?}"
             );
         }
+        effects.into_iter().for_each(|effect| self.take(effect));
         self.check();
     }
 
@@ -777,6 +793,17 @@ impl World {
             }
         }
     }
+}
+
+fn is_decision(effect: &Effect) -> bool {
+    !matches!(
+        effect,
+        Effect::Tell(_)
+            | Effect::AbilitiesChanged
+            | Effect::Answer { .. }
+            | Effect::Ended(_)
+            | Effect::Drained
+    )
 }
 
 pub(super) fn id(name: &str) -> JobId {
