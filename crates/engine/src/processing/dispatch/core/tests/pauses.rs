@@ -356,6 +356,29 @@ fn a_pause_is_on_the_disk_before_it_is_answered_and_survives_a_restart_in_every_
 }
 
 #[test]
+fn a_pause_that_is_asked_for_twice_is_answered_no_sooner_than_the_first_is_on_the_disk() {
+    for action in [Action::Pause, Action::Resume] {
+        let mut world = World::with_places(1);
+        world.submit(job("a"));
+        if action == Action::Resume {
+            world.pause("a");
+        }
+        world.manual.journal = true;
+        let tokens = [world.ask("a", action), world.ask("a", action)];
+        assert!(
+            tokens.iter().all(|token| !world.answers.contains_key(token)),
+            "{action:?}"
+        );
+        world.manual.journal = false;
+        world.pump();
+        assert!(
+            tokens.iter().all(|token| world.answers[token].is_ok()),
+            "{action:?}"
+        );
+    }
+}
+
+#[test]
 fn a_worker_that_cannot_pause_refuses_a_pause_and_is_not_preempted() {
     let mut stubborn = can(1);
     stubborn.pauses = false;
