@@ -591,7 +591,10 @@ impl World {
         let mut turns = 0;
         while self.moves_once() {
             turns += 1;
-            assert!(turns < 2_000, "it goes round and round: {:?}", self.workers);
+            let ends =
+                |worker: &VirtualWorker| worker.heard.iter().rev().take(6).cloned().collect::<Vec<_>>();
+            let last = || self.workers.iter().map(ends).collect::<Vec<_>>();
+            assert!(turns < 2_000, "it goes round and round: {:?}", last());
         }
     }
 
