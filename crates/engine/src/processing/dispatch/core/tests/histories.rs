@@ -76,6 +76,8 @@ fn world() -> World {
     let mut both = can(3);
     both.loads_beside_runs = true;
     let mut world = World::new(vec![device(40, &[can(2), both]), device(30, &[can(1)])]);
+    // Jobs may evict what was just loaded for another, until one of them has waited for its bound.
+    world.loads_take_ms = 100;
     world.manual.journal = true;
     world.manual.prepare = true;
     world.manual.outputs = true;

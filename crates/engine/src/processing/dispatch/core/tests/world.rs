@@ -148,6 +148,7 @@ pub(super) struct World {
     pub(super) manual: Manual,
     /// Whether a device may hold more than its budget, because a measurement said so.
     pub(super) measures_more: bool,
+    pub(super) loads_take_ms: u64,
     /// Whether jobs are being taken over from the disk.
     is_restarting: bool,
     /// When the scheduler was last asked: estimates change with time, and what they say is asked for at the next input.
@@ -212,6 +213,7 @@ impl World {
             drained: 0,
             manual: Manual::default(),
             measures_more: false,
+            loads_take_ms: 0,
             is_restarting: false,
             passed_at_ms: None,
             tokens: 0,
@@ -503,6 +505,9 @@ impl World {
 
     /// A worker takes the next line from its pipe.
     pub(super) fn works(&mut self, index: usize) -> bool {
+        if matches!(self.workers[index].inbox.front(), Some(Order::Load { .. })) {
+            self.at_ms += self.loads_take_ms;
+        }
         let worked = self.workers[index].work();
         let mut inside: Vec<&JobId> = self
             .workers
