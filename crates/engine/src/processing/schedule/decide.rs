@@ -210,6 +210,9 @@ impl Pass {
                 }
                 Placement::Evict { models } => {
                     let worker = models.first().map(|(worker, _)| *worker);
+                    if let Some(worker) = worker.filter(|_| head.lane.class == Class::Critical) {
+                        keep_for(world.fleet, worker, ask.0);
+                    }
                     let name = worker.and_then(|id| world.fleet.worker(id));
                     let worker = name.map_or_else(String::new, |worker| worker.spec.name.to_string());
                     self.blocked.insert(ask, WaitReason::WorkerMovesModels { worker });
@@ -242,6 +245,9 @@ impl Pass {
                         _ => reason,
                     };
                     self.block(world, ask, &demand.models, worker, reason);
+                    if let Some((worker, _)) = preempts {
+                        keep_for(world.fleet, worker, ask.0);
+                    }
                     if let Some((worker, Victim::Run(victim))) = preempts {
                         return Some(Decision::Preempt { worker, victim });
                     }
@@ -338,6 +344,15 @@ fn reserve(fleet: &mut Fleet, id: WorkerId, demand: DemandId) {
     if let Some(worker) = fleet.worker_mut(id)
         && worker.reserved_for.is_none()
     {
+        worker.reserved_for = Some(demand);
+    }
+}
+
+/// Keeps the worker that makes room for a critical step free for it, whatever it was kept free for before: what was paused
+/// there must not go on in its stead.
+fn keep_for(fleet: &mut Fleet, id: WorkerId, demand: DemandId) {
+    unreserve(fleet, demand);
+    if let Some(worker) = fleet.worker_mut(id) {
         worker.reserved_for = Some(demand);
     }
 }

@@ -79,7 +79,8 @@ impl Core {
             StepState::Finishing => return Err(conflict("the job is done, its pictures are being stored")),
             StepState::Cancelling => return Err(conflict("the job is being cancelled")),
             StepState::Ending | StepState::Ended => return Ok(Asked::IsSo),
-            _ if state.is_held() => return Ok(Asked::IsSo),
+            // It may not be on the disk yet.
+            _ if state.is_held() => return Ok(Asked::KeepIt),
             StepState::Running | StepState::Resuming => {
                 let worker = step
                     .attempted
@@ -122,7 +123,7 @@ impl Core {
             StepState::Finishing => return Err(conflict("the job is done, its pictures are being stored")),
             StepState::Cancelling => return Err(conflict("the job is being cancelled")),
             StepState::Ending | StepState::Ended => return Ok(Asked::IsSo),
-            _ if !state.is_held() => return Ok(Asked::IsSo),
+            _ if !state.is_held() => return Ok(Asked::KeepIt),
             _ => {}
         }
         let next = self

@@ -37,16 +37,26 @@ impl Core {
             return;
         }
         unreserve_unwanted(&mut self.fleet, &self.steps.lanes);
-        let mut pass = Pass::default();
+        // A decision may make another worker the better one for a critical step that was asked before: it is asked again.
+        if self.pass(now) && self.steps.lanes.has(Class::Critical) && self.hold_all().is_none() {
+            self.pass(now);
+        }
+        // What the decisions themselves changed is decided on already.
+        self.dirty = false;
+    }
+
+    /// Goes over the lanes once. Says whether anything was decided.
+    fn pass(&mut self, now: Now) -> bool {
+        let (mut pass, mut has_decided) = (Pass::default(), false);
         while let Some(decision) = self.next_decision(&mut pass, now) {
+            has_decided = true;
             self.carry_out(decision, now);
             if self.hold_all().is_some() {
                 break;
             }
         }
         self.decide_at = pass.finish(&mut self.steps.waits);
-        // What the decisions themselves changed is decided on already.
-        self.dirty = false;
+        has_decided
     }
 
     fn next_decision(&mut self, pass: &mut Pass, now: Now) -> Option<Decision> {

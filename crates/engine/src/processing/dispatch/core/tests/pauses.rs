@@ -112,6 +112,34 @@ fn a_critical_job_preempts_a_run_that_was_still_on_its_way_when_it_came() {
 }
 
 #[test]
+fn all_runs_that_must_make_room_for_a_critical_job_do_and_none_goes_on_before_it() {
+    let mut world = World::with_places(2);
+    for name in ["a", "b"] {
+        world.submit(super::world::JobSpec {
+            working: 40,
+            ..job(name)
+        });
+    }
+    world.submit(super::world::JobSpec {
+        working: 85,
+        ..critical("c")
+    });
+    assert!(world.is_running("c"), "{:?}", world.why("c"));
+    assert_eq!(
+        (world.state("a"), world.state("b")),
+        (StepState::Suspended, StepState::Suspended)
+    );
+    world.finish("c");
+    assert!(world.is_running("a") && world.is_running("b"));
+    let pauses = world
+        .heard(0)
+        .iter()
+        .filter(|line| line.starts_with("pause"))
+        .count();
+    assert_eq!(pauses, 2);
+}
+
+#[test]
 fn a_critical_job_preempts_nobody_of_its_own_class() {
     let mut world = World::with_places(1);
     world.submit(critical("a"));
@@ -324,6 +352,29 @@ fn a_pause_is_on_the_disk_before_it_is_answered_and_survives_a_restart_in_every_
             }
         }
         assert!(world.is_running("a"), "{state}");
+    }
+}
+
+#[test]
+fn a_pause_that_is_asked_for_twice_is_answered_no_sooner_than_the_first_is_on_the_disk() {
+    for action in [Action::Pause, Action::Resume] {
+        let mut world = World::with_places(1);
+        world.submit(job("a"));
+        if action == Action::Resume {
+            world.pause("a");
+        }
+        world.manual.journal = true;
+        let tokens = [world.ask("a", action), world.ask("a", action)];
+        assert!(
+            tokens.iter().all(|token| !world.answers.contains_key(token)),
+            "{action:?}"
+        );
+        world.manual.journal = false;
+        world.pump();
+        assert!(
+            tokens.iter().all(|token| world.answers[token].is_ok()),
+            "{action:?}"
+        );
     }
 }
 

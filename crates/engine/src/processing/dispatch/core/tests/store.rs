@@ -20,6 +20,21 @@ fn an_end_is_told_only_when_it_is_on_the_disk() {
 }
 
 #[test]
+fn an_end_is_not_told_because_an_earlier_write_of_the_same_job_is_on_the_disk() {
+    let mut world = World::with_places(1);
+    world.submit(job("a"));
+    world.manual.journal = true;
+    world.fail("a", calotype_protocol::Outcome::Failed);
+    world.cancel("a");
+    assert!(world.write_next());
+    world.outcome(0);
+    assert_eq!(world.end_of("a"), None, "only that it waits again is on the disk");
+    world.manual.journal = false;
+    world.pump();
+    assert_eq!(world.end_of("a"), Some(JobState::Cancelled));
+}
+
+#[test]
 fn a_claim_that_finds_the_disk_full_starts_nothing_and_costs_no_attempt() {
     let mut world = World::with_places(1);
     world.submit(job("a"));

@@ -148,8 +148,11 @@ pub(super) struct World {
     pub(super) manual: Manual,
     /// Whether a device may hold more than its budget, because a measurement said so.
     pub(super) measures_more: bool,
+    pub(super) loads_take_ms: u64,
     /// Whether jobs are being taken over from the disk.
     is_restarting: bool,
+    /// When the scheduler was last asked: estimates change with time, and what they say is asked for at the next input.
+    passed_at_ms: Option<u64>,
     tokens: u64,
     sequence: u64,
 }
@@ -210,7 +213,9 @@ impl World {
             drained: 0,
             manual: Manual::default(),
             measures_more: false,
+            loads_take_ms: 0,
             is_restarting: false,
+            passed_at_ms: None,
             tokens: 0,
             sequence: 0,
         };
@@ -235,17 +240,30 @@ impl World {
     /// Tells the core something, takes in what it wants, and checks what must hold always.
     pub(super) fn tell(&mut self, input: Input) {
         let now = self.now();
-        for effect in self.core.on(input, now) {
-            self.take(effect);
+        self.core.take(input, now);
+        if self.core.dirty {
+            self.passed_at_ms = Some(self.at_ms);
         }
-        // What could start has started: another pass at the same moment has nothing to do.
-        self.core.dirty = true;
-        for effect in self.core.settle(now) {
+        let mut effects = self.core.settle(now);
+        let mut passes = 0;
+        while self.passed_at_ms == Some(self.at_ms) {
+            let decided = effects.iter().any(is_decision);
+            effects.into_iter().for_each(|effect| self.take(effect));
+            passes += 1;
+            assert!(passes < 50, "the scheduler decides without end");
+            // What could start has started: another pass at the same moment has nothing to do. Only where the last one
+            // decided something another worker may have become the better one for a step that was asked before.
+            self.core.dirty = true;
+            effects = self.core.settle(now);
+            if !effects.iter().any(is_decision) {
+                break;
+            }
             assert!(
-                matches!(effect, Effect::Tell(_)),
-                "a wake-up was lost: this was possible before: {effect:?}"
+                decided,
+                "a wake-up was lost: this was possible before: {effects:?}"
             );
         }
+        effects.into_iter().for_each(|effect| self.take(effect));
         self.check();
     }
 
@@ -487,6 +505,9 @@ impl World {
 
     /// A worker takes the next line from its pipe.
     pub(super) fn works(&mut self, index: usize) -> bool {
+        if matches!(self.workers[index].inbox.front(), Some(Order::Load { .. })) {
+            self.at_ms += self.loads_take_ms;
+        }
         let worked = self.workers[index].work();
         let mut inside: Vec<&JobId> = self
             .workers
@@ -572,36 +593,37 @@ impl World {
 
     /// Carries out everything that is not done by hand, until nothing moves.
     pub(super) fn pump(&mut self) {
-        loop {
-            let mut moved = false;
-            while !self.manual.journal && self.write_next() {
-                moved = true;
-            }
-            while !self.manual.journal && !self.outcomes.is_empty() {
-                self.outcome(0);
-                moved = true;
-            }
-            while !self.manual.prepare && !self.prepares.is_empty() {
-                self.prepare(0, Ok(()));
-                moved = true;
-            }
-            while !self.manual.outputs && !self.outputs.is_empty() {
-                self.store_outputs(0);
-                moved = true;
-            }
-            while !self.manual.journal && self.probes > 0 {
-                self.probe();
-                moved = true;
-            }
-            for index in 0..self.workers.len() {
-                while !self.manual.workers && (self.works(index) || self.hears(index)) {
-                    moved = true;
-                }
-            }
-            if !moved {
-                return;
-            }
+        let mut turns = 0;
+        while self.moves_once() {
+            turns += 1;
+            let ends =
+                |worker: &VirtualWorker| worker.heard.iter().rev().take(6).cloned().collect::<Vec<_>>();
+            let last = || self.workers.iter().map(ends).collect::<Vec<_>>();
+            assert!(turns < 2_000, "it goes round and round: {:?}", last());
         }
+    }
+
+    fn moves_once(&mut self) -> bool {
+        let manual = self.manual;
+        if !manual.journal && (self.write_next() || !self.outcomes.is_empty()) {
+            if !self.outcomes.is_empty() {
+                self.outcome(0);
+            }
+            return true;
+        }
+        if !manual.prepare && !self.prepares.is_empty() {
+            self.prepare(0, Ok(()));
+            return true;
+        }
+        if !manual.outputs && !self.outputs.is_empty() {
+            self.store_outputs(0);
+            return true;
+        }
+        if !manual.journal && self.probes > 0 {
+            self.probe();
+            return true;
+        }
+        !manual.workers && (0..self.workers.len()).any(|index| self.works(index) || self.hears(index))
     }
 
     /// The server dies and starts anew with what is on the disk; its workers die with it.
@@ -779,6 +801,17 @@ impl World {
             }
         }
     }
+}
+
+fn is_decision(effect: &Effect) -> bool {
+    !matches!(
+        effect,
+        Effect::Tell(_)
+            | Effect::AbilitiesChanged
+            | Effect::Answer { .. }
+            | Effect::Ended(_)
+            | Effect::Drained
+    )
 }
 
 pub(super) fn id(name: &str) -> JobId {
