@@ -441,7 +441,7 @@ impl Core {
                 if self.steps.advance(key, Move::Withdraw).is_ok() {
                     self.note(
                         key,
-                        format!("its model makes room for others; it begins anew in its turn"),
+                        "its model makes room for others; it begins anew in its turn".to_owned(),
                     );
                     self.send_about(key, |job, attempt| Down::Cancel { job, attempt });
                     self.tell_state(key);
