@@ -52,7 +52,7 @@ impl Estimates {
 
     /// A step has ended that had the device to itself for `device_ms` in all.
     pub(crate) fn ran(&mut self, model: &ModelId, kind: &Arc<str>, work_units: f64, device_ms: f64) {
-        if work_units <= 0.0 || !device_ms.is_finite() {
+        if work_units <= 0.0 || !device_ms.is_finite() || device_ms <= 0.0 {
             return;
         }
         let key = (model.clone(), Arc::clone(kind));

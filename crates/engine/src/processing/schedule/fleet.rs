@@ -76,6 +76,8 @@ pub(crate) struct ResidentModel {
     pub(crate) residency: Residency,
     /// Grows with each use; the smallest is evicted first.
     pub(crate) last_use: u64,
+    /// When it was loaded, until a run has used it.
+    pub(crate) unused_since: Option<Duration>,
 }
 
 /// A load or unload under way.

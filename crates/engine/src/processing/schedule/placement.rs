@@ -23,6 +23,10 @@ use crate::memory::memory_plan::{
 /// worker has started.
 const SMALL_BYTES: u64 = 512 << 20;
 
+/// A model that was loaded for a waiting step is not evicted for another before the step could use it, or so much time has
+/// passed: else two steps could make each other's model go for ever.
+const UNUSED_KEPT: Duration = Duration::from_secs(1);
+
 /// Whether a worker can do what a demand asks, as far as that follows from its capabilities and budget.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Serves {
@@ -187,7 +191,7 @@ pub(crate) fn place(asked: Asked<'_>, fleet: &Fleet, estimates: &Estimates, now:
         }
     }
     match asked.derived.of_worker(id) {
-        Serves::Yes { plan, working_bytes } => act(asked, fleet, id, worker, plan, working_bytes),
+        Serves::Yes { plan, working_bytes } => act(asked, fleet, (id, worker), plan, working_bytes, now),
         Serves::Unknown | Serves::No | Serves::TooSmall { .. } => {
             let worker = worker.spec.name.to_string();
             wait(id, WaitReason::CapabilitiesUnknown { worker })
@@ -381,10 +385,10 @@ fn nobody(asked: Asked<'_>, fleet: &Fleet) -> Placement {
 fn act(
     asked: Asked<'_>,
     fleet: &Fleet,
-    id: WorkerId,
-    worker: &Worker,
+    (id, worker): (WorkerId, &Worker),
     plan: MemoryPlan,
     working_bytes: u64,
+    now: Duration,
 ) -> Placement {
     let demand = asked.demand;
     let name = || worker.spec.name.to_string();
@@ -422,7 +426,7 @@ fn act(
     if need_bytes > free_bytes || holds_scores {
         let short_bytes = need_bytes.saturating_sub(free_bytes);
         let idle = (!holds_scores)
-            .then(|| evictable(asked, fleet, worker, short_bytes))
+            .then(|| evictable(asked, fleet, worker, short_bytes, now))
             .flatten();
         if let Some(models) = idle.or_else(|| held_too_large(demand, id, worker, plan)) {
             return Placement::Evict { models };
@@ -510,6 +514,7 @@ fn evictable(
     fleet: &Fleet,
     worker: &Worker,
     short_bytes: u64,
+    now: Duration,
 ) -> Option<Vec<(WorkerId, ModelId)>> {
     let of_device = fleet.ids().zip(&fleet.workers).filter(|(_, other)| {
         other.spec.device == worker.spec.device
@@ -519,9 +524,12 @@ fn evictable(
     let mut idle: Vec<(bool, u64, u64, WorkerId, ModelId)> = of_device
         .flat_map(|(id, other)| {
             let is_own = other.spec.name == worker.spec.name;
-            let models = other.resident.iter().filter(move |(model, _)| {
+            let models = other.resident.iter().filter(move |(model, resident)| {
+                let was_used = resident
+                    .unused_since
+                    .is_none_or(|since| now.saturating_sub(since) >= UNUSED_KEPT);
                 let is_needed = is_own && asked.demand.models.iter().any(|need| need.model == **model);
-                !other.is_in_use(model) && !is_needed
+                !other.is_in_use(model) && !is_needed && was_used
             });
             models.map(move |(model, resident)| {
                 let is_parked_on = other.parked_on(model).next().is_some();

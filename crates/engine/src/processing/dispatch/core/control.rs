@@ -78,7 +78,8 @@ impl Core {
         match state {
             StepState::Finishing => return Err(conflict("the job is done, its pictures are being stored")),
             StepState::Cancelling => return Err(conflict("the job is being cancelled")),
-            StepState::Ending | StepState::Ended => return Ok(Asked::IsSo),
+            // Whatever its end is, it is not taken back.
+            StepState::Ending | StepState::Ended => return Err(conflict("the job is ending")),
             // It may not be on the disk yet.
             _ if state.is_held() => return Ok(Asked::KeepIt),
             StepState::Running | StepState::Resuming => {
@@ -122,7 +123,8 @@ impl Core {
         match state {
             StepState::Finishing => return Err(conflict("the job is done, its pictures are being stored")),
             StepState::Cancelling => return Err(conflict("the job is being cancelled")),
-            StepState::Ending | StepState::Ended => return Ok(Asked::IsSo),
+            // Whatever its end is, it is not taken back.
+            StepState::Ending | StepState::Ended => return Err(conflict("the job is ending")),
             _ if !state.is_held() => return Ok(Asked::KeepIt),
             _ => {}
         }

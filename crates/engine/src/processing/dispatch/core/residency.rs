@@ -43,6 +43,7 @@ impl Core {
             bytes,
             residency,
             last_use: self.uses,
+            unused_since: Some(now.since_start),
         };
         worker.resident.insert(loaded.model.clone(), resident);
         let (name, kind) = (worker.spec.name.to_string(), worker.spec.kind.clone());
@@ -127,7 +128,7 @@ impl Core {
         let name = worker.spec.name.to_string();
         tracing::info!("Dropped `{model}` from {name}: {freed_bytes} bytes came back");
         let leased_bytes = self.release_weights(id, &name, &model);
-        if freed_bytes < leased_bytes / 100 * RETURNED_PERCENT {
+        if freed_bytes < leased_bytes.saturating_mul(RETURNED_PERCENT) / 100 {
             // A lease is given back when the memory is. The rest stays leased until the process is replaced, which
             // happens once somebody needs it and nothing runs in the worker.
             let kept_bytes = leased_bytes - freed_bytes;

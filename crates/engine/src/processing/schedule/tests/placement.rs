@@ -157,6 +157,7 @@ impl Stage {
             bytes,
             residency: Residency::default(),
             last_use,
+            unused_since: None,
         };
         self.worker(index).resident.insert(name.into(), resident);
     }

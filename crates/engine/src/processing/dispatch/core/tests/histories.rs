@@ -357,14 +357,12 @@ proptest! {
 
     /// Fails: critical jobs for more models than fit load and evict them in turns, and none of them starts.
     #[test]
-    #[ignore = "critical jobs evict what was just loaded for another, for ever"]
     fn nor_where_jobs_are_critical(events in prop::collection::vec(any_event(0..4), 0..120)) {
         check(&events)?;
     }
 }
 
 #[test]
-#[ignore = "critical jobs evict what was just loaded for another, for ever"]
 fn critical_jobs_for_more_models_than_fit_do_not_evict_each_others_for_ever() {
     let submit = |client, models, working| Submit {
         class: 0,
