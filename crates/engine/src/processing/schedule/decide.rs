@@ -282,7 +282,10 @@ impl Pass {
                 .or_insert((worker, world.now));
             let due = since + reserve_after(world.fleet, world.estimates, worker, models);
             if due <= world.now {
-                reserve(world.fleet, worker, ask.0);
+                if reserve(world.fleet, worker, ask.0) {
+                    // It may go on at once: it is asked again, for it now takes precedence there.
+                    return;
+                }
             } else {
                 self.wake_at = Some(self.wake_at.map_or(due, |at| at.min(due)));
             }
@@ -332,20 +335,23 @@ fn reserve_after(fleet: &Fleet, estimates: &Estimates, id: WorkerId, models: &[M
         .max(RESERVE_AFTER_LEAST)
 }
 
-/// Keeps a worker free for a demand, unless it is kept free for another or the demand has one already.
-fn reserve(fleet: &mut Fleet, id: WorkerId, demand: DemandId) {
+/// Keeps a worker free for a demand, unless it is kept free for another or the demand has one already. Says whether it is
+/// from now on.
+fn reserve(fleet: &mut Fleet, id: WorkerId, demand: DemandId) -> bool {
     if fleet
         .workers
         .iter()
         .any(|worker| worker.reserved_for == Some(demand))
     {
-        return;
+        return false;
     }
     if let Some(worker) = fleet.worker_mut(id)
         && worker.reserved_for.is_none()
     {
         worker.reserved_for = Some(demand);
+        return true;
     }
+    false
 }
 
 /// Keeps the worker that makes room for a critical step free for it, whatever it was kept free for before: what was paused

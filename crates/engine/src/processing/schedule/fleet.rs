@@ -76,8 +76,8 @@ pub(crate) struct ResidentModel {
     pub(crate) residency: Residency,
     /// Grows with each use; the smallest is evicted first.
     pub(crate) last_use: u64,
-    /// When it was loaded, until a run has used it.
-    pub(crate) unused_since: Option<Duration>,
+    /// Whether a run has used it since it was loaded.
+    pub(crate) was_used: bool,
 }
 
 /// A load or unload under way.

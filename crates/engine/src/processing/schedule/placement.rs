@@ -23,10 +23,6 @@ use crate::memory::memory_plan::{
 /// worker has started.
 const SMALL_BYTES: u64 = 512 << 20;
 
-/// A model that was loaded for a waiting step is not evicted for another before the step could use it, or so much time has
-/// passed: else two steps could make each other's model go for ever.
-const UNUSED_KEPT: Duration = Duration::from_secs(1);
-
 /// Whether a worker can do what a demand asks, as far as that follows from its capabilities and budget.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Serves {
@@ -191,7 +187,7 @@ pub(crate) fn place(asked: Asked<'_>, fleet: &Fleet, estimates: &Estimates, now:
         }
     }
     match asked.derived.of_worker(id) {
-        Serves::Yes { plan, working_bytes } => act(asked, fleet, (id, worker), plan, working_bytes, now),
+        Serves::Yes { plan, working_bytes } => act(asked, fleet, (id, worker), plan, working_bytes),
         Serves::Unknown | Serves::No | Serves::TooSmall { .. } => {
             let worker = worker.spec.name.to_string();
             wait(id, WaitReason::CapabilitiesUnknown { worker })
@@ -388,7 +384,6 @@ fn act(
     (id, worker): (WorkerId, &Worker),
     plan: MemoryPlan,
     working_bytes: u64,
-    now: Duration,
 ) -> Placement {
     let demand = asked.demand;
     let name = || worker.spec.name.to_string();
@@ -426,7 +421,7 @@ fn act(
     if need_bytes > free_bytes || holds_scores {
         let short_bytes = need_bytes.saturating_sub(free_bytes);
         let idle = (!holds_scores)
-            .then(|| evictable(asked, fleet, worker, short_bytes, now))
+            .then(|| evictable(asked, fleet, worker, short_bytes))
             .flatten();
         if let Some(models) = idle.or_else(|| held_too_large(demand, id, worker, plan)) {
             return Placement::Evict { models };
@@ -508,14 +503,15 @@ fn occupied(asked: Asked<'_>, fleet: &Fleet, worker: &Worker) -> Option<WaitReas
 }
 
 /// Idle models of the device that together free `short_bytes`, the longest unused first; `None` when all of them would
-/// not do. Those that parked runs need come last.
+/// not do. Those that parked runs need come last. One that was loaded for a step that could not use it yet goes only for a
+/// step that has the worker reserved: else two steps could make each other's model go for ever.
 fn evictable(
     asked: Asked<'_>,
     fleet: &Fleet,
     worker: &Worker,
     short_bytes: u64,
-    now: Duration,
 ) -> Option<Vec<(WorkerId, ModelId)>> {
+    let is_reserved = worker.reserved_for == Some(asked.id);
     let of_device = fleet.ids().zip(&fleet.workers).filter(|(_, other)| {
         other.spec.device == worker.spec.device
             && other.readiness() == Readiness::Ready
@@ -525,11 +521,9 @@ fn evictable(
         .flat_map(|(id, other)| {
             let is_own = other.spec.name == worker.spec.name;
             let models = other.resident.iter().filter(move |(model, resident)| {
-                let was_used = resident
-                    .unused_since
-                    .is_none_or(|since| now.saturating_sub(since) >= UNUSED_KEPT);
+                let may_go = resident.was_used || is_reserved;
                 let is_needed = is_own && asked.demand.models.iter().any(|need| need.model == **model);
-                !other.is_in_use(model) && !is_needed && was_used
+                !other.is_in_use(model) && !is_needed && may_go
             });
             models.map(move |(model, resident)| {
                 let is_parked_on = other.parked_on(model).next().is_some();

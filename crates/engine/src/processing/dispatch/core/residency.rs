@@ -43,7 +43,7 @@ impl Core {
             bytes,
             residency,
             last_use: self.uses,
-            unused_since: Some(now.since_start),
+            was_used: false,
         };
         worker.resident.insert(loaded.model.clone(), resident);
         let (name, kind) = (worker.spec.name.to_string(), worker.spec.kind.clone());

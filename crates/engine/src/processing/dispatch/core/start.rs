@@ -196,7 +196,7 @@ impl Core {
             for need in demand.models.iter() {
                 if let Some(resident) = worker.resident.get_mut(&need.model) {
                     resident.last_use = uses;
-                    resident.unused_since = None;
+                    resident.was_used = true;
                 }
             }
             others.extend(worker.runs.keys().copied());

@@ -157,7 +157,7 @@ impl Stage {
             bytes,
             residency: Residency::default(),
             last_use,
-            unused_since: None,
+            was_used: true,
         };
         self.worker(index).resident.insert(name.into(), resident);
     }
