@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use crate::store::ArtifactHash;
+use crate::artifact::ArtifactHash;
 
 /// What the cache holds by default.
 pub const BUDGET_BYTES: u64 = 64 << 20;

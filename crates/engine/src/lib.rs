@@ -1,7 +1,9 @@
 //! The orchestrator without doors: devices, memory, models, jobs, workers, store. [`Engine`] is its only face; it knows no
 //! HTTP and no terminal.
 
+mod artifact;
 pub mod artifact_cache;
+mod clock;
 mod config;
 pub mod device;
 mod drain;
@@ -19,6 +21,7 @@ pub mod store;
 mod view;
 pub mod worker;
 
+pub use artifact::{ArtifactHash, media_type};
 pub use config::{Config, Runtime, StartOnCpu};
 pub use engine::Engine;
 pub use error::{Code, Domain, Error};

@@ -10,7 +10,9 @@ use bytes::Bytes;
 use calotype_protocol::JobId;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::artifact::{ArtifactHash, media_type};
 use crate::artifact_cache::ArtifactCache;
+use crate::clock;
 use crate::config::Config;
 use crate::device::{self, HostFacts, Sensors};
 use crate::drain::Drain;
@@ -22,7 +24,7 @@ use crate::memory::Peaks;
 use crate::model::{Catalogue, ModelRecord};
 use crate::processing::{Command, Driver, DriverParts, Gate, JobView, Snapshot};
 use crate::startup;
-use crate::store::{ArtifactHash, Artifacts, Store, StoreHealth, keep_tidy};
+use crate::store::{Artifacts, Store, StoreHealth, keep_tidy};
 use crate::view::{Artifact, DeviceView, Health, MemoryView};
 
 /// Event numbers taken from the journal at each start: more than one run can use, and 2^53 holds millions of starts.
@@ -159,7 +161,7 @@ impl Engine {
                 bytes
             }
         };
-        let media_type = crate::store::media_type(&bytes);
+        let media_type = media_type(&bytes);
         Ok(Artifact { bytes, media_type })
     }
 
@@ -217,7 +219,7 @@ impl Engine {
             Err(_) => Default::default(),
         };
         let memory = self.read_free(memory).await;
-        let now_ms = crate::processing::now_ms();
+        let now_ms = clock::now_ms();
         let facts = HealthFacts {
             now_ms,
             dispatching,

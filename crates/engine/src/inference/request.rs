@@ -4,8 +4,8 @@ use calotype_protocol::{ControlImage, ControlMode, Hires, Mode, ModelId, Sampler
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::artifact::ArtifactHash;
 use crate::model::resident_id;
-use crate::store::ArtifactHash;
 
 /// A request for pictures. Everything but the prompt has a default, from the model's preset.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

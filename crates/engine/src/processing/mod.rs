@@ -8,8 +8,7 @@ mod schedule;
 
 pub(crate) use admission::{Gate, Ticket};
 pub(crate) use dispatch::{
-    AcceptedJob, Action, Command, Driver, DriverParts, Snapshot, StepView, WorkerSetup, now_ms, view_as_told,
-    view_of,
+    AcceptedJob, Action, Command, Driver, DriverParts, Snapshot, StepView, WorkerSetup, view_as_told, view_of,
 };
 pub use job::{Class, ImageView, JobProgress, JobRecord, JobResult, JobState, JobView, Promise};
 pub(crate) use schedule::Demand;

@@ -11,7 +11,7 @@ pub(crate) use setup::{DriverParts, WorkerSetup};
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use calotype_protocol::{JobId, ModelId, Phase, Up};
 use futures_util::future::join_all;
@@ -22,6 +22,7 @@ use super::core::{Accepted, Core, Input, Now, StepView, Token};
 use super::message::{AcceptedJob, Command, Internal};
 use super::snapshot::{self};
 use super::weights::Weights;
+use crate::clock::now_ms;
 use crate::device::Device;
 use crate::error::Error;
 use crate::event::{EventLog, SegmentChange};
@@ -404,11 +405,4 @@ impl Driver {
             let _ = reply.send(());
         }
     }
-}
-
-/// Milliseconds since 1970.
-pub(crate) fn now_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_millis() as u64)
 }

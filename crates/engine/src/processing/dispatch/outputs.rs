@@ -3,11 +3,12 @@
 use calotype_imaging::{DecodeLimits, ImageError, Rgb, decode_gray, decode_rgb};
 
 use super::core::{Outputs, StoreFault, StoreOutputsError, StoredOutputs, worker_timings};
+use crate::artifact::{ArtifactHash, media_type};
 use crate::error::{Code, Error};
 use crate::inference::{self, MaskArea, Plan};
 use crate::postprocessing;
 use crate::processing::job::{ImageView, JobResult};
-use crate::store::{ArtifactHash, Artifacts, StoreError};
+use crate::store::{Artifacts, StoreError};
 
 /// Encodes and stores every picture. When the store is at fault the outputs come back, to be stored later.
 pub(super) fn store(
@@ -87,7 +88,7 @@ fn store_images(
         let bytes = postprocessing::finish(plan, model_name, &result.engine, index, &picture)?;
         views.push(ImageView {
             artifact: artifacts.put_now(&bytes)?,
-            media_type: crate::store::media_type(&bytes).to_owned(),
+            media_type: media_type(&bytes).to_owned(),
             size_bytes: bytes.len() as u64,
             width: picture.width,
             height: picture.height,

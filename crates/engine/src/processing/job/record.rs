@@ -6,9 +6,9 @@ use calotype_protocol::{JobId, ModelId, Phase};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::artifact::ArtifactHash;
 use crate::error::Error;
 use crate::inference::Plan;
-use crate::store::ArtifactHash;
 
 /// Where a job stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
