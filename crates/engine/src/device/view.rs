@@ -1,5 +1,6 @@
-//! A device as clients see it, and one reading of its sensors.
+//! A device and its workers as clients see them, and one reading of its sensors.
 
+use calotype_protocol::{Capabilities, ModelId};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -110,4 +111,47 @@ pub struct Reading {
     pub memory_clock_mhz: Option<u32>,
     /// Why the driver holds the clocks down.
     pub throttle_reasons: Vec<String>,
+}
+
+/// A device with its workers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct DeviceView {
+    /// What the host and the driver say.
+    pub device: Device,
+    /// `available`, `busy`, `offline`, or `unserved` where no runtime here can use it.
+    pub state: String,
+    /// Its workers, the preferred one first.
+    pub workers: Vec<WorkerView>,
+}
+
+/// A worker of a device.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct WorkerView {
+    /// Its name.
+    pub name: String,
+    /// The runtime that it is of, `native` or `python`.
+    pub runtime: String,
+    /// `asleep` (started when it is needed), `starting`, `ready` or `gone`.
+    pub state: String,
+    /// Its process, while there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// Time since its last sign of life.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_beat_ms_ago: Option<u64>,
+    /// How many processes it has had.
+    pub incarnation: u64,
+    /// Why the last process went.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_exit: Option<String>,
+    /// Name and version of the program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<String>,
+    /// What it said it can do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capabilities: Option<Capabilities>,
+    /// Models resident in it.
+    pub resident: Vec<ModelId>,
+    /// Jobs inside.
+    pub jobs: Vec<String>,
 }

@@ -2,6 +2,9 @@
 
 mod jobs;
 mod submit;
+mod view;
+
+pub use view::{Artifact, JobPage, JobQuery, SubmitOptions, Submitted, Validation};
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,18 +17,17 @@ use crate::artifact::{ArtifactHash, media_type};
 use crate::artifact_cache::ArtifactCache;
 use crate::clock;
 use crate::config::Config;
-use crate::device::{self, HostFacts, Sensors};
+use crate::device::{self, DeviceView, HostFacts, Sensors};
 use crate::drain::Drain;
 use crate::error::{Code, Error};
 use crate::event::{Answer, EventLog, JobStates, Subscription};
-use crate::health::{self, HealthFacts, JournalProbe, ModelCounts, Probe};
+use crate::health::{self, Health, HealthFacts, JournalProbe, ModelCounts, Probe};
 use crate::inference::Abilities;
-use crate::memory::Peaks;
+use crate::memory::{MemoryView, Peaks};
 use crate::model::{Catalogue, ModelRecord};
 use crate::processing::{Command, Driver, DriverParts, Gate, JobView, Snapshot};
 use crate::startup;
 use crate::store::{Artifacts, Store, StoreHealth, keep_tidy};
-use crate::view::{Artifact, DeviceView, Health, MemoryView};
 
 /// Event numbers taken from the journal at each start: more than one run can use, and 2^53 holds millions of starts.
 const EVENT_BLOCK: u64 = 1 << 30;

@@ -4,6 +4,7 @@
 mod collect;
 mod facts;
 mod probe;
+mod view;
 
 pub(crate) use collect::{memory as memory_facts, workers as worker_facts};
 pub use facts::{
@@ -11,9 +12,9 @@ pub use facts::{
 };
 pub(crate) use probe::encodes;
 pub use probe::{JournalProbe, Probe};
+pub use view::{DomainHealth, Health};
 
 use crate::error::Domain;
-use crate::view::DomainHealth;
 
 /// A ready worker beats every second; one that has not for so long does nothing useful.
 pub const BEAT_WITHIN_MS: u64 = 10_000;

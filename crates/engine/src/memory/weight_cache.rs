@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use calotype_protocol::{Segment, SegmentId};
 
-use crate::view::{CacheView, SegmentView};
+use super::view::{CacheView, SegmentView};
 
 /// A file as it was found: with the same stamp it has the same bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 
 use super::core::{Core, Now, StepView};
-use crate::device::Device;
+use crate::device::{Device, DeviceView, WorkerView};
 use crate::health::RunFacts;
 use crate::memory::weight_cache::WeightCache;
-use crate::memory::{Ledger, Owner};
+use crate::memory::{LeaseView, Ledger, MemoryView, Owner};
 use crate::processing::job::{JobRecord, JobState, JobView};
 use crate::processing::schedule::{ProcessState, Worker};
-use crate::view::{DeviceView, LeaseView, MemoryView, WorkerView};
 
 /// Devices, memory and health of one moment.
 pub(crate) struct Snapshot {
