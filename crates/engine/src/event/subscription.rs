@@ -13,7 +13,7 @@ use super::logged::LoggedEvent;
 use super::ring::Found;
 use crate::clock::now_ms;
 use crate::error::Error;
-use crate::processing::JobView;
+use crate::processing::job::JobView;
 
 /// An answer that is waited for.
 pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

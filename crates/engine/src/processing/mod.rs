@@ -3,10 +3,10 @@
 
 mod admission;
 mod dispatch;
-mod job;
+pub(crate) mod job;
 mod schedule;
 
-pub(crate) use admission::{Gate, Ticket};
+pub(crate) use admission::Gate;
 pub(crate) use dispatch::{
     AcceptedJob, Action, Command, Driver, DriverParts, Snapshot, StepView, WorkerSetup, view_as_told, view_of,
 };

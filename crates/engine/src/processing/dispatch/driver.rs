@@ -29,9 +29,9 @@ use crate::event::{EventLog, SegmentChange};
 use crate::health::RunFacts;
 use crate::inference::Abilities;
 use crate::model::Catalogue;
+use crate::processing::admission::{Gate, Ticket};
 use crate::processing::job::{JobRecord, JobState, JobView, StepKey};
 use crate::processing::schedule::WorkerId;
-use crate::processing::{Gate, Ticket};
 use crate::store::{Artifacts, Store};
 use crate::worker::{WorkerEvent, WorkerEventKind, WorkerHandle};
 

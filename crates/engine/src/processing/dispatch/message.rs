@@ -10,7 +10,7 @@ use super::core::{Action, Ended, StepView, StoreFault, StoreOutputsError, Stored
 use super::snapshot::Snapshot;
 use crate::error::Error;
 use crate::memory::weight_cache::Source;
-use crate::processing::Ticket;
+use crate::processing::admission::Ticket;
 use crate::processing::job::{JobRecord, JobState, JobView, RunId, StepKey};
 use crate::processing::schedule::Demand;
 

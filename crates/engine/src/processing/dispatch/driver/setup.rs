@@ -14,7 +14,7 @@ use crate::inference::Abilities;
 use crate::memory::weight_cache::WeightCache;
 use crate::memory::{Ledger, Peaks};
 use crate::model::Catalogue;
-use crate::processing::Gate;
+use crate::processing::admission::Gate;
 use crate::processing::dispatch::core::{Core, CoreParts};
 use crate::processing::dispatch::message::Internal;
 use crate::processing::dispatch::weights::Weights;
