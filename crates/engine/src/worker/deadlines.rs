@@ -4,12 +4,15 @@
 //! step before it has ended: whatever hangs is found by its own deadline, and nothing else is blamed for it. Beats tell
 //! since when the step under way lasts, and so whether it is older than a load that was sent.
 
+mod allowance;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use calotype_protocol::{Attempt, Down, JobId, LoadId, Phase, Progress, Up};
 
 use super::config::Timing;
+use allowance::{Piece, load_allowance, step_allowance};
 
 /// A longer step is not believed.
 const LONGEST_STEP: Duration = Duration::from_secs(3600);
@@ -59,16 +62,6 @@ struct JobClock {
     recent_step: Option<Duration>,
     last: Option<(Phase, u32)>,
     piece: Piece,
-}
-
-/// What a job does next, as far as it tells how long that may take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Piece {
-    /// The first of a phase: nothing that was measured says how long it takes. A step at a large size is not like the
-    /// text encoding before it, and decoding is not like a step.
-    First,
-    /// One like the last.
-    Further,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -385,21 +378,6 @@ impl Deadlines {
     fn load_allowance(&self, bytes: u64) -> Duration {
         load_allowance(&self.timing, bytes)
     }
-}
-
-fn step_allowance(timing: &Timing, recent: Option<Duration>, piece: Piece) -> Duration {
-    let least = match piece {
-        Piece::First => timing.step_first,
-        Piece::Further => timing.step_least,
-    };
-    recent
-        .unwrap_or_default()
-        .saturating_mul(timing.step_factor)
-        .max(least)
-}
-
-fn load_allowance(timing: &Timing, bytes: u64) -> Duration {
-    timing.load_least + Duration::from_secs(bytes / timing.load_bytes_per_s.max(1))
 }
 
 #[cfg(test)]
