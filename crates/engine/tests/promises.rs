@@ -329,3 +329,25 @@ async fn two_cards_share_a_burst_though_only_one_has_the_model_at_first() {
     );
     engine.shutdown(Duration::ZERO).await;
 }
+
+#[tokio::test]
+async fn a_job_shows_who_submitted_it_also_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = Engine::start(config(dir.path(), 1000, 1)).await.unwrap();
+    let options = SubmitOptions {
+        client: "ada".into(),
+        ..SubmitOptions::default()
+    };
+    let job = engine.submit(endless(), options).await.unwrap().job;
+    assert_eq!(job.client, "ada");
+    in_time(engine.shutdown(Duration::ZERO)).await;
+    drop(engine);
+    let engine = Engine::start(config(dir.path(), 1000, 1)).await.unwrap();
+    assert_eq!(engine.job(&job.id).await.unwrap().client, "ada");
+    let nobody = JobView {
+        client: String::new(),
+        ..job
+    };
+    assert!(serde_json::to_value(&nobody).unwrap().get("client").is_none());
+    in_time(engine.shutdown(Duration::ZERO)).await;
+}

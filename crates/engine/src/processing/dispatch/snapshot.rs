@@ -139,6 +139,7 @@ pub(crate) fn view_of(record: JobRecord, live: Option<StepView>) -> JobView {
         position: None,
         class: record.class,
         priority: record.priority,
+        client: record.client,
         attempts: record.attempts,
         model: record.plan.model.clone(),
         plan: record.plan,
