@@ -98,12 +98,14 @@ impl Engine {
             watch::channel(Arc::new(Abilities::of(Vec::new(), !workers.is_empty())));
         let cache = startup::weight_cache(&config, &inventory, &workers).await;
         let devices = startup::ledgers(&config, inventory, cache.budget_bytes());
+        let artifact_cache = ArtifactCache::default();
         let started = Instant::now();
         let host = HostFacts::read();
         let parts = DriverParts {
             peaks: Peaks::new(store.peaks().await?),
             store: store.clone(),
             artifacts: artifacts.clone(),
+            artifact_cache: artifact_cache.clone(),
             catalogue: Arc::clone(&catalogue),
             log: Arc::clone(&log),
             abilities: abilities_in,
@@ -129,7 +131,7 @@ impl Engine {
             started,
             max_image_bytes: 64 << 20,
             sensors,
-            artifact_cache: ArtifactCache::default(),
+            artifact_cache,
             encoding: Probe::new(ENCODING_EVERY, PROBE_PATIENCE),
             journal: Probe::new(JOURNAL_EVERY, PROBE_PATIENCE),
             drain: Drain::default(),

@@ -22,6 +22,7 @@ use super::core::{Accepted, Core, Input, Now, StepView, Token};
 use super::message::{AcceptedJob, Command, Internal};
 use super::snapshot::{self};
 use super::weights::Weights;
+use crate::artifact_cache::ArtifactCache;
 use crate::clock::now_ms;
 use crate::device::Device;
 use crate::error::Error;
@@ -56,6 +57,7 @@ pub(crate) struct Driver {
     started: Instant,
     store: Store,
     artifacts: Artifacts,
+    artifact_cache: ArtifactCache,
     catalogue: Arc<Catalogue>,
     log: Arc<EventLog>,
     abilities: watch::Sender<Arc<Abilities>>,
