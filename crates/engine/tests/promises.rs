@@ -239,9 +239,9 @@ async fn every_state_lists_the_jobs_that_are_in_it() {
         assert!(page.jobs.iter().all(|job| job.state == state));
         page.jobs.into_iter().map(|job| job.id).collect::<Vec<_>>()
     };
-    assert_eq!(listed(JobState::Running).await, [runs.clone()]);
-    assert_eq!(listed(JobState::Queued).await, [waits.clone()]);
-    assert_eq!(listed(JobState::Paused).await, [held.clone()]);
+    assert_eq!(listed(JobState::Running).await, std::slice::from_ref(&runs));
+    assert_eq!(listed(JobState::Queued).await, std::slice::from_ref(&waits));
+    assert_eq!(listed(JobState::Paused).await, std::slice::from_ref(&held));
     let view = engine.job(&waits).await.unwrap();
     assert_eq!(
         (view.position, view.reason_code.as_deref()),

@@ -264,7 +264,7 @@ impl Worker {
                     step_ms,
                 }));
                 let every = job.work.preview_every;
-                if every > 0 && job.done % every == 0 {
+                if every > 0 && job.done.is_multiple_of(every) {
                     self.pipe.send(&preview(job));
                 }
             }

@@ -343,7 +343,7 @@ impl Driver {
                     self.log.preview(now.wall_ms, job, done, Phase::Denoise, png);
                 }
             }
-            Internal::EndedRecord { ended, record } => self.tell_end(*ended, record.map(Arc::new), now),
+            Internal::EndedRecord { ended, record } => self.tell_end(*ended, record, now),
             Internal::FilesFound { load, sources } => self.weights.files_found(*load, sources),
             Internal::WaitedForCopies { load } => self.weights.waited(&load),
             Internal::SegmentFilled { segment, outcome } => {

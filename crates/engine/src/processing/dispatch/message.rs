@@ -88,7 +88,7 @@ pub(super) enum Internal {
     /// The record of a job that ended without having been claimed.
     EndedRecord {
         ended: Box<Ended>,
-        record: Option<JobRecord>,
+        record: Option<Arc<JobRecord>>,
     },
     /// The files of a load were looked at: those of each role that has weights.
     FilesFound {

@@ -20,7 +20,7 @@ pub(super) fn store(
     plan: &Plan,
     model_name: &str,
     outputs: Box<Outputs>,
-) -> Result<Box<StoredOutputs>, StoreOutputsError> {
+) -> Result<Box<StoredOutputs>, Box<StoreOutputsError>> {
     match store_images(artifacts, cache, plan, model_name, &outputs) {
         Ok(images) => {
             let Outputs { result, worker, .. } = *outputs;
@@ -35,8 +35,8 @@ pub(super) fn store(
             };
             Ok(Box::new(StoredOutputs { result }))
         }
-        Err(Failed::Store(fault)) => Err(StoreOutputsError::Store(fault, outputs)),
-        Err(Failed::Wrong(error)) => Err(StoreOutputsError::Wrong(error)),
+        Err(Failed::Store(fault)) => Err(Box::new(StoreOutputsError::Store(fault, outputs))),
+        Err(Failed::Wrong(error)) => Err(Box::new(StoreOutputsError::Wrong(error))),
     }
 }
 

@@ -219,7 +219,8 @@ impl Driver {
         let (artifacts, internal) = (self.artifacts.clone(), self.internal.clone());
         let cache = self.artifact_cache.clone();
         tokio::task::spawn_blocking(move || {
-            let outputs = outputs::store(&artifacts, &cache, &record.plan, &model_name, outputs);
+            let outputs = outputs::store(&artifacts, &cache, &record.plan, &model_name, outputs)
+                .map_err(|failure| *failure);
             let _ = internal.send(Internal::Stored { step, outputs });
         });
     }
