@@ -1,4 +1,4 @@
-//! What goes in at the engine's face, and what comes out beside the views of its rooms.
+//! Options and answers of the engine's own calls; each domain has its views in its own folder.
 
 use bytes::Bytes;
 use schemars::JsonSchema;
@@ -10,15 +10,15 @@ use crate::processing::{Class, JobState, JobView, Promise};
 /// How a job is to be treated, apart from what it draws.
 #[derive(Debug, Clone)]
 pub struct SubmitOptions {
-    /// Who asks: the name of an API key, else an address. Clients share the devices fairly.
+    /// Who submits: the name of an API key, else an address. Clients share the devices fairly.
     pub client: String,
     /// The same key with the same request gives the same job.
     pub key: Option<String>,
-    /// Who goes first.
+    /// Urgency; a class has a share of the devices.
     pub class: Class,
-    /// Larger goes first within the class.
+    /// Larger values go first within the class.
     pub priority: i32,
-    /// What is promised by the acceptance alone.
+    /// When the job must be on disk.
     pub promise: Promise,
 }
 
@@ -39,33 +39,33 @@ impl Default for SubmitOptions {
 pub struct Submitted {
     /// The job.
     pub job: JobView,
-    /// What was accepted although it may not be meant.
+    /// Settings that are valid and perhaps not intended.
     pub warnings: Vec<Warning>,
-    /// Whether the key was known and the job is the earlier one.
+    /// Whether the idempotency key was used before; `job` is then the job of that time.
     pub existing: bool,
 }
 
-/// What a request would become.
+/// What a request would become as a job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Validation {
-    /// What would be run; a seed that was left out is drawn anew at each submission.
+    /// The plan of the job; a seed that was left out is drawn anew at each submission.
     pub plan: Plan,
-    /// What may not be meant.
+    /// Settings that are valid and perhaps not intended.
     pub warnings: Vec<Warning>,
-    /// What the weights of its models would take of the device, with what LoRAs change of them.
+    /// Device memory for the weights of its models and the copies that its LoRAs change.
     pub weights_bytes: u64,
-    /// Memory that the work would take beside the weights.
+    /// Device memory for the working set, which comes on top of the weights.
     pub working_set_bytes: u64,
-    /// Whether that figure comes from a measured peak.
+    /// Whether `working_set_bytes` comes from a measured peak.
     pub measured: bool,
-    /// What would be done to make it fit, as a result's plan tells it: `vae_slicing`, `vae_tiling`, `attention_slicing`,
-    /// `offload_model` or `offload_sequential`.
+    /// What would be done to make it fit, in the words of a result's plan: `vae_slicing`, `vae_tiling`,
+    /// `attention_slicing`, `offload_model` or `offload_sequential`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub memory_plan: Vec<String>,
-    /// The worker that would run it; none is ready when absent.
+    /// The worker that would run it; absent while no worker that can run it is ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker: Option<String>,
-    /// Why it would not start there at once.
+    /// Why it would not start at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waits_for: Option<String>,
 }
@@ -73,20 +73,20 @@ pub struct Validation {
 /// Which jobs to list, newest first.
 #[derive(Debug, Clone, Default)]
 pub struct JobQuery {
-    /// Only in this state.
+    /// Only jobs in this state.
     pub state: Option<JobState>,
-    /// Go on behind this cursor.
+    /// `JobPage::cursor` of the page before.
     pub cursor: Option<u64>,
-    /// At most so many; 0 for 50.
+    /// Largest number of jobs; 0 for 50.
     pub limit: usize,
 }
 
 /// A page of jobs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct JobPage {
-    /// The jobs.
+    /// Newest first.
     pub jobs: Vec<JobView>,
-    /// Give it to go on; absent at the end.
+    /// `JobQuery::cursor` of the next page; absent on the last one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<u64>,
 }
@@ -94,8 +94,8 @@ pub struct JobPage {
 /// A stored file.
 #[derive(Debug, Clone)]
 pub struct Artifact {
-    /// Its bytes, which may be those of the cache.
+    /// Content, shared with the artifact cache.
     pub bytes: Bytes,
-    /// By its first bytes.
+    /// Detected from the first bytes.
     pub media_type: &'static str,
 }

@@ -7,39 +7,39 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Domain;
 
-/// The chain from device to postprocessing.
+/// The health of the server: a status, and the links from device to postprocessing that it follows from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Health {
     /// `ok`, `starting`, `degraded` (a link cannot do its part, or a device has lost all its workers) or `draining`.
     pub status: String,
-    /// In the order in which they start.
+    /// The links in the order in which they start.
     pub chain: Vec<DomainHealth>,
-    /// Version of the program.
+    /// Version of the server.
     pub version: String,
-    /// Time since the start.
+    /// Milliseconds since the start.
     pub uptime_ms: u64,
-    /// State to number of jobs in memory.
+    /// Number of live jobs in each state.
     pub jobs: BTreeMap<String, usize>,
 }
 
 impl Health {
-    /// Whether new work is taken and done: also with a device that has lost its workers, while every link does its part.
+    /// Whether new work is accepted and done. A device without workers does not change that while every link is healthy.
     pub fn serves(&self) -> bool {
         let takes_work = self.status == "ok" || self.status == "degraded";
         takes_work && !self.chain.is_empty() && self.chain.iter().all(|link| link.healthy)
     }
 }
 
-/// One link of the chain.
+/// The health of one link.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DomainHealth {
-    /// Which.
+    /// The link.
     pub domain: Domain,
-    /// Whether it can do its part now.
+    /// Whether it can do its work now.
     pub healthy: bool,
-    /// What was found.
+    /// What was found, for people.
     pub detail: String,
-    /// How long ago it was tried or read; absent for what was never tried.
+    /// Milliseconds since it was last tried or read; absent for a link that was never tried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tried_ms_ago: Option<u64>,
 }

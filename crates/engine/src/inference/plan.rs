@@ -13,16 +13,16 @@ use crate::model::resident_id;
 pub struct Plan {
     /// The model.
     pub model: ModelId,
-    /// The VAE in place of its own.
+    /// The VAE in place of the model's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vae: Option<ModelId>,
-    /// The text encoders in place of its own.
+    /// The text encoders in place of the model's own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub text_encoders: Vec<ModelId>,
     /// The preset that gave the defaults.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preset: Option<String>,
-    /// What it starts from.
+    /// What the generation starts from.
     pub mode: Mode,
     /// As written.
     pub prompt: String,
@@ -40,9 +40,9 @@ pub struct Plan {
     pub sampler: Sampler,
     /// Schedule.
     pub schedule: Schedule,
-    /// One an image.
+    /// One seed for each image.
     pub seeds: Vec<u64>,
-    /// Summed into the weights, in this order.
+    /// LoRAs, merged into the weights in this order.
     pub loras: Vec<PlannedLora>,
     /// The image to start from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -54,11 +54,11 @@ pub struct Plan {
     pub strength: f32,
     /// Layers of the text encoder left out.
     pub clip_skip: u32,
-    /// A preview every so many steps.
+    /// Steps between two previews; 0 for none.
     pub preview_every: u32,
     /// File format.
     pub format: OutputFormat,
-    /// Quality of JPEG.
+    /// JPEG quality, 1 to 100.
     pub quality: u8,
     /// ControlNet units.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -75,22 +75,22 @@ pub struct Plan {
     /// How the mask is treated.
     #[serde(default, skip_serializing_if = "MaskTreatment::is_plain")]
     pub mask_treatment: MaskTreatment,
-    /// Embeddings whose word stands in a prompt.
+    /// Embeddings whose word is in a prompt.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub embeddings: Vec<PlannedEmbedding>,
     /// Channels of the model's latents.
     pub latent_channels: u32,
-    /// Pixels an edge of one latent.
+    /// Edge of one latent in pixels.
     pub latent_factor: u32,
 }
 
 impl Plan {
-    /// The name under which its model is resident: with other parts it is another model.
+    /// Id under which its model is resident; a model with another VAE or text encoder is another resident model.
     pub fn resident(&self) -> ModelId {
         resident_id(&self.model, self.vae.as_ref(), &self.text_encoders)
     }
 
-    /// The models that must be resident together, the one that makes the pictures first.
+    /// The models that must be resident together; the one that makes the pictures comes first.
     pub fn models(&self) -> Vec<ModelId> {
         let mut models = vec![self.resident()];
         let refiner = self.refiner.as_ref().map(|refiner| &refiner.model);
@@ -108,7 +108,7 @@ impl Plan {
         models
     }
 
-    /// Every kept image that goes into it.
+    /// Every stored image that the work reads.
     pub fn inputs(&self) -> impl Iterator<Item = &ArtifactHash> {
         let control = self.control.iter().filter_map(|unit| unit.image.as_ref());
         self.init_image.iter().chain(&self.mask).chain(control)
@@ -128,7 +128,7 @@ impl Plan {
 pub struct PlannedControl {
     /// Catalogue name.
     pub model: ModelId,
-    /// Its image, once it is kept.
+    /// Its image, once that is stored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<ArtifactHash>,
     /// What is done to the image first.
@@ -159,7 +159,7 @@ pub struct PlannedRefiner {
 /// Noise of another seed, mixed into the initial noise along the sphere.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Variation {
-    /// Seed of the first image's; image i has seed + i.
+    /// Seed of the noise for the first image; image i has seed + i.
     pub seed: u64,
     /// 0 to 1.
     pub strength: f32,

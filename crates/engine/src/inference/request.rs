@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GenerateRequest {
-    /// What to draw; `(words:1.2)` and `(words)` weigh more, `[words]` less, `<lora:name:0.8>` lays a LoRA on, `BREAK`
-    /// ends a chunk of what the model reads at once. At most 32 000 characters.
+    /// What to draw; `(words:1.2)` and `(words)` weigh more, `[words]` less, `<lora:name:0.8>` applies a LoRA, `BREAK`
+    /// ends a chunk of what the text encoder reads at once. At most 32 000 characters.
     pub prompt: String,
     /// What not to draw; has effect at guidance above 1.
     #[serde(default)]
@@ -20,19 +20,19 @@ pub struct GenerateRequest {
     /// A VAE of the catalogue in place of the model's own.
     #[serde(default)]
     pub vae: Option<String>,
-    /// Text encoders of the catalogue in place of the model's own; each finds its place by what it is.
+    /// Text encoders of the catalogue in place of the model's own; each replaces the one of its kind.
     #[serde(default)]
     pub text_encoders: Option<Vec<String>>,
     /// A preset of the model; its values are defaults for the fields below.
     #[serde(default)]
     pub preset: Option<String>,
-    /// By default from the images given.
+    /// By default it follows from the images given.
     #[serde(default)]
     pub mode: Option<Mode>,
     /// Pixels; a multiple of what the model asks for (8 at least).
     #[serde(default)]
     pub width: Option<u32>,
-    /// Pixels, likewise.
+    /// Pixels; a multiple of what the model asks for (8 at least).
     #[serde(default)]
     pub height: Option<u32>,
     /// 1 to 150.
@@ -50,7 +50,7 @@ pub struct GenerateRequest {
     /// Seed of the first image; image i has seed + i. Random when left out.
     #[serde(default)]
     pub seed: Option<u64>,
-    /// Images, 1 to 8.
+    /// Number of images, 1 to 8.
     #[serde(default)]
     pub count: Option<u32>,
     /// Added to those of the preset when given alone; an empty list takes the preset's away.
@@ -62,19 +62,19 @@ pub struct GenerateRequest {
     /// Where to repaint (white), in the same forms.
     #[serde(default)]
     pub mask: Option<String>,
-    /// How far from the image to go, 0 to 1; 0.75 by default.
+    /// How much of `init_image` is replaced, 0 to 1; 0.75 by default.
     #[serde(default)]
     pub strength: Option<f32>,
     /// Layers of the text encoder to leave out at its end, 0 to 11.
     #[serde(default)]
     pub clip_skip: Option<u32>,
-    /// A preview every so many steps; 0 for none.
+    /// Steps between two previews; 0 for none.
     #[serde(default)]
     pub preview_every: Option<u32>,
     /// File format of the pictures.
     #[serde(default)]
     pub format: Option<OutputFormat>,
-    /// Quality of JPEG, 1 to 100.
+    /// JPEG quality, 1 to 100.
     #[serde(default)]
     pub quality: Option<u8>,
     /// ControlNet units, up to 8.
@@ -89,7 +89,7 @@ pub struct GenerateRequest {
     /// Seed of the noise that is mixed in; image i has variation_seed + i. Random when left out.
     #[serde(default)]
     pub variation_seed: Option<u64>,
-    /// How much of that noise, 0 (none) to 1 (nothing else).
+    /// Share of that noise, 0 (none) to 1 (all).
     #[serde(default)]
     pub variation_strength: Option<f32>,
     /// Pixels by which the mask's border is softened.
@@ -101,7 +101,7 @@ pub struct GenerateRequest {
     /// Repaint where the mask is black.
     #[serde(default)]
     pub mask_invert: Option<bool>,
-    /// What is sampled: the whole image, or only the part around the mask at the full size, pasted back.
+    /// What is sampled: the whole image, or the part around the mask at the full size, which is then pasted back.
     #[serde(default)]
     pub mask_area: Option<MaskArea>,
     /// Pixels around the mask that come along in the area `masked`; 32 by default.
@@ -117,7 +117,7 @@ impl GenerateRequest {
         serde_json::to_vec(&whole)
     }
 
-    /// What it holds of memory while it is being accepted, about: its texts and images.
+    /// About how much memory it takes while it is being accepted: its texts and images.
     pub(crate) fn size_bytes(&self) -> u64 {
         let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
         let control = self.control.iter().flatten().map(|unit| unit.image.len());
@@ -208,7 +208,7 @@ pub struct HiresRequest {
     /// Final width in pixels, in place of a scale.
     #[serde(default)]
     pub width: Option<u32>,
-    /// Final height in pixels, likewise.
+    /// Final height in pixels, in place of a scale.
     #[serde(default)]
     pub height: Option<u32>,
     /// Steps of its whole schedule; those of the first pass by default.

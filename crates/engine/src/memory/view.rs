@@ -6,27 +6,27 @@ use serde::{Deserialize, Serialize};
 /// The memory of a device, as the ledger has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MemoryView {
-    /// The device.
+    /// Id of the device, for instance `cpu0`.
     pub device: String,
-    /// As the driver says.
+    /// Size of the memory, from the driver.
     pub total_bytes: u64,
     /// What the driver called free at `read_at_ms`; `null` for a device that is only declared, because no driver is asked.
     #[serde(default)]
     pub free_bytes: Option<u64>,
-    /// When that was read, in milliseconds since 1970.
+    /// When `free_bytes` was read, in milliseconds since 1970.
     #[serde(default)]
     pub read_at_ms: Option<u64>,
-    /// What models and jobs may take.
+    /// The most that all leases together may take.
     pub budget_bytes: u64,
-    /// Leased.
+    /// Sum of the leases.
     pub leased_bytes: u64,
-    /// Highest sum of leases since the start.
+    /// Highest sum of the leases since the start.
     pub high_water_bytes: u64,
-    /// Memory of its worker processes, from their last beats.
+    /// Memory that its worker processes use, from their last heartbeats.
     pub worker_used_bytes: u64,
-    /// Every lease.
+    /// Every lease of this device.
     pub leases: Vec<LeaseView>,
-    /// Of the host: weights that are kept in its memory for accelerators.
+    /// Only for the host: the cache of weights for accelerators.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<CacheView>,
 }
@@ -39,28 +39,28 @@ pub struct LeaseView {
     /// `weights`, `adapters` (weights that LoRAs have changed), `working_set`, or `unreturned` (what unloads did not give
     /// back).
     pub kind: String,
-    /// The model or the job.
+    /// The model or the job that holds it.
     pub owner: String,
     /// How much.
     pub bytes: u64,
 }
 
-/// The weights that wait in host memory, once for all workers.
+/// The weight cache: weights in host memory, shared by all workers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CacheView {
-    /// Where the segments lie.
+    /// Folder of the segments.
     pub folder: String,
     /// The most that it may hold.
     pub budget_bytes: u64,
-    /// What it holds, with what is being copied or deleted.
+    /// Size of all segments, those that are being copied or deleted included.
     pub used_bytes: u64,
-    /// Components that were loaded from it since the start.
+    /// Loads of a component that found it in the cache, since the start.
     pub hits: u64,
-    /// Components that were not in it.
+    /// Loads of a component that did not.
     pub misses: u64,
-    /// Segments that made room for others.
+    /// Segments that were evicted to make room for others.
     pub evictions: u64,
-    /// Every segment.
+    /// Every segment of the cache.
     pub segments: Vec<SegmentView>,
 }
 
@@ -73,8 +73,8 @@ pub struct SegmentView {
     pub state: String,
     /// How much.
     pub bytes: u64,
-    /// The files that it was copied from.
+    /// Files that it was copied from.
     pub files: Vec<String>,
-    /// Workers that map it.
+    /// Workers that have it mapped.
     pub mapped_by: Vec<String>,
 }

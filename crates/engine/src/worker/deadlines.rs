@@ -1,4 +1,4 @@
-//! By when each job and each load must have moved on. Pure: it is told the time and what crosses the pipe.
+//! By when each job and each load must have moved on. Pure: the time and the messages are handed in.
 //!
 //! A worker does one thing at a time, so no job's clock ticks while a load moves, and a load's clock begins when the
 //! step before it has ended: whatever hangs is found by its own deadline, and nothing else is blamed for it. Beats tell
@@ -22,19 +22,19 @@ const LONGEST_STEP: Duration = Duration::from_secs(3600);
 pub(super) enum Overdue {
     /// A job made no progress: ask it to stop.
     Step {
-        /// Which.
+        /// The job.
         job: JobId,
-        /// Which try.
+        /// The attempt to cancel.
         attempt: Attempt,
     },
     /// A job did not heed `cancel`: the process must go.
     Cancel {
-        /// Which.
+        /// The job.
         job: JobId,
     },
     /// A load made no progress: the process must go.
     Load {
-        /// Which.
+        /// The load.
         load: LoadId,
     },
 }
@@ -93,7 +93,7 @@ impl Deadlines {
         }
     }
 
-    /// Something goes down.
+    /// Notes a message that was sent to the worker.
     pub(super) fn sent(&mut self, message: &Down, now: Instant) {
         match message {
             Down::Run(run) => {
@@ -145,7 +145,7 @@ impl Deadlines {
         }
     }
 
-    /// Something came up.
+    /// Notes a message from the worker.
     pub(super) fn heard(&mut self, message: &Up, now: Instant) {
         match message {
             Up::Progress(progress) => self.progressed(progress, now),
@@ -210,7 +210,7 @@ impl Deadlines {
         }
     }
 
-    /// When to ask again.
+    /// The earliest moment at which something can be overdue.
     pub(super) fn next(&self) -> Option<Instant> {
         let jobs = self.jobs.values().filter_map(|clock| clock.due);
         let jobs = jobs.filter(|due| self.jobs_stand_since.is_none_or(|since| *due <= since));

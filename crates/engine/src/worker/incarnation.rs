@@ -225,8 +225,8 @@ impl Incarnation {
         }
     }
 
-    /// Remembers what is said should the kernel kill it. The counters are looked at now and then, so that a kill of long
-    /// ago is not taken for this process's.
+    /// Keeps what the report needs should the kernel kill the process. The counters are read now and then, so that an old
+    /// kill is not taken for this process's.
     fn note_memory(&mut self, used_bytes: u64, now: Instant) {
         self.used_bytes = Some(used_bytes);
         if now.saturating_duration_since(self.memory_kills.1) >= MEMORY_KILLS_EVERY {

@@ -9,14 +9,14 @@ use crate::model::record::ModelRecord;
 /// Where the original checkpoints keep the UNet.
 const UNET: &str = "model.diffusion_model.";
 const TEXT_ENCODERS: [&str; 3] = ["cond_stage_model.", "conditioner.embedders.", "text_encoders."];
-/// The files' own words for how the output is to be read; programs do not agree on one.
+/// Metadata keys under which programs store the prediction type.
 const PREDICTION_KEYS: [&str; 3] = [
     "modelspec.prediction_key",
     "modelspec.prediction_type",
     "modelspec.predict_key",
 ];
 
-/// Fills in what the header of a checkpoint tells; what keeps it from being used is the error.
+/// Fills in what the header of a checkpoint tells; the error says why it cannot be used.
 pub(in crate::model) fn of_checkpoint(header: &Header, record: &mut ModelRecord) -> Result<(), String> {
     // Flux is often stored without its VAE, and then without the prefix.
     let prefix = if header.has(UNET) { UNET } else { "" };
@@ -60,7 +60,7 @@ pub(in crate::model) fn of_checkpoint(header: &Header, record: &mut ModelRecord)
     let edge = if second { 768 } else { native_edge(&record.family) };
     record.size = said_size(header).unwrap_or((edge, edge));
     record.lacks = lacking(header, &record.family);
-    // Files say nothing of their VAE's scale, and so have the usual one.
+    // A file does not tell its VAE's scale; it is taken to be the usual one.
     record.usual_vae = true;
     Ok(())
 }
@@ -99,7 +99,7 @@ fn lacking(header: &Header, family: &str) -> Vec<String> {
     lacks
 }
 
-/// As the file says it; else as is usual for its architecture.
+/// The prediction type from the metadata, else the usual one of the architecture.
 fn prediction(header: &Header, record: &ModelRecord) -> Option<&'static str> {
     if matches!(record.family.as_str(), "sd3" | "flux") {
         return Some("flow");
@@ -112,7 +112,7 @@ fn prediction(header: &Header, record: &ModelRecord) -> Option<&'static str> {
     Some(if velocity { "v_prediction" } else { "epsilon" })
 }
 
-/// The size that the file says it was trained for.
+/// The training size from the metadata.
 fn said_size(header: &Header) -> Option<(u32, u32)> {
     let (width, height) = header.said.get("modelspec.resolution")?.split_once('x')?;
     let edge = |text: &str| {

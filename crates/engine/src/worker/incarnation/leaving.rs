@@ -21,9 +21,9 @@ pub(super) struct Leaving {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Stage {
-    /// May finish its work.
+    /// The worker may finish its work.
     Draining,
-    /// Was told to leave, or said that it does.
+    /// `exit` was sent, or the worker announced that it leaves.
     Exiting,
     /// SIGTERM was sent.
     Terminated,
