@@ -1,29 +1,51 @@
-//! The figures: builds for release, measures, prints the table, and keeps it in `docs/benchmarks.md`.
+//! The figures: builds for release, measures, prints the tables, and keeps them in `docs/benchmarks.md`, each group in its
+//! place there. `--beside REV` measures another commit's program in the same run, turn by turn.
 
-use std::fmt::Write as _;
-use std::fs;
+mod beside;
+mod page;
+mod table;
+
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
 use crate::{Done, root, sh};
+use beside::Other;
+use table::{Row, table};
 
-/// What is between these lines is ours to replace.
-const BEGIN: &str = "<!-- cargo xtask bench: begin -->";
-const END: &str = "<!-- cargo xtask bench: end -->";
-const FILE: &str = "docs/benchmarks.md";
+/// What is measured together, and kept under one heading.
+struct Group {
+    name: &'static str,
+    /// Whether it speaks HTTP alone, so that the program of any commit can be measured.
+    any_commit: bool,
+    /// How often it is measured beside another commit; the median is kept. What lasts minutes is measured once.
+    rounds: usize,
+}
+
+const fn group(name: &'static str, any_commit: bool, rounds: usize) -> Group {
+    Group {
+        name,
+        any_commit,
+        rounds,
+    }
+}
+
+const GROUPS: &[Group] = &[
+    group("pipe", false, 1),
+    group("control", true, 3),
+    group("queue", true, 1),
+    group("watch", true, 1),
+    group("pictures", false, 1),
+];
 
 pub(crate) fn run(arguments: &[String]) -> Done {
-    let only_print = match arguments {
-        [] => false,
-        [one] if one == "--print" => true,
-        _ => {
-            return Err(
-                "usage: cargo xtask bench [--print]; --print leaves docs/benchmarks.md as it is".into(),
-            );
-        }
-    };
+    let Arguments {
+        groups,
+        beside,
+        only_print,
+    } = Arguments::parse(arguments)?;
+    let other = beside.map(|revision| Other::built(&revision)).transpose()?;
     // Bench targets are built like the release, so the worker lands beside the program.
     sh(
         "cargo",
@@ -31,113 +53,121 @@ pub(crate) fn run(arguments: &[String]) -> Done {
             "build",
             "--release",
             "--package",
+            "calotype",
+            "--package",
             "calotype-engine",
-            "--bin",
-            "fake_worker",
+            "--bins",
         ],
         &[],
     )?;
+    for group in groups {
+        let other = other.as_ref().filter(|_| group.any_commit);
+        let (mut ours, mut theirs, mut stopped) = (Vec::new(), Vec::new(), false);
+        for _ in 0..if other.is_some() { group.rounds } else { 1 } {
+            if let Some(other) = other {
+                let (rows, end) = measured(group, &other.name, &other.programs())?;
+                theirs.push(rows);
+                // What it showed until then is still told: it may be what this tree has mended.
+                if let Err(why) = end {
+                    eprintln!("{why}");
+                    stopped = true;
+                }
+            }
+            let (rows, end) = measured(group, "this tree", &[])?;
+            end?;
+            ours.push(rows);
+        }
+        let mut text = table(&ours, other.map(|other| (other.name.as_str(), theirs.as_slice())));
+        if let Some(other) = other.filter(|_| stopped) {
+            text.push_str(&format!(
+                "\n{} gave no answer for two minutes, so its last rows are missing.\n",
+                other.name
+            ));
+        }
+        println!("{text}");
+        if !only_print {
+            page::keep(group.name, &format!("{}\n{text}", page::machine(other)?))?;
+        }
+    }
+    Ok(())
+}
+
+struct Arguments {
+    groups: Vec<&'static Group>,
+    beside: Option<String>,
+    only_print: bool,
+}
+
+impl Arguments {
+    fn parse(arguments: &[String]) -> Result<Self, String> {
+        let names: Vec<&str> = GROUPS.iter().map(|group| group.name).collect();
+        let usage = || {
+            format!(
+                "usage: cargo xtask bench [GROUP...] [--beside REV] [--print]; groups: {}; --beside measures another commit \
+                 too, where the group can; --print leaves docs/benchmarks.md as it is",
+                names.join(", ")
+            )
+        };
+        let (mut groups, mut beside, mut only_print) = (Vec::new(), None, false);
+        let mut arguments = arguments.iter();
+        while let Some(argument) = arguments.next() {
+            match argument.as_str() {
+                "--print" => only_print = true,
+                "--beside" => beside = Some(arguments.next().ok_or_else(usage)?.clone()),
+                name => groups.push(GROUPS.iter().find(|group| group.name == name).ok_or_else(usage)?),
+            }
+        }
+        if groups.is_empty() {
+            groups.extend(GROUPS);
+        }
+        Ok(Self {
+            groups,
+            beside,
+            only_print,
+        })
+    }
+}
+
+/// One round of a group, with the programs that the arguments name: its rows, and whether it came to its end.
+fn measured(group: &Group, whose: &str, programs: &[String]) -> Result<(Vec<Row>, Done), String> {
+    eprintln!("{}: {whose}", group.name);
     let mut child = Command::new("cargo")
-        .args(["bench", "--package", "calotype", "--bench", "figures"])
+        .args([
+            "bench",
+            "--quiet",
+            "--package",
+            "calotype",
+            "--bench",
+            "figures",
+            "--",
+        ])
+        .arg(group.name)
+        .args(programs)
         .current_dir(root())
         .stdout(Stdio::piped())
         .spawn()
         .map_err(|error| format!("failed to start cargo: {error}"))?;
-    let mut table = Table::default();
+    let mut rows = Vec::new();
     if let Some(stdout) = child.stdout.take() {
         for line in BufReader::new(stdout).lines() {
             let line = line.map_err(|error| error.to_string())?;
-            match serde_json::from_str::<Value>(&line) {
-                Ok(row) => eprintln!("{}", table.add(&row)),
-                Err(_) => eprintln!("{line}"),
+            match serde_json::from_str::<Value>(&line)
+                .ok()
+                .and_then(|row| Row::read(&row))
+            {
+                Some(row) => {
+                    eprintln!("{row}");
+                    rows.push(row);
+                }
+                None => eprintln!("{line}"),
             }
         }
     }
     let status = child.wait().map_err(|error| error.to_string())?;
-    if !status.success() {
-        return Err(format!("the benchmark ended with {status}"));
-    }
-    println!("{}", table.text);
-    if only_print { Ok(()) } else { keep(&table.text) }
-}
-
-/// The rows as Markdown.
-#[derive(Default)]
-struct Table {
-    text: String,
-    group: String,
-}
-
-impl Table {
-    /// Adds a row, and gives it back as a line for whoever waits.
-    fn add(&mut self, row: &Value) -> String {
-        let field = |name: &str| row[name].as_str().unwrap_or_default();
-        let (group, what, measured, target) =
-            (field("group"), field("what"), field("measured"), field("target"));
-        let verdict = match row["met"].as_bool() {
-            Some(true) => "met",
-            Some(false) => "not met",
-            None => "",
-        };
-        if self.group != group {
-            group.clone_into(&mut self.group);
-            let _ = write!(
-                self.text,
-                "\n| {group} | measured | target | |\n|---|---|---|---|\n"
-            );
-        }
-        let _ = writeln!(self.text, "| {what} | {measured} | {target} | {verdict} |");
-        format!("{group}: {what}: {measured} {target} {verdict}")
-    }
-}
-
-fn keep(table: &str) -> Done {
-    let path = root().join(FILE);
-    let text = fs::read_to_string(&path).map_err(|error| format!("{FILE}: {error}"))?;
-    let parts = text.split_once(BEGIN).zip(text.split_once(END));
-    let ((head, _), (_, tail)) = parts.ok_or_else(|| format!("{FILE} lacks the lines {BEGIN} and {END}"))?;
-    let text = format!("{head}{BEGIN}\n{}\n{table}{END}{tail}", machine()?);
-    fs::write(&path, text).map_err(|error| format!("failed to write {FILE}: {error}"))
-}
-
-/// When, on what, and of which commit.
-fn machine() -> Result<String, String> {
-    let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = cpus
-        .lines()
-        .find_map(|line| line.strip_prefix("model name")?.split_once(':'))
-        .map_or("a processor that does not tell its name", |(_, name)| name.trim());
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let memory_kib = fs::read_to_string("/proc/meminfo")
-        .unwrap_or_default()
-        .lines()
-        .find_map(|line| {
-            line.strip_prefix("MemTotal:")?
-                .split_whitespace()
-                .next()?
-                .parse::<u64>()
-                .ok()
-        })
-        .unwrap_or(0);
-    let date = told("date", &["-u", "+%Y-%m-%d %H:%M UTC"])?;
-    let commit = told("git", &["rev-parse", "--short", "HEAD"])?;
-    let changed = if told("git", &["status", "--porcelain", "--", "crates"])?.is_empty() {
-        ""
+    let end = if status.success() {
+        Ok(())
     } else {
-        ", with changes"
+        Err(format!("the benchmark of {whose} ended with {status}"))
     };
-    let system = told("uname", &["-srm"])?;
-    Ok(format!(
-        "{date}, commit {commit}{changed}. {model}, {cores} cores, {} GiB, {system}. Release build.",
-        memory_kib >> 20
-    ))
-}
-
-fn told(program: &str, arguments: &[&str]) -> Result<String, String> {
-    let output = Command::new(program)
-        .args(arguments)
-        .current_dir(root())
-        .output()
-        .map_err(|error| format!("failed to start {program}: {error}"))?;
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    Ok((rows, end))
 }

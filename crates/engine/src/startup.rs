@@ -97,6 +97,12 @@ pub(crate) async fn weight_cache(
         .map_or(0, |host| host.total_bytes);
     let share_bytes = share_of(host_bytes, config.weight_cache_share);
     if share_bytes == 0 || !workers.iter().any(|worker| worker.takes_segments) {
+        // What a server on this data directory left that was killed is not kept by one that uses no cache either.
+        let data_dir = config.data_dir.clone();
+        let cleared = tokio::task::spawn_blocking(move || segment::clear_folder(&data_dir)).await;
+        if let Ok(Err(why)) = cleared {
+            tracing::warn!("Weights of an earlier run stay in memory: {why}");
+        }
         return WeightCache::default();
     }
     let data_dir = config.data_dir.clone();

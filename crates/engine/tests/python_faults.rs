@@ -96,17 +96,17 @@ async fn is_drawn_by_the_next_process(fault: &str, cause: &str) {
 
 #[tokio::test]
 async fn a_worker_that_is_killed_in_a_step_is_replaced_and_draws_the_same() {
-    is_drawn_by_the_next_process("kill", "signal: 9").await;
+    is_drawn_by_the_next_process("kill", "signal 9").await;
 }
 
 #[tokio::test]
 async fn a_worker_that_stops_in_a_step_is_replaced_and_draws_the_same() {
-    is_drawn_by_the_next_process("stop", "Silent").await;
+    is_drawn_by_the_next_process("stop", "it fell silent").await;
 }
 
 #[tokio::test]
 async fn a_worker_that_hangs_in_c_with_the_lock_held_is_replaced_and_draws_the_same() {
-    is_drawn_by_the_next_process("hang", "Silent").await;
+    is_drawn_by_the_next_process("hang", "it fell silent").await;
 }
 
 #[tokio::test]

@@ -167,7 +167,7 @@ async fn a_job_whose_worker_was_killed_is_done_by_the_next_one() {
     let mut events = bench.engine.events(None, None);
     let view = bench.ends().await;
     assert_eq!((view.state, view.attempts), (JobState::Succeeded, 2));
-    assert!(event(&mut events, why_gone).await.contains("signal: 9"));
+    assert!(event(&mut events, why_gone).await.contains("signal 9"));
     assert!(bench.dir.path().join("marker").exists());
     assert_eq!(bench.worker().await.incarnation, 2);
 }
@@ -175,9 +175,9 @@ async fn a_job_whose_worker_was_killed_is_done_by_the_next_one() {
 #[tokio::test]
 async fn a_job_that_kills_two_workers_is_quarantined_with_the_cause() {
     for (fault, cause) in [
-        ("killed_mid_step", "Killed { signal: 9 }"),
+        ("killed_mid_step", "signal 9"),
         ("loses_its_device", "an illegal address was accessed"),
-        ("never_finishes", "StepDeadline"),
+        ("never_finishes", "made no progress"),
     ] {
         let bench = Bench::start(fault).await;
         let view = bench.ends().await;
@@ -208,15 +208,15 @@ async fn a_cancel_that_is_ignored_is_true_once_the_process_is_dead() {
     assert_eq!(asked.state, JobState::Running, "not said before it is true");
     assert_eq!(bench.ended(&job).await.state, JobState::Cancelled);
     let gone = event(&mut events, why_gone).await;
-    assert!(gone.contains("StepDeadline"), "{gone}");
+    assert!(gone.contains("could not be cancelled"), "{gone}");
 }
 
 #[tokio::test]
 async fn while_no_worker_gets_ready_a_job_waits_and_says_why() {
     for (fault, cause) in [
-        ("exits_before_ready", "ExitedBeforeReady (exit status 3)"),
-        ("dies_at_import", "ExitedBeforeReady (exit status 1)"),
-        ("wrong_major", "WrongVersion"),
+        ("exits_before_ready", "left before it was ready (exit status 3)"),
+        ("dies_at_import", "left before it was ready (exit status 1)"),
+        ("wrong_major", "it speaks protocol"),
     ] {
         let bench = Bench::start(fault).await;
         let mut events = bench.engine.events(None, None);
@@ -243,8 +243,8 @@ async fn a_worker_that_breaks_the_protocol_is_replaced_with_the_cause_told() {
         ("prints_to_stdout", "Loading weights"),
         ("half_a_line", "inside a frame"),
         ("oversize_frame", "a blob of 314572800 bytes announced"),
-        ("silent", "Silent"),
-        ("leaves_a_grandchild", "Exited (exit status 0)"),
+        ("silent", "it fell silent"),
+        ("leaves_a_grandchild", "without being asked (exit status 0)"),
     ] {
         let bench = Bench::start(fault).await;
         let mut events = bench.engine.events(None, None);

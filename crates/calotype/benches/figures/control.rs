@@ -7,10 +7,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use serde_json::json;
-
-use super::row::{Times, at_most, say, told};
-use super::support::Server;
+use super::Programs;
+use super::http::Connection;
+use super::row::{Figure, Times, held_to, told};
+use super::server::{Server, request};
 
 const GROUP: &str = "control";
 const ALONE: usize = 1000;
@@ -18,54 +18,44 @@ const CLIENTS: u64 = 32;
 const LASTS: Duration = Duration::from_secs(10);
 
 /// All rows.
-pub fn measure(fake_worker: &Path) {
+pub fn measure(programs: &Programs) {
     // On the disk of the build, not on a /tmp that may be memory.
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     told(GROUP, "the disk's own fsync of 4 KiB, p50", fsync(dir.path()));
-    let fake_worker = fake_worker.display().to_string();
-    let server = Server::start_with(
-        &dir.path().join("data"),
-        &["--worker-program", &fake_worker, "--worker-arg", "good"],
-    );
+    let fake_worker = programs.fake_worker.display().to_string();
+    let options = ["--worker-program", &fake_worker, "--worker-arg", "good"].map(str::to_owned);
+    let server = Server::start(&programs.calotype, &dir.path().join("data"), &options);
+    let mut connection = server.connection();
     let mut seed = 0;
     let mut next = || {
         seed += 1;
-        let began = Instant::now();
-        no_op(&server, seed);
-        began.elapsed()
+        no_op(&mut connection, seed)
     };
-    // Connections, caches and the resident model.
+    // Caches and the resident model.
     for _ in 0..50 {
         next();
     }
     let times = Times::new((0..ALONE).map(|_| next()).collect());
-    at_most(
+    held_to(
         GROUP,
         "no-op job HTTP → worker → HTTP, 1 client, p50",
         times.median(),
         Duration::from_millis(1),
     );
-    at_most(
+    held_to(
         GROUP,
         "no-op job HTTP → worker → HTTP, 1 client, p99",
         times.percentile(99),
         Duration::from_millis(5),
     );
-    let per_second = crowd(&server);
-    say(
-        GROUP,
-        &format!("durable no-op jobs, {CLIENTS} clients on the same cores"),
-        &format!("{per_second:.0}/s"),
-        "≥ 1200/s on 2 cores",
-        Some(per_second >= 1200.0),
-    );
+    let what = format!("durable no-op jobs, {CLIENTS} clients on the same cores");
+    held_to(GROUP, &what, Figure::Rate(crowd(&server)), Figure::Rate(2000.0));
 }
 
-fn no_op(server: &Server, seed: u64) {
-    let body =
-        json!({ "prompt": "a", "seed": seed, "width": 64, "height": 64, "steps": 1, "preset": "quality" });
-    let (status, job) = server.post("/api/inference/generate", &[], &body.to_string());
-    assert_eq!(status, 200, "{job}");
+fn no_op(connection: &mut Connection, seed: u64) -> Duration {
+    let (answer, took) = connection.timed("POST", "/api/inference/generate", &request(seed, 1));
+    assert_eq!(answer.status, 200, "{}", String::from_utf8_lossy(&answer.body));
+    took
 }
 
 fn fsync(dir: &Path) -> Duration {
@@ -89,10 +79,11 @@ fn crowd(server: &Server) -> f64 {
             .map(|client| {
                 let over = &over;
                 scope.spawn(move || {
+                    let mut connection = server.connection();
                     let mut done = 0;
                     while !over.load(Ordering::Relaxed) {
                         done += 1;
-                        no_op(server, (client + 1) << 32 | done);
+                        no_op(&mut connection, (client + 1) << 32 | done);
                     }
                     done
                 })

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::row::{Times, at_most, say, shown, told};
+use super::row::{Times, held_to, say, shown, told};
 use super::support::Server;
 
 const PROMPT: &str = "a red apple on the beach, 3d";
@@ -56,7 +56,7 @@ fn first(engine: &str, runtime: &str) {
         assert!(ended.unwrap().success());
         times.push(began.elapsed());
     }
-    at_most(
+    held_to(
         engine,
         "`generate` with nothing running: start → picture on disk, p50",
         Times::new(times).median(),
@@ -73,7 +73,7 @@ fn one_by_one(server: &Server, engine: &str, target: Duration) {
         assert_eq!(status, 200);
         times.push(began.elapsed());
     }
-    at_most(
+    held_to(
         engine,
         "a picture in a running server, preset `fast` (4 steps), p50",
         Times::new(times).median(),
@@ -104,7 +104,7 @@ fn one_by_one(server: &Server, engine: &str, target: Duration) {
         whole,
     );
     let overhead = Times::new(overheads).median();
-    at_most(
+    held_to(
         engine,
         "what that picture takes beside the model's work",
         overhead,
@@ -133,8 +133,6 @@ fn together(server: &Server, engine: &str) {
                 largest.unwrap_or(0)
             ),
             &format!("{} ({ratio:.2}×)", shown(each)),
-            "",
-            None,
         );
     }
 }
@@ -158,7 +156,7 @@ fn cancelled(server: &Server, engine: &str) {
         assert_eq!(server.ended(&job)["state"], "cancelled");
         times.push(began.elapsed());
     }
-    at_most(
+    held_to(
         engine,
         "cancel → the job is out and journaled, slowest of 8",
         Times::new(times).percentile(100),

@@ -15,7 +15,7 @@ use calotype_protocol::{
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::mpsc;
 
-use super::row::{Times, at_most};
+use super::row::{Times, held_to};
 
 const GROUP: &str = "pipe";
 const ROUNDS: u64 = 4000;
@@ -102,7 +102,7 @@ async fn round_trips(handle: &WorkerHandle, events: &mut mpsc::Receiver<WorkerEv
         times.push(began.elapsed());
     }
     let times = Times::new(times);
-    at_most(
+    held_to(
         GROUP,
         "control round trip, p50",
         times.median(),
@@ -123,7 +123,7 @@ async fn hand_over(handle: &WorkerHandle, events: &mut mpsc::Receiver<WorkerEven
         assert_eq!(frame.blobs[0].len(), 1024 * 1024 * 3);
     }
     let times = Times::new(times);
-    at_most(
+    held_to(
         GROUP,
         "1024² RGB picture, worker → orchestrator, p50",
         times.median(),
@@ -193,13 +193,13 @@ async fn deaths(events: &mut mpsc::Receiver<WorkerEvent>, first: u32) {
         replaced.push(began.elapsed());
     }
     let most = |times: Vec<Duration>| Times::new(times).percentile(100);
-    at_most(
+    held_to(
         GROUP,
         "kill -9 of a worker → reaped, slowest of 20",
         most(noticed),
         Duration::from_millis(50),
     );
-    at_most(
+    held_to(
         GROUP,
         "kill -9 of a worker → the next one ready (without backoff), slowest of 20",
         most(replaced),

@@ -17,6 +17,10 @@ use calotype_protocol::{Segment, SegmentId};
 
 use super::view::{CacheView, SegmentView};
 
+/// Sources that are remembered beside those that are held: what was wanted once, and what could not be copied. Beyond them
+/// everything that is not held is forgotten, and looked at anew.
+const REMEMBERED_MOST: usize = 4096;
+
 /// A file as it was found: with the same stamp it has the same bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Stamp {
@@ -120,6 +124,16 @@ impl WeightCache {
         }
     }
 
+    /// Keeps what is remembered within its bound.
+    fn forget(&mut self) {
+        let held: HashSet<Source> = match self.times.len().max(self.bad.len()) {
+            0..=REMEMBERED_MOST => return,
+            _ => self.entries.values().map(|entry| entry.source.clone()).collect(),
+        };
+        self.times.retain(|source, _| held.contains(source));
+        self.bad.retain(|source| held.contains(source));
+    }
+
     /// Whether it can hold anything.
     pub(crate) fn is_on(&self) -> bool {
         self.budget_bytes > 0
@@ -198,6 +212,7 @@ impl WeightCache {
             return;
         }
         *self.times.entry(source.clone()).or_default() += 1;
+        self.forget();
         self.wanted.push_back(source);
     }
 

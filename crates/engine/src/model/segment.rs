@@ -25,16 +25,22 @@ const PIECE_BYTES: u64 = 64 << 20;
 /// The folder for an engine's segments, empty, and how much it may hold. What an engine on this data directory left, that
 /// was killed, is deleted.
 pub(crate) fn prepare_folder(data_dir: &Path) -> Result<(PathBuf, u64), String> {
-    let place = Path::new(SHARED_MEMORY);
-    let wrong = |error: std::io::Error| format!("{}: {error}", place.display());
-    let data_dir = fs::canonicalize(data_dir).map_err(wrong)?;
-    let name = blake3::hash(data_dir.as_os_str().as_encoded_bytes()).to_hex();
-    let folder = place.join(format!("calotype-{}", &name[..16]));
-    delete_folder(&folder)?;
+    let wrong = |error: std::io::Error| format!("{SHARED_MEMORY}: {error}");
+    let folder = clear_folder(data_dir)?;
     // Nobody else reads other people's models.
     DirBuilder::new().mode(0o700).create(&folder).map_err(wrong)?;
     let free_bytes = shared_memory_free_bytes().unwrap_or(0);
     Ok((folder, free_bytes / 100 * (100 - KEPT_FREE_PERCENT)))
+}
+
+/// Deletes the segments that an engine on this data directory left; the folder that it would use.
+pub(crate) fn clear_folder(data_dir: &Path) -> Result<PathBuf, String> {
+    let wrong = |error: std::io::Error| format!("{}: {error}", data_dir.display());
+    let data_dir = fs::canonicalize(data_dir).map_err(wrong)?;
+    let name = blake3::hash(data_dir.as_os_str().as_encoded_bytes()).to_hex();
+    let folder = Path::new(SHARED_MEMORY).join(format!("calotype-{}", &name[..16]));
+    delete_folder(&folder)?;
+    Ok(folder)
 }
 
 /// Deletes such a folder with what is in it.

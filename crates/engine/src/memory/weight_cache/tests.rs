@@ -208,3 +208,14 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_came_by_once_is_forgotten_when_there_is_too_much_of_it() {
+    let mut cache = cache(100);
+    for name in 0..3 * REMEMBERED_MOST {
+        cache.want(source(&name.to_string(), 1000));
+        cache.next();
+    }
+    let remembered = cache.times.len();
+    assert!(remembered <= REMEMBERED_MOST, "{remembered}");
+}

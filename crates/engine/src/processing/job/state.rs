@@ -1,11 +1,11 @@
 //! The states of a step and the legal moves between them; a job's state is derived from its step's. Pure.
 //!
 //! ```text
-//!  blocked ─▶ ready ──claim──▶ claiming ──▶ preparing ──▶ running ──result──▶ finishing ──▶ ending ──▶ ended
-//!               ▲ ▲                                        │  ▲ ▲                             ▲
-//!               │ └───────────── requeue ◀─────────────────┤  │ └─ resuming ◀─┐                │ any state,
-//!               │                                          ▼  │               │                │ by `End`
-//!               └── withdrawing ◀── paused ◀────────── pausing ──▶ suspended ─┘
+//!  ready ──claim──▶ claiming ──▶ preparing ──▶ running ──result──▶ finishing ──▶ ending ──▶ ended
+//!   ▲ ▲                                        │  ▲ ▲                             ▲
+//!   │ └──────────────── requeue ◀──────────────┤  │ └─ resuming ◀─┐               │ any state,
+//!   │                                          ▼  │               │               │ by `End`
+//!   └──── withdrawing ◀── paused ◀───────── pausing ──▶ suspended ─┘
 //! ```
 //! A paused step holds no place in its worker: one that a client paused stays `paused` until the client resumes it, one
 //! that the scheduler paused is `suspended` and goes on as soon as there is a place and memory again.
@@ -55,8 +55,6 @@ pub(crate) enum AfterWithdrawal {
 /// Where a step stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum StepState {
-    /// Waits for the outputs of other steps.
-    Blocked,
     /// Waits in its lane.
     Ready,
     /// A worker was chosen and leases were granted; the claim is being journaled.
@@ -88,8 +86,6 @@ pub(crate) enum StepState {
 /// What can happen to a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Move {
-    /// The outputs that it waited for are there.
-    Unblock,
     /// It was chosen for a worker.
     Claim,
     /// The claim is in the journal.
@@ -137,8 +133,7 @@ pub(crate) struct IllegalMove {
 impl StepState {
     /// Every state, for tables and tests.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 21] = [
-        Self::Blocked,
+    pub(crate) const ALL: [Self; 20] = [
         Self::Ready,
         Self::Claiming(Wish::GoOn),
         Self::Claiming(Wish::Pause),
@@ -165,12 +160,11 @@ impl StepState {
     pub(crate) fn on(self, step: Move) -> Result<Self, IllegalMove> {
         use StepState as S;
         let next = match (self, step) {
-            (S::Blocked, Move::Unblock) => S::Ready,
             (S::Ready, Move::Claim) => S::Claiming(Wish::GoOn),
             (S::Claiming(wish), Move::Claimed) => S::Preparing(wish),
             (S::Preparing(Wish::GoOn), Move::Run) => S::Running,
 
-            (S::Blocked | S::Ready, Move::Pause) => S::Paused(Kept::Nowhere),
+            (S::Ready, Move::Pause) => S::Paused(Kept::Nowhere),
             (S::Claiming(Wish::GoOn | Wish::Pause), Move::Pause) => S::Claiming(Wish::Pause),
             (S::Preparing(Wish::GoOn | Wish::Pause), Move::Pause) => S::Preparing(Wish::Pause),
             (S::Running | S::Resuming | S::Pausing(_), Move::Pause) => S::Pausing(PausedBy::Client),
@@ -188,12 +182,7 @@ impl StepState {
             (S::Paused(Kept::InWorker), Move::Resume) => S::Suspended,
             (S::Withdrawing(_), Move::Resume) => S::Withdrawing(AfterWithdrawal::IsReady),
             (
-                S::Blocked
-                | S::Ready
-                | S::Running
-                | S::Suspended
-                | S::Resuming
-                | S::Pausing(PausedBy::Scheduler),
+                S::Ready | S::Running | S::Suspended | S::Resuming | S::Pausing(PausedBy::Scheduler),
                 Move::Resume,
             ) => self,
             (S::Suspended, Move::GoOn) => S::Resuming,
@@ -243,8 +232,7 @@ impl StepState {
                 Move::Deliver,
             ) => S::Finishing,
             (
-                S::Blocked
-                | S::Ready
+                S::Ready
                 | S::Claiming(_)
                 | S::Preparing(_)
                 | S::Running
@@ -259,8 +247,7 @@ impl StepState {
             ) => S::Ending,
             (S::Ending, Move::EndIsJournaled) => S::Ended,
             (
-                S::Blocked
-                | S::Ready
+                S::Ready
                 | S::Claiming(_)
                 | S::Preparing(_)
                 | S::Running
@@ -327,7 +314,7 @@ impl StepState {
     pub(crate) fn shown(self, end: JobState, loads: bool) -> JobState {
         match self {
             Self::Ready if loads => JobState::Loading,
-            Self::Blocked | Self::Ready | Self::Suspended => JobState::Queued,
+            Self::Ready | Self::Suspended => JobState::Queued,
             Self::Withdrawing(AfterWithdrawal::IsReady) => JobState::Queued,
             Self::Claiming(Wish::Pause) | Self::Preparing(Wish::Pause) => JobState::Pausing,
             Self::Pausing(PausedBy::Client) => JobState::Pausing,
@@ -356,7 +343,6 @@ impl From<AfterWithdrawal> for StepState {
 impl fmt::Display for StepState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Blocked => "blocked",
             Self::Ready => "ready",
             Self::Claiming(_) => "claiming",
             Self::Preparing(_) => "preparing",
@@ -377,7 +363,6 @@ impl fmt::Display for StepState {
 impl fmt::Display for Move {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Unblock => "be unblocked",
             Self::Claim => "be claimed",
             Self::Claimed => "have its claim journaled",
             Self::Run => "be run",
@@ -404,8 +389,7 @@ mod tests {
 
     use super::*;
 
-    const MOVES: [Move; 17] = [
-        Move::Unblock,
+    const MOVES: [Move; 16] = [
         Move::Claim,
         Move::Claimed,
         Move::Run,

@@ -62,26 +62,26 @@ impl Timeline {
     /// Milliseconds by phase. The time in the worker is split into the phases that the worker measured and `shared`,
     /// the rest: turns that other runs in the same worker had.
     pub(crate) fn phases_ms(&self, in_worker_ms: &BTreeMap<String, f64>) -> BTreeMap<String, f64> {
-        let mut phases = in_worker_ms.clone();
+        let in_ms = |time: &Duration| time.as_secs_f64() * 1e3;
+        let run_ms = self.spent.get(&Spent::Run).map_or(0.0, in_ms);
+        let measured_ms: f64 = in_worker_ms.values().sum();
+        // Clocks of two processes: a worker may count a little more than we saw.
+        let scale = if measured_ms > run_ms {
+            run_ms / measured_ms
+        } else {
+            1.0
+        };
+        let scaled = in_worker_ms.iter().map(|(phase, ms)| (phase.clone(), ms * scale));
+        let mut phases: BTreeMap<String, f64> = scaled.collect();
         for (spent, time) in &self.spent {
-            let ms = time.as_secs_f64() * 1e3;
-            let name = match spent {
-                Spent::Queued => "queued",
-                Spent::Load => "load",
-                Spent::Dispatch => "dispatch",
-                Spent::Paused => "paused",
-                Spent::Finish => "finish",
-                Spent::EarlierAttempts => "earlier_attempts",
-                Spent::Run => {
-                    let measured_ms: f64 = in_worker_ms.values().sum();
-                    // Clocks of two processes: a worker may count a little more than we saw.
-                    let scale = if measured_ms > ms { ms / measured_ms } else { 1.0 };
-                    for phase in phases.values_mut() {
-                        *phase *= scale;
-                    }
-                    phases.insert("shared".into(), (ms - measured_ms).max(0.0));
-                    continue;
-                }
+            let (name, ms) = match spent {
+                Spent::Queued => ("queued", in_ms(time)),
+                Spent::Load => ("load", in_ms(time)),
+                Spent::Dispatch => ("dispatch", in_ms(time)),
+                Spent::Paused => ("paused", in_ms(time)),
+                Spent::Finish => ("finish", in_ms(time)),
+                Spent::EarlierAttempts => ("earlier_attempts", in_ms(time)),
+                Spent::Run => ("shared", (run_ms - measured_ms).max(0.0)),
             };
             phases.insert(name.into(), ms);
         }

@@ -73,11 +73,26 @@ impl Waits {
         self.reasons.get(&ask)
     }
 
+    /// How many asks it knows anything about.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.reasons.len() + self.since.len()
+    }
+
     /// A demand that nobody has any more.
     pub(crate) fn forget(&mut self, demand: DemandId) {
         self.reasons.retain(|(id, _), _| *id != demand);
         self.since.retain(|(id, _), _| *id != demand);
     }
+}
+
+/// Whom a critical step may have paused in a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Victim {
+    /// One is being paused already.
+    IsPausing,
+    /// This one.
+    Run(StepKey),
 }
 
 /// What a pass looks at.
@@ -93,7 +108,7 @@ pub(crate) struct World<'a> {
     /// Device time that a step is estimated to take, in milliseconds.
     pub(crate) step_ms: &'a dyn Fn(StepKey, &super::demand::Demand) -> f64,
     /// A run that may be paused for a critical step, of all those in a worker.
-    pub(crate) victim: &'a dyn Fn(&Worker) -> Option<StepKey>,
+    pub(crate) victim: &'a dyn Fn(&Worker) -> Option<Victim>,
     pub(crate) now: Duration,
 }
 
@@ -166,7 +181,11 @@ impl Pass {
                     lora_bytes,
                 } => {
                     world.waits.since.remove(&ask);
-                    unreserve(world.fleet, ask.0);
+                    if unreserve(world.fleet, ask.0) {
+                        // Those that it held up may start in this pass.
+                        self.blocked
+                            .retain(|_, reason| !matches!(reason, WaitReason::Reserved { .. }));
+                    }
                     return Some(Decision::Start {
                         head,
                         worker,
@@ -191,6 +210,9 @@ impl Pass {
                 }
                 Placement::Evict { models } => {
                     let worker = models.first().map(|(worker, _)| *worker);
+                    if let Some(worker) = worker.filter(|_| head.lane.class == Class::Critical) {
+                        keep_for(world.fleet, worker, ask.0);
+                    }
                     let name = worker.and_then(|id| world.fleet.worker(id));
                     let worker = name.map_or_else(String::new, |worker| worker.spec.name.to_string());
                     self.blocked.insert(ask, WaitReason::WorkerMovesModels { worker });
@@ -223,7 +245,10 @@ impl Pass {
                         _ => reason,
                     };
                     self.block(world, ask, &demand.models, worker, reason);
-                    if let Some((worker, victim)) = preempts {
+                    if let Some((worker, _)) = preempts {
+                        keep_for(world.fleet, worker, ask.0);
+                    }
+                    if let Some((worker, Victim::Run(victim))) = preempts {
                         return Some(Decision::Preempt { worker, victim });
                     }
                 }
@@ -272,7 +297,7 @@ impl Pass {
         head: &Head,
         id: WorkerId,
         reason: &WaitReason,
-    ) -> Option<(WorkerId, StepKey)> {
+    ) -> Option<(WorkerId, Victim)> {
         let helps = matches!(
             reason,
             WaitReason::PlacesTaken { .. }
@@ -323,11 +348,27 @@ fn reserve(fleet: &mut Fleet, id: WorkerId, demand: DemandId) {
     }
 }
 
-/// What was reserved for a demand is open to all again.
-pub(crate) fn unreserve(fleet: &mut Fleet, demand: DemandId) {
+/// Keeps the worker that makes room for a critical step free for it, whatever it was kept free for before: what was paused
+/// there must not go on in its stead.
+fn keep_for(fleet: &mut Fleet, id: WorkerId, demand: DemandId) {
+    unreserve(fleet, demand);
+    if let Some(worker) = fleet.worker_mut(id) {
+        worker.reserved_for = Some(demand);
+    }
+}
+
+/// What was reserved for a demand is open to all again. Says whether anything was.
+pub(crate) fn unreserve(fleet: &mut Fleet, demand: DemandId) -> bool {
+    let mut was_reserved = false;
     for worker in &mut fleet.workers {
-        if worker.reserved_for == Some(demand) {
-            worker.reserved_for = None;
-        }
+        was_reserved |= worker.reserved_for.take_if(|of| *of == demand).is_some();
+    }
+    was_reserved
+}
+
+/// Nothing is kept free for demands of which no step waits any more: they started elsewhere, ended, or are paused.
+pub(crate) fn unreserve_unwanted(fleet: &mut Fleet, lanes: &Lanes) {
+    for worker in &mut fleet.workers {
+        worker.reserved_for.take_if(|of| lanes.waiting_with(*of) == 0);
     }
 }

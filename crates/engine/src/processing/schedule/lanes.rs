@@ -168,12 +168,13 @@ impl Lanes {
         };
         if class != Class::Critical {
             flows.finish = shift(flows.finish, class.quarter_weight());
-            flows.turn = flows.finish;
+            // Not `finish`: what it had before it was idle is not its to save up.
+            flows.turn = shift(flows.turn, class.quarter_weight());
         }
         if let Some((client, flow)) = flows.clients.remove_entry(client) {
             let (before, finish) = (flow.turn, shift(flow.finish, 4));
             let waits = flows.turns.remove(&(before, Arc::clone(&client)));
-            let turn = if waits { finish } else { finish.max(flows.now) };
+            let turn = shift(before, 4);
             if waits {
                 flows.turns.insert((turn, Arc::clone(&client)));
             }
@@ -184,6 +185,12 @@ impl Lanes {
     /// How many steps wait that have a demand.
     pub(crate) fn waiting_with(&self, demand: DemandId) -> usize {
         self.by_demand.get(&demand).copied().unwrap_or(0)
+    }
+
+    /// Whether a step of a class waits.
+    pub(crate) fn has(&self, class: Class) -> bool {
+        let class = self.classes.get(class as usize);
+        class.is_some_and(|class| !class.turns.is_empty())
     }
 
     /// How many steps wait.
@@ -217,6 +224,12 @@ impl Lanes {
             .collect();
         all.sort_unstable();
         all
+    }
+
+    /// How many clients anything is remembered of.
+    #[cfg(test)]
+    pub(crate) fn clients(&self) -> usize {
+        self.classes.iter().map(|class| class.clients.len()).sum()
     }
 
     fn set_head(&mut self, key: &LaneKey, before: Option<Order>, after: Option<Order>) {
@@ -270,6 +283,15 @@ impl ClassFlows {
             let now = self.now;
             self.clients
                 .retain(|_, flow| !flow.heads.is_empty() || flow.finish > now);
+        }
+        if self.clients.len() > self.turns.len() + KEPT_IDLE_MOST {
+            // Too many are ahead of the present: those that are the least.
+            let idle = self.clients.iter().filter(|(_, flow)| flow.heads.is_empty());
+            let mut finishes: Vec<VirtualMicros> = idle.map(|(_, flow)| flow.finish).collect();
+            finishes.sort_unstable();
+            let least = finishes.get(finishes.len() / 2).copied().unwrap_or(0);
+            self.clients
+                .retain(|_, flow| !flow.heads.is_empty() || flow.finish > least);
         }
     }
 

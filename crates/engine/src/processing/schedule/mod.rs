@@ -13,8 +13,10 @@ mod fleet;
 mod lanes;
 mod placement;
 mod reason;
+#[cfg(test)]
+mod tests;
 
-pub(crate) use decide::{Decision, DerivedTable, Pass, Waits, World, unreserve};
+pub(crate) use decide::{Decision, DerivedTable, Pass, Victim, Waits, World, unreserve, unreserve_unwanted};
 pub(crate) use demand::{Demand, DemandId, Demands};
 pub(crate) use estimates::Estimates;
 pub(crate) use fleet::{

@@ -430,6 +430,9 @@ fn act(
         if let Some(worker) = leaky(fleet, worker, short_bytes) {
             return Placement::Recycle { worker };
         }
+        if let Some(refusal) = never_fits(demand, fleet, worker, need_bytes) {
+            return Placement::Refuse(refusal);
+        }
         let device = fleet
             .device(worker.spec.device)
             .map_or_else(String::new, |device| device.id.clone());
@@ -555,7 +558,24 @@ fn held_too_large(
     (worker.runs.is_empty() && !models.is_empty()).then_some(models)
 }
 
-/// An idle worker of the device whose process holds memory that its unloads did not give back.
+/// Why a step never fits beside its own models as they were measured: nobody else holds memory that could come back.
+fn never_fits(demand: &Demand, fleet: &Fleet, worker: &Worker, need_bytes: u64) -> Option<Refusal> {
+    let ledger = fleet.ledger(worker)?;
+    let own = demand
+        .models
+        .iter()
+        .filter_map(|need| worker.resident.get(&need.model));
+    let own_bytes = own.fold(0u64, |sum, resident| sum.saturating_add(resident.bytes));
+    (worker.runs.is_empty() && own_bytes > 0 && ledger.leased_bytes() == own_bytes).then(|| {
+        Refusal::TooLarge {
+            need_bytes: need_bytes.saturating_add(own_bytes),
+            budget_bytes: ledger.budget_bytes(),
+        }
+    })
+}
+
+/// An idle worker of the device whose process holds memory that its unloads did not give back, where its end gives back
+/// enough.
 fn leaky(fleet: &Fleet, worker: &Worker, short_bytes: u64) -> Option<WorkerId> {
     let mut of_device = fleet.ids().zip(&fleet.workers).filter(|(_, other)| {
         other.spec.device == worker.spec.device
@@ -563,7 +583,11 @@ fn leaky(fleet: &Fleet, worker: &Worker, short_bytes: u64) -> Option<WorkerId> {
             && other.runs.is_empty()
             && other.pending.is_none()
     });
+    let comes_back = |other: &Worker| {
+        let resident = other.resident.values().map(|resident| resident.bytes);
+        resident.fold(other.unreturned_bytes, u64::saturating_add)
+    };
     of_device.find_map(|(id, other)| {
-        (other.unreturned_bytes > 0 && other.unreturned_bytes >= short_bytes.min(1)).then_some(id)
+        (other.unreturned_bytes > 0 && comes_back(other) >= short_bytes).then_some(id)
     })
 }

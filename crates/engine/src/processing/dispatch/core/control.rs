@@ -51,7 +51,7 @@ impl Core {
                 return Err(conflict("the job is done, its pictures are being stored"));
             }
             StepState::Ending | StepState::Ended | StepState::Cancelling => return Ok(Asked::IsSo),
-            StepState::Blocked | StepState::Ready | StepState::Paused(_) if !state.is_in_worker() => {
+            StepState::Ready | StepState::Paused(_) if !state.is_in_worker() => {
                 self.end(key, JobState::Cancelled, None, now);
                 return Ok(Asked::WillBeSo);
             }
@@ -79,7 +79,8 @@ impl Core {
             StepState::Finishing => return Err(conflict("the job is done, its pictures are being stored")),
             StepState::Cancelling => return Err(conflict("the job is being cancelled")),
             StepState::Ending | StepState::Ended => return Ok(Asked::IsSo),
-            _ if state.is_held() => return Ok(Asked::IsSo),
+            // It may not be on the disk yet.
+            _ if state.is_held() => return Ok(Asked::KeepIt),
             StepState::Running | StepState::Resuming => {
                 let worker = step
                     .attempted
@@ -99,7 +100,7 @@ impl Core {
         match state {
             // A pause for the scheduler is on its way already.
             StepState::Running | StepState::Resuming => self.send_pause(key),
-            StepState::Ready | StepState::Blocked => {
+            StepState::Ready => {
                 self.note(key, "paused before it began".to_owned());
                 self.spend_on(key, Spent::Paused, now);
             }
@@ -122,7 +123,7 @@ impl Core {
             StepState::Finishing => return Err(conflict("the job is done, its pictures are being stored")),
             StepState::Cancelling => return Err(conflict("the job is being cancelled")),
             StepState::Ending | StepState::Ended => return Ok(Asked::IsSo),
-            _ if !state.is_held() => return Ok(Asked::IsSo),
+            _ if !state.is_held() => return Ok(Asked::KeepIt),
             _ => {}
         }
         let next = self

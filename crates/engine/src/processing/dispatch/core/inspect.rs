@@ -113,6 +113,8 @@ impl Core {
         self.steps.lanes.len()
     }
 
+    /// How many steps are live.
+    #[cfg(test)]
     pub(crate) fn live(&self) -> usize {
         self.steps.len()
     }

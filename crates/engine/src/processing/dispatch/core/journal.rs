@@ -109,7 +109,7 @@ impl Core {
         };
         Some(match state {
             _ if state.is_held() => waits(Held::Yes),
-            StepState::Blocked | StepState::Ready => waits(Held::No),
+            StepState::Ready => waits(Held::No),
             _ => {
                 let place = step
                     .attempted
@@ -151,18 +151,13 @@ impl Core {
                 let outcome = Err(fault.error);
                 self.effects.push(Effect::Answer { token, outcome });
             }
-            (Then::Kept(steps), Ok(())) => {
-                for key in steps {
-                    if self
-                        .steps
-                        .get(key)
-                        .is_some_and(|step| step.state() == StepState::Ending)
-                    {
-                        self.end_journaled(key, now);
-                    }
+            (Then::Kept(_), Ok(())) => {}
+            (Then::Owed { ended, .. }, Ok(())) => {
+                for key in ended {
+                    self.end_journaled(key, now);
                 }
             }
-            (Then::Kept(steps), Err(fault)) => {
+            (Then::Kept(steps) | Then::Owed { steps, .. }, Err(fault)) => {
                 self.outage_began(&fault, now);
                 for key in steps {
                     self.owe(key);
@@ -184,7 +179,12 @@ impl Core {
                 let debts: Vec<StepKey> = outage.debts.into_iter().collect();
                 for steps in debts.chunks(DEBTS_TOGETHER) {
                     let writes = steps.iter().filter_map(|key| self.image(*key)).collect();
-                    let then = Then::Kept(steps.to_vec());
+                    let has_ended =
+                        |key: &StepKey| self.steps.get(*key).is_some_and(|step| step.end.is_some());
+                    let then = Then::Owed {
+                        steps: steps.to_vec(),
+                        ended: steps.iter().copied().filter(has_ended).collect(),
+                    };
                     self.effects.push(Effect::Journal { writes, then });
                 }
                 for (step, outputs) in outage.outputs {

@@ -149,6 +149,11 @@ pub(crate) enum Then {
     Answer { token: Token, steps: Vec<StepKey> },
     /// Nobody waits for it; the steps whose state it keeps.
     Kept(Vec<StepKey>),
+    /// The steps whose states an outage had left unwritten, and those of them whose end it writes, which may be told.
+    Owed {
+        steps: Vec<StepKey>,
+        ended: Vec<StepKey>,
+    },
 }
 
 /// What the core wants done, in this order.

@@ -62,7 +62,7 @@ impl Core {
 
     /// The process is dead and reaped: its memory is back, its runs are looked at one by one.
     pub(super) fn worker_gone(&mut self, id: WorkerId, report: &ExitReport, now: Now) {
-        let cause = format!("{:?} ({})", report.cause, report.status);
+        let cause = format!("{} ({})", report.cause, report.status);
         let Some(worker) = self.fleet.worker_mut(id) else {
             return;
         };
@@ -71,6 +71,9 @@ impl Core {
         worker.pid = None;
         worker.recycling = false;
         worker.resident.clear();
+        worker
+            .unusable
+            .retain(|_, (error, _)| error.code != Code::OutOfMemory);
         worker.idle_bytes = None;
         worker.used_bytes = 0;
         worker.unreturned_bytes = 0;

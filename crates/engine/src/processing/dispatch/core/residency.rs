@@ -5,7 +5,7 @@ use calotype_protocol::{Failure, LoadId, Loaded, ModelId, Outcome};
 use super::Core;
 use super::message::Now;
 use super::run::error_of;
-use crate::error::Error;
+use crate::error::{Code, Error};
 use crate::memory::{Owner, memory_plan};
 use crate::processing::job::timeline::Spent;
 use crate::processing::job::{JobState, StepKey};
@@ -95,9 +95,15 @@ impl Core {
         if let MoveKind::Load { wanted_by, .. } = pending.kind {
             self.waits_again(wanted_by, now);
         }
-        if failure.outcome == Outcome::OutOfMemory {
+        let is_lack = failure.outcome == Outcome::OutOfMemory;
+        if is_lack && !self.is_elsewhere(id, &pending.model) {
             // Memory may come back for others; these have asked in vain.
             self.end_waiting_for(&pending.model, &error, now);
+        } else if is_lack {
+            // The copy is not tried again before memory has come back here.
+            if let Some(worker) = self.fleet.worker_mut(id) {
+                worker.unusable.insert(pending.model, (error, now.since_start));
+            }
         } else if !from_memory || failure.outcome != Outcome::ModelLoad {
             // Files do not mend themselves. What waits for the model goes to another worker, or ends with this reason.
             if let Some(worker) = self.fleet.worker_mut(id) {
@@ -115,6 +121,9 @@ impl Core {
         };
         let model = pending.model;
         worker.resident.remove(&model);
+        worker
+            .unusable
+            .retain(|_, (error, _)| error.code != Code::OutOfMemory);
         let name = worker.spec.name.to_string();
         tracing::info!("Dropped `{model}` from {name}: {freed_bytes} bytes came back");
         let leased_bytes = self.release_weights(id, &name, &model);
@@ -172,6 +181,16 @@ impl Core {
             step.timeline.switch(Spent::Queued, now.since_start);
             self.tell_state(key);
         }
+    }
+
+    /// Whether another worker has a model, or is loading it.
+    fn is_elsewhere(&self, id: WorkerId, model: &ModelId) -> bool {
+        self.fleet.ids().zip(&self.fleet.workers).any(|(other, worker)| {
+            let loads = |pending: &PendingMove| {
+                pending.model == *model && matches!(pending.kind, MoveKind::Load { .. })
+            };
+            other != id && (worker.resident.contains_key(model) || worker.pending.as_ref().is_some_and(loads))
+        })
     }
 
     /// Ends the steps that wait for a model for which there is no memory.

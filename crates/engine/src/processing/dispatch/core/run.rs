@@ -14,7 +14,7 @@ use crate::inference::{self, MissingFeature};
 use crate::memory::Owner;
 use crate::processing::job::state::{Move, StepState};
 use crate::processing::job::timeline::Spent;
-use crate::processing::job::{JobProgress, JobState, StepKey};
+use crate::processing::job::{Class, JobProgress, JobState, StepKey};
 use crate::processing::schedule::WorkerId;
 use crate::store::Write;
 
@@ -92,6 +92,8 @@ impl Core {
                     && self.is_last_answer(key)
                     && self.steps.advance(key, Move::IsResumed).is_ok()
                 {
+                    // As with a run that has just begun.
+                    self.dirty |= self.steps.lanes.has(Class::Critical);
                     self.tell_state(key);
                 }
             }

@@ -16,7 +16,8 @@ use crate::processing::job::state::{Move, PausedBy, StepState, Wish};
 use crate::processing::job::timeline::Spent;
 use crate::processing::job::{Class, JobState, RunId, StepKey};
 use crate::processing::schedule::{
-    Decision, Head, MoveKind, Pass, PendingMove, ProcessState, Refusal, Uses, Worker, WorkerId, World,
+    Decision, Head, MoveKind, Pass, PendingMove, ProcessState, Refusal, Uses, Victim, Worker, WorkerId,
+    World, unreserve_unwanted,
 };
 use crate::store::Write;
 
@@ -35,16 +36,27 @@ impl Core {
         if self.steps.lanes.len() == 0 || self.hold_all().is_some() {
             return;
         }
-        let mut pass = Pass::default();
+        unreserve_unwanted(&mut self.fleet, &self.steps.lanes);
+        // A decision may make another worker the better one for a critical step that was asked before: it is asked again.
+        if self.pass(now) && self.steps.lanes.has(Class::Critical) && self.hold_all().is_none() {
+            self.pass(now);
+        }
+        // What the decisions themselves changed is decided on already.
+        self.dirty = false;
+    }
+
+    /// Goes over the lanes once. Says whether anything was decided.
+    fn pass(&mut self, now: Now) -> bool {
+        let (mut pass, mut has_decided) = (Pass::default(), false);
         while let Some(decision) = self.next_decision(&mut pass, now) {
+            has_decided = true;
             self.carry_out(decision, now);
             if self.hold_all().is_some() {
                 break;
             }
         }
         self.decide_at = pass.finish(&mut self.steps.waits);
-        // What the decisions themselves changed is decided on already.
-        self.dirty = false;
+        has_decided
     }
 
     fn next_decision(&mut self, pass: &mut Pass, now: Now) -> Option<Decision> {
@@ -121,6 +133,11 @@ impl Core {
             Decision::Preempt { worker, victim } => self.preempt(worker, victim),
             Decision::Refuse { head, why } => {
                 let error = self.refusal(why);
+                let step = self.steps.get(head.step);
+                if step.is_some_and(|step| step.state().is_in_worker()) {
+                    // A suspended run leaves its worker too; nobody waits for the answer.
+                    self.send_about(head.step, |job, attempt| Down::Cancel { job, attempt });
+                }
                 self.end(head.step, JobState::Failed, Some(error), now);
             }
         }
@@ -311,6 +328,8 @@ impl Core {
         if self.steps.advance(run.step, Move::Run).is_err() {
             return;
         }
+        // A critical step may have waited until this one could be paused.
+        self.dirty |= self.steps.lanes.has(Class::Critical);
         let Some(step) = self.steps.get_mut(run.step) else {
             return;
         };
@@ -412,13 +431,17 @@ impl Core {
         let Some(worker) = self.fleet.worker(id) else {
             return;
         };
+        if worker.pending.is_some() {
+            // A worker moves one model at a time; the next is decided on when this one has ended.
+            return;
+        }
         let parked: Vec<StepKey> = worker.parked_on(model).collect();
         if !parked.is_empty() {
             for key in parked {
                 if self.steps.advance(key, Move::Withdraw).is_ok() {
                     self.note(
                         key,
-                        format!("its model makes room for others; it begins anew in its turn"),
+                        "its model makes room for others; it begins anew in its turn".to_owned(),
                     );
                     self.send_about(key, |job, attempt| Down::Cancel { job, attempt });
                     self.tell_state(key);
@@ -522,15 +545,15 @@ impl Core {
 }
 
 /// The run in a worker that is paused for a critical one: of the lowest class, and of those the last that came. One at a
-/// time: while one is pausing there is none.
-fn victim(steps: &HashMap<StepKey, Step>, worker: &Worker) -> Option<StepKey> {
+/// time: while one is pausing no other is chosen.
+fn victim(steps: &HashMap<StepKey, Step>, worker: &Worker) -> Option<Victim> {
     let runs = || worker.runs.keys().filter_map(|key| steps.get(key));
     let is_pausing = |step: &Step| step.state() == StepState::Pausing(PausedBy::Scheduler);
     if runs().any(is_pausing) {
-        return None;
+        return Some(Victim::IsPausing);
     }
     runs()
         .filter(|step| step.class > Class::Critical && step.state() == StepState::Running)
         .max_by_key(|step| (step.class, step.key))
-        .map(|step| step.key)
+        .map(|step| Victim::Run(step.key))
 }

@@ -206,6 +206,7 @@ impl Steps {
         self.by_key.values()
     }
 
+    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.by_key.len()
     }
@@ -231,7 +232,7 @@ impl Steps {
         Ok(next)
     }
 
-    /// Gives a step that does not wait another demand.
+    /// Gives a step another demand, and with it another lane if it waits.
     pub(super) fn change_demand(
         &mut self,
         key: StepKey,
@@ -241,13 +242,18 @@ impl Steps {
         let Some(step) = self.by_key.get_mut(&key) else {
             return;
         };
-        debug_assert!(!step.state.is_waiting(), "its lane is by its demand");
         let Some(mut demand) = self.demands.get(step.demand).map(|demand| Demand::clone(demand)) else {
             return;
         };
         change(&mut demand);
         let before = step.demand;
         step.demand = self.demands.intern(demand);
+        if let Some(lane) = step.waits_in.take() {
+            self.lanes.remove(&lane, step.priority, key);
+            let lane = step.lane();
+            self.lanes.push(&lane, step.priority, key);
+            step.waits_in = Some(lane);
+        }
         self.release(before, fleet);
     }
 
