@@ -23,6 +23,7 @@ const PURE: &[&str] = &[
     "crates/engine/src/memory/memory_plan.rs",
     "crates/engine/src/memory/peaks.rs",
     "crates/engine/src/memory/weight_cache.rs",
+    "crates/engine/src/memory/weight_cache/source.rs",
     "crates/engine/src/model/family.rs",
     "crates/engine/src/model/family/checkpoint.rs",
     "crates/engine/src/model/family/lora.rs",
