@@ -1,4 +1,6 @@
-//! `schema/`: JSON Schema and golden conversations, generated from the types of the wire.
+//! `schema/`: JSON Schema and golden conversations (`golden`), generated from the types of the wire.
+
+mod golden;
 
 use std::fs;
 
@@ -14,7 +16,7 @@ pub(crate) fn run(arguments: &[String]) -> Done {
         let text = serde_json::to_string_pretty(&schema).map_err(|error| error.to_string())?;
         files.push((name.to_owned(), text + "\n"));
     }
-    for (name, lines) in calotype_protocol::schema::golden() {
+    for (name, lines) in golden::golden() {
         let mut text = String::new();
         for line in lines {
             text.push_str(&serde_json::to_string(&line).map_err(|error| error.to_string())?);

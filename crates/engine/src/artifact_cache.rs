@@ -1,13 +1,13 @@
-//! Artifacts that were stored or read last, kept in memory within a bound of bytes: who asks for the picture that was just
-//! made does not wait for the disk. What is here is on disk too, except where it was deleted meanwhile; an address is
-//! that of its bytes, so that an entry can be gone but never wrong.
+//! Artifacts that were stored or read most recently, in memory within a bound of bytes: a client that fetches the picture
+//! that was just made does not wait for the disk. Every entry is on disk as well, unless it was deleted meanwhile. An entry
+//! can be missing but never wrong, because an address is the hash of its bytes.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use crate::store::ArtifactHash;
+use crate::artifact::ArtifactHash;
 
 /// What the cache holds by default.
 pub const BUDGET_BYTES: u64 = 64 << 20;

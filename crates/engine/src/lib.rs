@@ -1,7 +1,9 @@
 //! The orchestrator without doors: devices, memory, models, jobs, workers, store. [`Engine`] is its only face; it knows no
 //! HTTP and no terminal.
 
+mod artifact;
 pub mod artifact_cache;
+mod clock;
 mod config;
 pub mod device;
 mod drain;
@@ -16,14 +18,13 @@ mod postprocessing;
 pub mod processing;
 mod startup;
 pub mod store;
-mod view;
 pub mod worker;
 
+pub use artifact::{ArtifactHash, media_type};
 pub use config::{Config, Runtime, StartOnCpu};
-pub use engine::Engine;
+pub use device::{DeviceView, WorkerView};
+pub use engine::{Artifact, Engine, JobPage, JobQuery, SubmitOptions, Submitted, Validation};
 pub use error::{Code, Domain, Error};
 pub use event::{Event, EventKind, LoggedEvent, Opened, SegmentChange, Subscription, WorkerChange};
-pub use view::{
-    Artifact, CacheView, DeviceView, DomainHealth, Health, JobPage, JobQuery, LeaseView, MemoryView,
-    SegmentView, SubmitOptions, Submitted, Validation, WorkerView,
-};
+pub use health::{DomainHealth, Health};
+pub use memory::{CacheView, LeaseView, MemoryView, SegmentView};

@@ -178,6 +178,20 @@ async fn a_dispatcher_that_has_ended_is_an_error_and_no_empty_list() {
 }
 
 #[tokio::test]
+async fn a_picture_that_was_just_made_is_answered_without_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = engine(dir.path(), "good").await;
+    assert_eq!(ends(&engine, 1).await, JobState::Succeeded);
+    let page = engine.jobs(Default::default()).await.unwrap();
+    let image = &page.jobs[0].result.as_ref().unwrap().images[0];
+    let hash = &image.artifact.0;
+    let file = dir.path().join("data/artifacts").join(&hash[..2]).join(hash);
+    std::fs::rename(&file, dir.path().join("elsewhere")).unwrap();
+    let picture = engine.artifact(hash).await.unwrap();
+    assert_eq!(picture.bytes.len() as u64, image.size_bytes);
+}
+
+#[tokio::test]
 async fn a_picture_that_was_just_read_is_answered_without_the_disk() {
     let dir = tempfile::tempdir().unwrap();
     let engine = engine(dir.path(), "good").await;

@@ -239,9 +239,9 @@ async fn every_state_lists_the_jobs_that_are_in_it() {
         assert!(page.jobs.iter().all(|job| job.state == state));
         page.jobs.into_iter().map(|job| job.id).collect::<Vec<_>>()
     };
-    assert_eq!(listed(JobState::Running).await, [runs.clone()]);
-    assert_eq!(listed(JobState::Queued).await, [waits.clone()]);
-    assert_eq!(listed(JobState::Paused).await, [held.clone()]);
+    assert_eq!(listed(JobState::Running).await, std::slice::from_ref(&runs));
+    assert_eq!(listed(JobState::Queued).await, std::slice::from_ref(&waits));
+    assert_eq!(listed(JobState::Paused).await, std::slice::from_ref(&held));
     let view = engine.job(&waits).await.unwrap();
     assert_eq!(
         (view.position, view.reason_code.as_deref()),
@@ -328,4 +328,26 @@ async fn two_cards_share_a_burst_though_only_one_has_the_model_at_first() {
         "{workers:?}"
     );
     engine.shutdown(Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn a_job_shows_who_submitted_it_also_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = Engine::start(config(dir.path(), 1000, 1)).await.unwrap();
+    let options = SubmitOptions {
+        client: "ada".into(),
+        ..SubmitOptions::default()
+    };
+    let job = engine.submit(endless(), options).await.unwrap().job;
+    assert_eq!(job.client, "ada");
+    in_time(engine.shutdown(Duration::ZERO)).await;
+    drop(engine);
+    let engine = Engine::start(config(dir.path(), 1000, 1)).await.unwrap();
+    assert_eq!(engine.job(&job.id).await.unwrap().client, "ada");
+    let nobody = JobView {
+        client: String::new(),
+        ..job
+    };
+    assert!(serde_json::to_value(&nobody).unwrap().get("client").is_none());
+    in_time(engine.shutdown(Duration::ZERO)).await;
 }

@@ -11,6 +11,7 @@ pub mod noise;
 mod read;
 #[cfg(feature = "tokio")]
 mod read_async;
+mod sampling;
 pub mod schema;
 mod tensor;
 mod up;
@@ -25,13 +26,13 @@ pub use ids::{Attempt, InstanceId, JobId, LoadId, ModelId, SegmentId, StepId};
 pub use read::{FrameReader, write_frame};
 #[cfg(feature = "tokio")]
 pub use read_async::{AsyncFrameReader, write_frame_async};
+pub use sampling::{Mode, NoiseSource, Prediction, Sampler, Schedule};
 pub use tensor::{BlobRef, Dtype, Tensor, TensorError};
 pub use up::{
     Beat, Capabilities, DeviceFacts, Failure, Hello, Loaded, LogLevel, MemoryReport, Outcome, Phase,
     Progress, Ready, RunResult, Up,
 };
 pub use work::{
-    ControlImage, ControlMode, ControlUnit, Decode, Embed, Encode, Generate, Hires, Matte, Mode, NoiseSource,
-    Prediction, Preprocess, Refiner, RestoreFaces, Sampler, Schedule, ScoreSafety, Span, Style, Upscale,
-    Upscaler, Work,
+    ControlImage, ControlMode, ControlUnit, Decode, Embed, Encode, Generate, Hires, Matte, Preprocess,
+    Refiner, RestoreFaces, ScoreSafety, Span, Style, Upscale, Upscaler, Work,
 };

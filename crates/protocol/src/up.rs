@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::frame::Version;
 use crate::ids::{Attempt, InstanceId, JobId, LoadId, ModelId, SegmentId};
+use crate::sampling::{Mode, Sampler, Schedule};
 use crate::tensor::BlobRef;
-use crate::work::{Mode, Sampler, Schedule};
 
 /// Everything that comes up, since version 1.0.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

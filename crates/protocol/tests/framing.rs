@@ -4,7 +4,7 @@
 
 use std::io::BufReader;
 
-use calotype_protocol::schema::{Line, golden};
+use calotype_protocol::schema::Line;
 use calotype_protocol::{Down, Frame, FrameError, FrameLimits, FrameReader, Up, write_frame};
 use proptest::prelude::*;
 
@@ -14,6 +14,21 @@ const SMALL: FrameLimits = FrameLimits {
     blobs: 4,
     total_bytes: 2048,
 };
+
+/// The golden conversations as they are checked in, by name.
+fn golden() -> Vec<(String, Vec<Line>)> {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../schema/golden");
+    let files = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let conversations = files.filter(|path| path.extension().is_some_and(|extension| extension == "jsonl"));
+    let read = |path: std::path::PathBuf| {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
+        (path.display().to_string(), lines.collect())
+    };
+    conversations.map(read).collect()
+}
 
 fn written(frame: &Frame<Up>) -> Vec<u8> {
     let mut bytes = Vec::new();

@@ -1,4 +1,4 @@
-//! What the worker says of itself: `hello` and `ready`. Pure but for the facts that it asks.
+//! What the worker reports about itself at its start: `hello` and `ready`.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -8,8 +8,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use super::sensors::{ReadSensors, now_ms};
+use super::sensors::ReadSensors;
 use super::{Device, Reading};
+use crate::clock::now_ms;
 
 /// A processor's own graphics unit has less memory set aside, and draws nothing in it.
 const LEAST_BYTES: u64 = 1 << 30;

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
-use super::sensors::{ReadSensors, now_ms};
+use super::sensors::ReadSensors;
 use super::{Device, Reading};
+use crate::clock::now_ms;
 
 /// The host as a device.
 const ID: &str = "cpu0";

@@ -14,7 +14,7 @@ pub use declared::Declared;
 pub use host::HostFacts;
 pub use nvidia::nvml_problem;
 pub use sensors::Sensors;
-pub use view::{Device, Reading};
+pub use view::{Device, DeviceView, Reading, WorkerView};
 
 /// Where the system keeps files in memory, which processes share.
 pub const SHARED_MEMORY: &str = "/dev/shm";

@@ -6,9 +6,10 @@ use nvml_wrapper::bitmasks::device::ThrottleReasons;
 use nvml_wrapper::enum_wrappers::device::{Clock, TemperatureSensor};
 use nvml_wrapper::{Device as Card, Nvml};
 
-use super::sensors::{ReadSensors, now_ms};
+use super::sensors::ReadSensors;
 use super::visible::{Listed, Seen, seen};
 use super::{Device, Reading};
+use crate::clock::now_ms;
 
 /// Why NVML shows no cards, in the driver's words; `None` where it answers. For `doctor`.
 pub fn nvml_problem() -> Option<String> {

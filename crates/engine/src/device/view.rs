@@ -1,5 +1,6 @@
-//! A device as clients see it, and one reading of its sensors.
+//! A device and its workers as clients see them, and one reading of its sensors.
 
+use calotype_protocol::{Capabilities, ModelId};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -10,23 +11,23 @@ pub struct Device {
     pub id: String,
     /// `cpu`, `cuda` or `rocm`; as it is declared also `xpu`, `mps` or `directml`.
     pub kind: String,
-    /// As its maker calls it.
+    /// Product name.
     pub name: String,
-    /// Who made it.
+    /// Manufacturer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vendor: Option<String>,
-    /// The driver's name for this very card.
+    /// Identifier that the driver gives this card; stays the same over restarts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uuid: Option<String>,
-    /// Driver with its version.
+    /// Name and version of the driver.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub driver: Option<String>,
-    /// Memory in all.
+    /// Size of its memory.
     pub total_bytes: u64,
     /// Memory that the driver calls free; `null` for a device that is only declared, because no driver is asked.
     #[serde(default)]
     pub free_bytes: Option<u64>,
-    /// Per cent of the time that it was busy: a card by its driver's own window, the host since the reading before.
+    /// Per cent of the time that it was busy: for a card over its driver's window, for the host since the reading before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub utilisation_percent: Option<u32>,
     /// Degrees Celsius.
@@ -50,7 +51,7 @@ pub struct Device {
 }
 
 impl Device {
-    /// The device with the figures of a reading.
+    /// The device with the figures of this reading.
     #[must_use]
     pub fn with(self, reading: Reading) -> Self {
         let Reading {
@@ -76,7 +77,7 @@ impl Device {
         }
     }
 
-    /// Its figures as they stand here; `None` for a device that nothing can read.
+    /// The figures that it shows; `None` for a device without sensors.
     pub fn reading(&self) -> Option<Reading> {
         Some(Reading {
             at_ms: self.read_at_ms?,
@@ -91,10 +92,10 @@ impl Device {
     }
 }
 
-/// What a device's sensors said at one moment. What a driver does not tell is absent.
+/// The figures of a device's sensors at one moment. A figure that the driver does not have is absent.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reading {
-    /// When, in milliseconds since 1970.
+    /// Milliseconds since 1970.
     pub at_ms: u64,
     /// Memory that the driver calls free.
     pub free_bytes: Option<u64>,
@@ -110,4 +111,47 @@ pub struct Reading {
     pub memory_clock_mhz: Option<u32>,
     /// Why the driver holds the clocks down.
     pub throttle_reasons: Vec<String>,
+}
+
+/// A device with its workers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct DeviceView {
+    /// Identity and figures, from the host and the driver.
+    pub device: Device,
+    /// `available`, `busy`, `offline`, or `unserved` where no runtime here can use it.
+    pub state: String,
+    /// The workers of this device, the preferred one first.
+    pub workers: Vec<WorkerView>,
+}
+
+/// A worker of a device.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct WorkerView {
+    /// Its name.
+    pub name: String,
+    /// `native` or `python`.
+    pub runtime: String,
+    /// `asleep` (started when it is needed), `starting`, `ready` or `gone`.
+    pub state: String,
+    /// Process id, while there is a process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// Milliseconds since its last heartbeat.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_beat_ms_ago: Option<u64>,
+    /// Number of processes that it has had, the present one included.
+    pub incarnation: u64,
+    /// Why the last process ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_exit: Option<String>,
+    /// Name and version of the program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<String>,
+    /// Capabilities from its `ready` message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capabilities: Option<Capabilities>,
+    /// Models that are resident in it.
+    pub resident: Vec<ModelId>,
+    /// Jobs that run in it or are suspended in it.
+    pub jobs: Vec<String>,
 }

@@ -3,11 +3,10 @@
 use calotype_protocol::JobId;
 use tokio::sync::oneshot;
 
-use super::{Engine, going_down};
+use super::{Engine, JobPage, JobQuery, going_down};
 use crate::error::{Code, Error};
 use crate::processing::{Action, Command, JobState, JobView, StepView, view_as_told, view_of};
 use crate::store::JobFilter;
-use crate::view::{JobPage, JobQuery};
 
 /// Largest page of jobs.
 const PAGE_MOST: usize = 500;

@@ -2,6 +2,9 @@
 
 mod jobs;
 mod submit;
+mod view;
+
+pub use view::{Artifact, JobPage, JobQuery, SubmitOptions, Submitted, Validation};
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,20 +13,21 @@ use bytes::Bytes;
 use calotype_protocol::JobId;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::artifact::{ArtifactHash, media_type};
 use crate::artifact_cache::ArtifactCache;
+use crate::clock;
 use crate::config::Config;
-use crate::device::{self, HostFacts, Sensors};
+use crate::device::{self, DeviceView, HostFacts, Sensors};
 use crate::drain::Drain;
 use crate::error::{Code, Error};
 use crate::event::{Answer, EventLog, JobStates, Subscription};
-use crate::health::{self, HealthFacts, JournalProbe, ModelCounts, Probe};
+use crate::health::{self, Health, HealthFacts, JournalProbe, ModelCounts, Probe};
 use crate::inference::Abilities;
-use crate::memory::Peaks;
+use crate::memory::{MemoryView, Peaks};
 use crate::model::{Catalogue, ModelRecord};
 use crate::processing::{Command, Driver, DriverParts, Gate, JobView, Snapshot};
 use crate::startup;
-use crate::store::{ArtifactHash, Artifacts, Store, StoreHealth, keep_tidy};
-use crate::view::{Artifact, DeviceView, Health, MemoryView};
+use crate::store::{Artifacts, Store, StoreHealth, keep_tidy};
 
 /// Event numbers taken from the journal at each start: more than one run can use, and 2^53 holds millions of starts.
 const EVENT_BLOCK: u64 = 1 << 30;
@@ -94,12 +98,14 @@ impl Engine {
             watch::channel(Arc::new(Abilities::of(Vec::new(), !workers.is_empty())));
         let cache = startup::weight_cache(&config, &inventory, &workers).await;
         let devices = startup::ledgers(&config, inventory, cache.budget_bytes());
+        let artifact_cache = ArtifactCache::default();
         let started = Instant::now();
         let host = HostFacts::read();
         let parts = DriverParts {
             peaks: Peaks::new(store.peaks().await?),
             store: store.clone(),
             artifacts: artifacts.clone(),
+            artifact_cache: artifact_cache.clone(),
             catalogue: Arc::clone(&catalogue),
             log: Arc::clone(&log),
             abilities: abilities_in,
@@ -125,7 +131,7 @@ impl Engine {
             started,
             max_image_bytes: 64 << 20,
             sensors,
-            artifact_cache: ArtifactCache::default(),
+            artifact_cache,
             encoding: Probe::new(ENCODING_EVERY, PROBE_PATIENCE),
             journal: Probe::new(JOURNAL_EVERY, PROBE_PATIENCE),
             drain: Drain::default(),
@@ -159,7 +165,7 @@ impl Engine {
                 bytes
             }
         };
-        let media_type = crate::store::media_type(&bytes);
+        let media_type = media_type(&bytes);
         Ok(Artifact { bytes, media_type })
     }
 
@@ -217,7 +223,7 @@ impl Engine {
             Err(_) => Default::default(),
         };
         let memory = self.read_free(memory).await;
-        let now_ms = crate::processing::now_ms();
+        let now_ms = clock::now_ms();
         let facts = HealthFacts {
             now_ms,
             dispatching,

@@ -6,12 +6,13 @@ use calotype_protocol::JobId;
 use futures_util::future::try_join_all;
 use tokio::sync::oneshot;
 
-use super::{Engine, going_down};
+use super::{Engine, SubmitOptions, Submitted, Validation, going_down};
+use crate::artifact::ArtifactHash;
+use crate::clock::now_ms;
 use crate::error::{Code, Error};
 use crate::inference::{self, GenerateRequest, InputImage, Inputs, Plan, Planned, Warning};
-use crate::processing::{AcceptedJob, Command, Demand, JobRecord, JobState, now_ms, view_of};
-use crate::store::{ArtifactHash, Inserted, NewJob, StoreHealth};
-use crate::view::{SubmitOptions, Submitted, Validation};
+use crate::processing::{AcceptedJob, Command, Demand, JobRecord, JobState, view_of};
+use crate::store::{Inserted, NewJob, StoreHealth};
 
 /// Jobs that are taken over in one message.
 const TAKEN_OVER_TOGETHER: usize = 512;

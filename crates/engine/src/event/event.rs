@@ -7,7 +7,7 @@ use calotype_protocol::{JobId, Phase};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::processing::{JobProgress, JobState, JobView};
+use crate::processing::job::{JobProgress, JobState, JobView};
 
 /// Something happened.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::event::{Event, EventKind};
-use crate::processing::JobView;
+use crate::processing::job::JobView;
 
 /// JSON around a preview's picture: names, numbers and the job's id.
 const PREVIEW_JSON_BYTES: usize = 256;

@@ -11,8 +11,9 @@ use super::event::{Event, EventKind};
 use super::log::Reader;
 use super::logged::LoggedEvent;
 use super::ring::Found;
+use crate::clock::now_ms;
 use crate::error::Error;
-use crate::processing::{JobView, now_ms};
+use crate::processing::job::JobView;
 
 /// An answer that is waited for.
 pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -14,7 +14,7 @@ use super::log::EventLog;
 use super::ring::Limits;
 use super::{Answer, Event, EventKind, JobStates, LoggedEvent, Opened, Subscription, WorkerChange};
 use crate::error::{Code, Error};
-use crate::processing::{JobProgress, JobState, JobView};
+use crate::processing::job::{JobProgress, JobState, JobView};
 
 /// The dispatcher's half: each job as it stands.
 #[derive(Default)]

@@ -1,7 +1,8 @@
 //! From what the dispatcher shows to the facts of the verdicts.
 
 use super::facts::{MemoryFacts, WorkerFacts, WorkerHealth};
-use crate::view::{DeviceView, MemoryView, WorkerView};
+use crate::device::{DeviceView, WorkerView};
+use crate::memory::MemoryView;
 
 /// Every worker of every device.
 pub(crate) fn workers(devices: &[DeviceView]) -> Vec<WorkerFacts> {

@@ -8,7 +8,7 @@ use calotype_imaging::{DecodeLimits, Format, Rgb, decode_rgb, encode};
 use tokio::sync::watch;
 
 use super::Tried;
-use crate::processing::now_ms;
+use crate::clock::now_ms;
 
 /// A journal that can be tried.
 pub trait JournalProbe: Send + Sync + 'static {

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::error::{Code, Error};
+use crate::error::{Code, Domain, Error};
 
 const NOW_MS: u64 = 1_000_000;
 

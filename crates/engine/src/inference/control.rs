@@ -4,7 +4,8 @@ use calotype_protocol::{ControlImage, ModelId};
 
 use super::extras::fits;
 use super::images::{InputImage, input};
-use super::request::{ControlRequest, GenerateRequest, PlannedControl, Preprocessor};
+use super::plan::PlannedControl;
+use super::request::{ControlRequest, GenerateRequest, Preprocessor};
 use super::validate::{fraction, usable};
 use crate::error::{Code, Error};
 use crate::model::{Catalogue, ModelRecord, nearest};

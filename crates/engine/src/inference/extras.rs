@@ -3,9 +3,8 @@
 
 use calotype_protocol::Hires;
 
-use super::request::{
-    GenerateRequest, HiresRequest, MaskArea, MaskTreatment, PlannedEmbedding, PlannedRefiner, Variation,
-};
+use super::plan::{MaskTreatment, PlannedEmbedding, PlannedRefiner, Variation};
+use super::request::{GenerateRequest, HiresRequest, MaskArea};
 use super::validate::{edge, fraction, usable, within};
 use crate::error::Error;
 use crate::model::{Catalogue, ModelRecord};

@@ -4,8 +4,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use calotype_imaging::{DecodeLimits, ImageError, probe};
 
+use crate::artifact::ArtifactHash;
 use crate::error::{Code, Error};
-use crate::store::ArtifactHash;
 
 /// An image as it came.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! From a request to a plan that can run: validation (`validate`, `control`, `parts`, `extras`, `loras`) against what workers
+//! From a request (`request`) to a plan that can run (`plan`): validation (`validate`, `control`, `parts`, `extras`, `loras`) against what workers
 //! can do (`abilities`), prompt syntax (`prompt`), what it will take (`estimate`), what its worker must be able to do (`needs`),
 //! and the work that goes down the pipe (`work`).
 
@@ -11,6 +11,7 @@ mod loras;
 mod mask;
 mod needs;
 mod parts;
+mod plan;
 mod prompt;
 mod request;
 mod validate;
@@ -24,9 +25,12 @@ pub use images::{InputImage, Inputs};
 pub(crate) use mask::paste_back;
 pub(crate) use needs::not_served;
 pub use needs::{AdapterNeed, MissingFeature, ModelNeed, Needs};
+pub use plan::{
+    MaskTreatment, Plan, PlannedControl, PlannedEmbedding, PlannedLora, PlannedRefiner, Variation,
+};
 pub use request::{
-    ControlRequest, GenerateRequest, HiresRequest, LoraRequest, MaskArea, MaskTreatment, OutputFormat, Plan,
-    PlannedControl, PlannedEmbedding, PlannedLora, PlannedRefiner, Preprocessor, RefinerRequest, Variation,
+    ControlRequest, GenerateRequest, HiresRequest, LoraRequest, MaskArea, OutputFormat, Preprocessor,
+    RefinerRequest,
 };
 pub(crate) use validate::plan;
 pub use validate::{Planned, Warning};

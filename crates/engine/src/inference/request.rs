@@ -1,18 +1,15 @@
-//! What a client may ask (`GenerateRequest`) and what was decided (`Plan`).
+//! What a client may ask for: `GenerateRequest` and its parts.
 
-use calotype_protocol::{ControlImage, ControlMode, Hires, Mode, ModelId, Sampler, Schedule, Upscaler};
+use calotype_protocol::{ControlImage, ControlMode, Mode, Upscaler};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-
-use crate::model::resident_id;
-use crate::store::ArtifactHash;
 
 /// A request for pictures. Everything but the prompt has a default, from the model's preset.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GenerateRequest {
-    /// What to draw; `(words:1.2)` and `(words)` weigh more, `[words]` less, `<lora:name:0.8>` lays a LoRA on, `BREAK`
-    /// ends a chunk of what the model reads at once. At most 32 000 characters.
+    /// What to draw; `(words:1.2)` and `(words)` weigh more, `[words]` less, `<lora:name:0.8>` applies a LoRA, `BREAK`
+    /// ends a chunk of what the text encoder reads at once. At most 32 000 characters.
     pub prompt: String,
     /// What not to draw; has effect at guidance above 1.
     #[serde(default)]
@@ -23,19 +20,19 @@ pub struct GenerateRequest {
     /// A VAE of the catalogue in place of the model's own.
     #[serde(default)]
     pub vae: Option<String>,
-    /// Text encoders of the catalogue in place of the model's own; each finds its place by what it is.
+    /// Text encoders of the catalogue in place of the model's own; each replaces the one of its kind.
     #[serde(default)]
     pub text_encoders: Option<Vec<String>>,
     /// A preset of the model; its values are defaults for the fields below.
     #[serde(default)]
     pub preset: Option<String>,
-    /// By default from the images given.
+    /// By default it follows from the images given.
     #[serde(default)]
     pub mode: Option<Mode>,
     /// Pixels; a multiple of what the model asks for (8 at least).
     #[serde(default)]
     pub width: Option<u32>,
-    /// Pixels, likewise.
+    /// Pixels; a multiple of what the model asks for (8 at least).
     #[serde(default)]
     pub height: Option<u32>,
     /// 1 to 150.
@@ -53,7 +50,7 @@ pub struct GenerateRequest {
     /// Seed of the first image; image i has seed + i. Random when left out.
     #[serde(default)]
     pub seed: Option<u64>,
-    /// Images, 1 to 8.
+    /// Number of images, 1 to 8.
     #[serde(default)]
     pub count: Option<u32>,
     /// Added to those of the preset when given alone; an empty list takes the preset's away.
@@ -65,19 +62,19 @@ pub struct GenerateRequest {
     /// Where to repaint (white), in the same forms.
     #[serde(default)]
     pub mask: Option<String>,
-    /// How far from the image to go, 0 to 1; 0.75 by default.
+    /// How much of `init_image` is replaced, 0 to 1; 0.75 by default.
     #[serde(default)]
     pub strength: Option<f32>,
     /// Layers of the text encoder to leave out at its end, 0 to 11.
     #[serde(default)]
     pub clip_skip: Option<u32>,
-    /// A preview every so many steps; 0 for none.
+    /// Steps between two previews; 0 for none.
     #[serde(default)]
     pub preview_every: Option<u32>,
     /// File format of the pictures.
     #[serde(default)]
     pub format: Option<OutputFormat>,
-    /// Quality of JPEG, 1 to 100.
+    /// JPEG quality, 1 to 100.
     #[serde(default)]
     pub quality: Option<u8>,
     /// ControlNet units, up to 8.
@@ -92,7 +89,7 @@ pub struct GenerateRequest {
     /// Seed of the noise that is mixed in; image i has variation_seed + i. Random when left out.
     #[serde(default)]
     pub variation_seed: Option<u64>,
-    /// How much of that noise, 0 (none) to 1 (nothing else).
+    /// Share of that noise, 0 (none) to 1 (all).
     #[serde(default)]
     pub variation_strength: Option<f32>,
     /// Pixels by which the mask's border is softened.
@@ -104,7 +101,7 @@ pub struct GenerateRequest {
     /// Repaint where the mask is black.
     #[serde(default)]
     pub mask_invert: Option<bool>,
-    /// What is sampled: the whole image, or only the part around the mask at the full size, pasted back.
+    /// What is sampled: the whole image, or the part around the mask at the full size, which is then pasted back.
     #[serde(default)]
     pub mask_area: Option<MaskArea>,
     /// Pixels around the mask that come along in the area `masked`; 32 by default.
@@ -120,7 +117,7 @@ impl GenerateRequest {
         serde_json::to_vec(&whole)
     }
 
-    /// What it holds of memory while it is being accepted, about: its texts and images.
+    /// About how much memory it takes while it is being accepted: its texts and images.
     pub(crate) fn size_bytes(&self) -> u64 {
         let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
         let control = self.control.iter().flatten().map(|unit| unit.image.len());
@@ -211,7 +208,7 @@ pub struct HiresRequest {
     /// Final width in pixels, in place of a scale.
     #[serde(default)]
     pub width: Option<u32>,
-    /// Final height in pixels, likewise.
+    /// Final height in pixels, in place of a scale.
     #[serde(default)]
     pub height: Option<u32>,
     /// Steps of its whole schedule; those of the first pass by default.
@@ -260,209 +257,6 @@ pub enum OutputFormat {
     Webp,
 }
 
-/// Everything that was decided about a job. Journaled; the same plan gives the same pictures.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Plan {
-    /// The model.
-    pub model: ModelId,
-    /// The VAE in place of its own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub vae: Option<ModelId>,
-    /// The text encoders in place of its own.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub text_encoders: Vec<ModelId>,
-    /// The preset that gave the defaults.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub preset: Option<String>,
-    /// What it starts from.
-    pub mode: Mode,
-    /// As written.
-    pub prompt: String,
-    /// As written; empty for none.
-    pub negative_prompt: String,
-    /// Pixels.
-    pub width: u32,
-    /// Pixels.
-    pub height: u32,
-    /// Steps of the whole schedule.
-    pub steps: u32,
-    /// Guidance scale.
-    pub guidance: f32,
-    /// Sampler.
-    pub sampler: Sampler,
-    /// Schedule.
-    pub schedule: Schedule,
-    /// One an image.
-    pub seeds: Vec<u64>,
-    /// Summed into the weights, in this order.
-    pub loras: Vec<PlannedLora>,
-    /// The image to start from.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub init_image: Option<ArtifactHash>,
-    /// Where to repaint.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mask: Option<ArtifactHash>,
-    /// Share of the schedule that runs from `init_image`.
-    pub strength: f32,
-    /// Layers of the text encoder left out.
-    pub clip_skip: u32,
-    /// A preview every so many steps.
-    pub preview_every: u32,
-    /// File format.
-    pub format: OutputFormat,
-    /// Quality of JPEG.
-    pub quality: u8,
-    /// ControlNet units.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub control: Vec<PlannedControl>,
-    /// The model that takes over.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub refiner: Option<PlannedRefiner>,
-    /// The second pass.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hires: Option<Hires>,
-    /// Noise that is mixed in.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub variation: Option<Variation>,
-    /// How the mask is treated.
-    #[serde(default, skip_serializing_if = "MaskTreatment::is_plain")]
-    pub mask_treatment: MaskTreatment,
-    /// Embeddings whose word stands in a prompt.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub embeddings: Vec<PlannedEmbedding>,
-    /// Channels of the model's latents.
-    pub latent_channels: u32,
-    /// Pixels an edge of one latent.
-    pub latent_factor: u32,
-}
-
-impl Plan {
-    /// The name under which its model is resident: with other parts it is another model.
-    pub fn resident(&self) -> ModelId {
-        resident_id(&self.model, self.vae.as_ref(), &self.text_encoders)
-    }
-
-    /// The models that must be resident together, the one that makes the pictures first.
-    pub fn models(&self) -> Vec<ModelId> {
-        let mut models = vec![self.resident()];
-        let refiner = self.refiner.as_ref().map(|refiner| &refiner.model);
-        let control = self.control.iter().flat_map(|unit| {
-            [Some(&unit.model), unit.preprocessor_model.as_ref()]
-                .into_iter()
-                .flatten()
-        });
-        for model in refiner.into_iter().chain(control) {
-            // Two units may share a ControlNet.
-            if !models.contains(model) {
-                models.push(model.clone());
-            }
-        }
-        models
-    }
-
-    /// Every kept image that goes into it.
-    pub fn inputs(&self) -> impl Iterator<Item = &ArtifactHash> {
-        let control = self.control.iter().filter_map(|unit| unit.image.as_ref());
-        self.init_image.iter().chain(&self.mask).chain(control)
-    }
-
-    /// Size of the pictures that the worker makes, in pixels.
-    pub fn final_size(&self) -> (u32, u32) {
-        match &self.hires {
-            Some(hires) => (hires.width, hires.height),
-            None => (self.width, self.height),
-        }
-    }
-}
-
-/// A ControlNet with its image.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct PlannedControl {
-    /// Catalogue name.
-    pub model: ModelId,
-    /// Its image, once it is kept.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub image: Option<ArtifactHash>,
-    /// What is done to the image first.
-    pub preprocessor: Preprocessor,
-    /// The network that does it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub preprocessor_model: Option<ModelId>,
-    /// Factor on its residuals.
-    pub weight: f32,
-    /// Share of the steps at which it begins.
-    pub start: f32,
-    /// Share of the steps at which it ends.
-    pub end: f32,
-    /// How it and the prompt share the picture.
-    #[serde(default, skip_serializing_if = "ControlMode::is_balanced")]
-    pub mode: ControlMode,
-}
-
-/// A model that takes over.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct PlannedRefiner {
-    /// Catalogue name.
-    pub model: ModelId,
-    /// Share of the steps after which it takes over.
-    pub switch_at: f32,
-}
-
-/// Noise of another seed, mixed into the initial noise along the sphere.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Variation {
-    /// Seed of the first image's; image i has seed + i.
-    pub seed: u64,
-    /// 0 to 1.
-    pub strength: f32,
-}
-
-/// How a mask is treated, in the order of the fields.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct MaskTreatment {
-    /// Black and white change places.
-    pub invert: bool,
-    /// Pixels by which it grows; below 0 it shrinks.
-    pub dilate_pixels: i32,
-    /// Pixels by which its border is softened.
-    pub blur_pixels: f32,
-    /// What is sampled.
-    pub area: MaskArea,
-    /// Pixels around the mask that come along in the area `masked`.
-    pub padding_pixels: u32,
-}
-
-impl MaskTreatment {
-    fn is_plain(&self) -> bool {
-        let Self {
-            invert,
-            dilate_pixels,
-            blur_pixels,
-            area,
-            padding_pixels: _,
-        } = self;
-        !invert && *dilate_pixels == 0 && *blur_pixels == 0.0 && *area == MaskArea::Whole
-    }
-}
-
-/// An embedding with the word that it stands for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct PlannedEmbedding {
-    /// Catalogue name.
-    pub id: ModelId,
-    /// The word.
-    pub word: String,
-}
-
-/// A LoRA of the catalogue with its weight.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct PlannedLora {
-    /// Catalogue name.
-    pub id: ModelId,
-    /// Strength.
-    pub weight: f32,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -475,21 +269,6 @@ mod tests {
         assert_eq!(
             String::from_utf8(request.canonical_json().unwrap()).unwrap(),
             r#"{"control":[{"image":"x","model":"m"}],"prompt":"a"}"#
-        );
-    }
-
-    #[test]
-    fn a_plan_of_an_earlier_version_is_still_a_plan() {
-        let old = r#"{"model":"m","mode":"text_to_image","prompt":"a","negative_prompt":"","width":256,"height":256,
-            "steps":4,"guidance":1.0,"sampler":"lcm","schedule":"default","seeds":[1],"loras":[],"strength":1.0,
-            "clip_skip":0,"preview_every":0,"format":"png","quality":90,"latent_channels":4,"latent_factor":8}"#;
-        let plan: Plan = serde_json::from_str(old).unwrap();
-        assert!(plan.control.is_empty() && plan.mask_treatment.is_plain());
-        // And what is not asked for is not written.
-        let text = serde_json::to_string(&plan).unwrap();
-        assert!(
-            !text.contains("mask_treatment") && !text.contains("hires"),
-            "{text}"
         );
     }
 }

@@ -4,7 +4,9 @@
 mod ledger;
 pub(crate) mod memory_plan;
 mod peaks;
+mod view;
 pub(crate) mod weight_cache;
 
 pub use ledger::{Ledger, Owner};
 pub use peaks::Peaks;
+pub use view::{CacheView, LeaseView, MemoryView, SegmentView};

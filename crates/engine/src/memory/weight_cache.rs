@@ -10,45 +10,19 @@
 //! ```
 //! A segment takes its room until every worker that maps it has released it or is dead, and its file is deleted.
 
+mod source;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 
 use calotype_protocol::{Segment, SegmentId};
 
-use crate::view::{CacheView, SegmentView};
+use super::view::{CacheView, SegmentView};
+pub(crate) use source::{Source, Stamp};
 
 /// Sources that are remembered beside those that are held: what was wanted once, and what could not be copied. Beyond them
 /// everything that is not held is forgotten, and looked at anew.
 const REMEMBERED_MOST: usize = 4096;
-
-/// A file as it was found: with the same stamp it has the same bytes.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) struct Stamp {
-    pub(crate) path: PathBuf,
-    pub(crate) bytes: u64,
-    /// Nanoseconds since 1970; none where the file system does not tell.
-    pub(crate) modified_ns: Option<u128>,
-}
-
-/// The files of a component, its shards in order.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) struct Source {
-    pub(crate) files: Vec<Stamp>,
-}
-
-impl Source {
-    /// No segment of it is larger.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.files
-            .iter()
-            .fold(0, |sum, file| sum.saturating_add(file.bytes))
-    }
-
-    fn is_of_the_same_files(&self, other: &Self) -> bool {
-        let (own, others) = (self.files.iter(), other.files.iter());
-        own.map(|file| &file.path).eq(others.map(|file| &file.path))
-    }
-}
 
 /// What is to be done now.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,23 +3,20 @@
 //! Families are named as the workers name them: `sd` (1.x and 2.x), `sdxl`, `sdxl_refiner`, `sd3` and `flux`; text
 //! encoders are `clip_l`, `clip_g`, `clip_h` and `t5`, and preprocessing networks are named by what they make.
 
+mod checkpoint;
+mod lora;
+
 use serde_json::Value;
 
 use super::header::Header;
 use super::record::{ModelRecord, Variant};
 
-/// Where the original checkpoints keep the UNet.
-const UNET: &str = "model.diffusion_model.";
+pub(super) use checkpoint::of_checkpoint;
+pub(super) use lora::{is_lora, of_lora};
+
 const VAE: &str = "first_stage_model.";
-const TEXT_ENCODERS: [&str; 3] = ["cond_stage_model.", "conditioner.embedders.", "text_encoders."];
-/// Under which the width of an image's text is found, in the original names and in diffusers'.
+/// Name suffix of the cross-attention key projection; its second dimension is the text-embedding width.
 const CONTEXT: &str = "attn2.to_k.weight";
-/// The files' own words for how the output is to be read; programs do not agree on one.
-const PREDICTION_KEYS: [&str; 3] = [
-    "modelspec.prediction_key",
-    "modelspec.prediction_type",
-    "modelspec.predict_key",
-];
 
 /// The family whose UNet attends to text of this width.
 pub(super) fn by_text_width(width: u32) -> Option<&'static str> {
@@ -94,89 +91,6 @@ pub(super) fn variant(family: &str, unet_channels: u32, latent_channels: u32) ->
         Some(more) if more == latent_channels => Variant::Edit,
         Some(_) => Variant::Inpaint,
     }
-}
-
-/// Fills in what the header of a checkpoint tells; what keeps it from being used is the error.
-pub(super) fn of_checkpoint(header: &Header, record: &mut ModelRecord) -> Result<(), String> {
-    // Flux is often stored without its VAE, and then without the prefix.
-    let prefix = if header.has(UNET) { UNET } else { "" };
-    let named = |name: &str| format!("{prefix}{name}");
-    let input = if header.has(&named("joint_blocks.")) {
-        record.family = "sd3".into();
-        header.extent(&named("x_embedder.proj.weight"), 1)
-    } else if header.has(&named("double_blocks.")) {
-        record.family = "flux".into();
-        record.few_steps = !header.has(&named("guidance_in."));
-        // Four pixels of the latents stand side by side.
-        header.extent(&named("img_in.weight"), 1).map(|width| width / 4)
-    } else if !header.has(UNET) {
-        return Err(match elsewhere(header) {
-            Some(place) => format!("it is no checkpoint; a file like it belongs into models/{place}"),
-            None => "no tensor of it is named as a checkpoint's".into(),
-        });
-    } else {
-        let width = text_width(header, UNET);
-        record.text_width = width;
-        record.family = width
-            .and_then(by_text_width)
-            .ok_or_else(|| {
-                format!(
-                    "its UNet attends to text of width {}, that of no known family",
-                    width.unwrap_or(0)
-                )
-            })?
-            .into();
-        header.extent(&named("input_blocks.0.0.weight"), 1)
-    };
-    let transformer = matches!(record.family.as_str(), "sd3" | "flux");
-    let usual = if transformer { 16 } else { 4 };
-    record.latent_channels = header
-        .extent(&format!("{VAE}decoder.conv_in.weight"), 1)
-        .unwrap_or(usual);
-    record.unet_channels = input.unwrap_or(record.latent_channels);
-    record.variant = variant(&record.family, record.unet_channels, record.latent_channels);
-    record.prediction = prediction(header, record).map(str::to_owned);
-    let second = record.text_width == Some(1024) && record.prediction.as_deref() == Some("v_prediction");
-    let edge = if second { 768 } else { native_edge(&record.family) };
-    record.size = said_size(header).unwrap_or((edge, edge));
-    record.lacks = lacking(header, &record.family);
-    // Files say nothing of their VAE's scale, and so have the usual one.
-    record.usual_vae = true;
-    Ok(())
-}
-
-/// The parts that a checkpoint of this family comes without. SD3 draws without T5.
-fn lacking(header: &Header, family: &str) -> Vec<String> {
-    let has = |prefixes: &[&str]| prefixes.iter().any(|prefix| header.has(prefix));
-    let mut lacks = Vec::new();
-    let mut part = |role: &str, prefixes: &[&str]| {
-        if !has(prefixes) {
-            lacks.push(role.to_owned());
-        }
-    };
-    part("vae", &[VAE, "vae.decoder."]);
-    let (clip_l, clip_g, t5) = (
-        "text_encoders.clip_l.",
-        "text_encoders.clip_g.",
-        "text_encoders.t5xxl.",
-    );
-    match family {
-        "sd3" => {
-            part("text_encoder", &[clip_l]);
-            part("text_encoder_2", &[clip_g]);
-        }
-        "flux" => {
-            part("text_encoder", &[clip_l]);
-            part("text_encoder_2", &[t5]);
-        }
-        "sdxl" => {
-            part("text_encoder", &TEXT_ENCODERS);
-            part("text_encoder_2", &TEXT_ENCODERS);
-        }
-        "sdxl_refiner" => part("text_encoder_2", &TEXT_ENCODERS),
-        _ => part("text_encoder", &TEXT_ENCODERS),
-    }
-    lacks
 }
 
 /// The role that a text encoder of a family has in a model of a family; none where it has no place in it.
@@ -256,51 +170,6 @@ pub(super) fn text_width(header: &Header, prefix: &str) -> Option<u32> {
     }
 }
 
-/// As the file says it; else as is usual for its architecture.
-fn prediction(header: &Header, record: &ModelRecord) -> Option<&'static str> {
-    if matches!(record.family.as_str(), "sd3" | "flux") {
-        return Some("flow");
-    }
-    let said = PREDICTION_KEYS.iter().find_map(|key| header.said.get(*key));
-    let velocity = match said {
-        Some(word) => word.starts_with('v'),
-        None => header.shapes.contains_key("v_pred") || record.text_width == Some(1024),
-    };
-    Some(if velocity { "v_prediction" } else { "epsilon" })
-}
-
-/// The size that the file says it was trained for.
-fn said_size(header: &Header) -> Option<(u32, u32)> {
-    let (width, height) = header.said.get("modelspec.resolution")?.split_once('x')?;
-    let edge = |text: &str| {
-        let edge = text.trim().parse::<u32>().ok()?;
-        ((64..=4096).contains(&edge) && edge.is_multiple_of(8)).then_some(edge)
-    };
-    Some((edge(width)?, edge(height)?))
-}
-
-/// The folder below `models` that a file of such tensors belongs into.
-fn elsewhere(header: &Header) -> Option<&'static str> {
-    if is_lora(header) {
-        Some("loras")
-    } else if is_controlnet(header) {
-        Some("controlnets")
-    } else if vae_channels(header).is_some() {
-        Some("vaes")
-    } else if text_encoder(header).is_some() {
-        Some("text_encoders")
-    } else if header.has("emb_params") || header.has("clip_l") || header.has("clip_g") {
-        Some("embeddings")
-    } else {
-        None
-    }
-}
-
-/// Whether tensors are named as a LoRA's.
-pub(super) fn is_lora(header: &Header) -> bool {
-    header.shapes.keys().any(|name| name.contains("lora"))
-}
-
 /// Whether tensors are named as a ControlNet's, in the original names or in diffusers'.
 pub(super) fn is_controlnet(header: &Header) -> bool {
     [
@@ -318,52 +187,6 @@ pub(super) fn vae_channels(header: &Header) -> Option<u32> {
         .extent("decoder.conv_in.weight", 1)
         .or_else(|| header.extent(&format!("{VAE}decoder.conv_in.weight"), 1))
 }
-
-/// Fills in what a LoRA fits. A LoRA that tells nothing is taken to be for the family that is here most often.
-pub(super) fn of_lora(header: &Header, record: &mut ModelRecord) {
-    let reads_text = |name: &str| {
-        let below = LORA_MATRICES.iter().any(|(lower, _)| name.contains(lower));
-        below && (name.contains("attn2.to_k") || name.contains("attn2_to_k"))
-    };
-    let holds = |words: &[&str]| {
-        let one_of = |name: &String| words.iter().any(|word| name.contains(word));
-        header.shapes.keys().any(one_of)
-    };
-    record.text_width = header.extent_of(reads_text, 1);
-    record.lora_elements = lora_elements(header);
-    let family = if holds(&["double_blocks", "single_blocks", "single_transformer_blocks"]) {
-        "flux"
-    } else if holds(&["joint_blocks", "add_k_proj"]) {
-        "sd3"
-    } else if let Some(family) = record.text_width.and_then(by_text_width) {
-        family
-    } else if holds(&["lora_te2_", "text_encoder_2."]) {
-        "sdxl"
-    } else {
-        "sd"
-    };
-    record.family = family.into();
-}
-
-/// Elements of the weights that a LoRA changes: each has as many rows as its upper matrix and as many columns as its
-/// lower one.
-fn lora_elements(header: &Header) -> u64 {
-    let changed = header.shapes.iter().filter_map(|(name, below)| {
-        let (lower, upper) = LORA_MATRICES.iter().find(|(lower, _)| name.contains(lower))?;
-        let above = header.shapes.get(&name.replace(lower, upper))?;
-        let columns = below.get(1..)?.iter().map(|extent| *extent as u64);
-        let columns = columns.fold(1, u64::saturating_mul);
-        Some(columns.saturating_mul(*above.first()? as u64))
-    });
-    changed.fold(0, u64::saturating_add)
-}
-
-/// How a LoRA's two matrices are named, by PEFT, kohya and diffusers.
-const LORA_MATRICES: [(&str, &str); 3] = [
-    ("lora_A", "lora_B"),
-    ("lora_down", "lora_up"),
-    ("lora.down", "lora.up"),
-];
 
 /// Fills in what a textual inversion fits.
 pub(super) fn of_embedding(header: &Header, record: &mut ModelRecord) -> Result<(), String> {

@@ -3,13 +3,12 @@
 
 mod admission;
 mod dispatch;
-mod job;
+pub(crate) mod job;
 mod schedule;
 
-pub(crate) use admission::{Gate, Ticket};
+pub(crate) use admission::Gate;
 pub(crate) use dispatch::{
-    AcceptedJob, Action, Command, Driver, DriverParts, Snapshot, StepView, WorkerSetup, now_ms, view_as_told,
-    view_of,
+    AcceptedJob, Action, Command, Driver, DriverParts, Snapshot, StepView, WorkerSetup, view_as_told, view_of,
 };
 pub use job::{Class, ImageView, JobProgress, JobRecord, JobResult, JobState, JobView, Promise};
 pub(crate) use schedule::Demand;

@@ -7,49 +7,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Deserializer, Serialize, de};
-
 use super::StoreError;
 use super::folder::{Folder, Space};
 use super::health::Part;
 use super::sweep::{Loose, Manner, Swept, is_wanted_again};
+use crate::artifact::ArtifactHash;
 
 /// The name of the folder in the data directory.
 pub(super) const FOLDER: &str = "artifacts";
 /// A write that takes longer than this was torn by a crash.
 const TORN_AFTER: Duration = Duration::from_secs(3600);
-
-/// BLAKE3 of a file's bytes, 64 lower-case hexadecimal digits.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, JsonSchema)]
-#[serde(transparent)]
-pub struct ArtifactHash(pub String);
-
-impl ArtifactHash {
-    /// The address of some bytes.
-    pub fn of(bytes: &[u8]) -> Self {
-        Self(blake3::hash(bytes).to_hex().to_string())
-    }
-
-    /// An address as text, if it is one.
-    pub fn parse(text: &str) -> Option<Self> {
-        (text.len() == 64 && is_hex(text)).then(|| Self(text.to_owned()))
-    }
-}
-
-/// As strict as [`ArtifactHash::parse`]: an address becomes a path.
-impl<'de> Deserialize<'de> for ArtifactHash {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        Self::parse(&text)
-            .ok_or_else(|| de::Error::custom("not an artifact: 64 lower-case hexadecimal digits"))
-    }
-}
-
-fn is_hex(text: &str) -> bool {
-    text.bytes()
-        .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
-}
 
 /// The folder of artifacts. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -278,19 +245,6 @@ fn write_then_rename(torn: &Path, bytes: &[u8], path: &Path) -> std::io::Result<
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(torn, path)
-}
-
-/// A file's type by its first bytes.
-pub fn media_type(bytes: &[u8]) -> &'static str {
-    match bytes {
-        [0x89, b'P', b'N', b'G', ..] => "image/png",
-        [0xFF, 0xD8, 0xFF, ..] => "image/jpeg",
-        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => "image/webp",
-        [b'G', b'I', b'F', b'8', ..] => "image/gif",
-        [b'B', b'M', ..] => "image/bmp",
-        [b'I', b'I', 42, 0, ..] | [b'M', b'M', 0, 42, ..] => "image/tiff",
-        _ => "application/octet-stream",
-    }
 }
 
 async fn blocking<T: Send + 'static>(

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rusqlite::ffi;
 
 use crate::error::{Code, Error};
-use crate::processing::JobState;
+use crate::processing::job::JobState;
 
 /// Why the store could not do something.
 #[derive(Debug, thiserror::Error)]

@@ -9,11 +9,11 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::StoreError;
-use super::artifacts::ArtifactHash;
 use super::health::{Health, Part};
 use super::inspect::JOURNAL;
 use super::reserve::Reserve;
 use super::trash::Trash;
+use crate::artifact::ArtifactHash;
 
 /// An artifact that was fetched is kept for so long, whatever became of its job: a client may still want it.
 pub(super) const FETCHED_FOR: Duration = Duration::from_secs(3600);

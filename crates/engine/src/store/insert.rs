@@ -10,7 +10,7 @@ use super::rows::text;
 use super::writer::Durable;
 use super::{StoreError, refs};
 use crate::inference::Plan;
-use crate::processing::{Class, JobRecord, JobState, Promise};
+use crate::processing::job::{Class, JobRecord, JobState, Promise};
 
 /// A job to write down.
 #[derive(Debug, Clone)]

@@ -10,7 +10,7 @@ use super::folder::Space;
 use super::open::Store;
 use super::rows::{COLUMNS, number, parsed, record, text};
 use super::writer::Durable;
-use crate::processing::{JobRecord, JobState};
+use crate::processing::job::{JobRecord, JobState};
 
 /// Which jobs to list.
 #[derive(Debug, Clone, Default)]

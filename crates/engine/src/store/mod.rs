@@ -28,7 +28,8 @@ mod trash;
 mod write;
 mod writer;
 
-pub use artifacts::{ArtifactHash, Artifacts, media_type};
+pub use crate::artifact::ArtifactHash;
+pub use artifacts::Artifacts;
 pub use fault::{Fault, StoreError};
 pub use health::StoreHealth;
 pub use insert::{Inserted, NewJob};

@@ -18,7 +18,7 @@ use super::probe::Probe;
 use super::rows::text;
 use super::writer::{self, Writer};
 use super::{StoreError, reserve};
-use crate::processing::JobState;
+use crate::processing::job::JobState;
 
 /// Each once, in order; the file's `user_version` counts those that were done.
 pub(super) const MIGRATIONS: &[&str] = &[

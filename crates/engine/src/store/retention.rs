@@ -10,7 +10,7 @@ use super::open::{Store, WeakStore};
 use super::sweep::forget;
 use super::writer::Durable;
 use super::{ArtifactHash, Artifacts, StoreError};
-use crate::processing::now_ms as clock_ms;
+use crate::clock::now_ms as clock_ms;
 
 /// Jobs that are deleted in one transaction: the writer is not held up for long.
 const AT_ONCE: usize = 500;

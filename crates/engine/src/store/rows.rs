@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::StoreError;
-use crate::processing::JobRecord;
+use crate::processing::job::JobRecord;
 
 /// What [`record`] reads, in its order.
 pub(super) const COLUMNS: &str = "sequence, id, state, class, priority, key, plan, attempts, crashes, result, error, \

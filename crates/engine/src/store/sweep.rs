@@ -11,7 +11,7 @@ use super::open::Store;
 use super::trash::KEPT_FOR;
 use super::writer::Durable;
 use super::{ArtifactHash, StoreError, refs};
-use crate::processing::now_ms;
+use crate::clock::now_ms;
 
 /// A time that has not come yet.
 const EVER: u64 = u64::MAX >> 1;

@@ -13,7 +13,7 @@ use super::rows::text;
 use super::writer::Durable;
 use super::{StoreError, refs};
 use crate::error::Error;
-use crate::processing::{JobResult, JobState};
+use crate::processing::job::{JobResult, JobState};
 
 /// One change of the journal, as the dispatcher decided it. None of them changes a job that has ended.
 #[derive(Debug, Clone)]

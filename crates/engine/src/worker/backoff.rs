@@ -1,4 +1,4 @@
-//! How long to wait before the next start. Pure: it is told the time.
+//! How long to wait before the next start. Pure: the time is handed in.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};

@@ -1,8 +1,10 @@
-//! By when each job and each load must have moved on. Pure: it is told the time and what crosses the pipe.
+//! By when each job and each load must have moved on. Pure: the time and the messages are handed in.
 //!
 //! A worker does one thing at a time, so no job's clock ticks while a load moves, and a load's clock begins when the
 //! step before it has ended: whatever hangs is found by its own deadline, and nothing else is blamed for it. Beats tell
 //! since when the step under way lasts, and so whether it is older than a load that was sent.
+
+mod allowance;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -10,6 +12,7 @@ use std::time::{Duration, Instant};
 use calotype_protocol::{Attempt, Down, JobId, LoadId, Phase, Progress, Up};
 
 use super::config::Timing;
+use allowance::{Piece, load_allowance, step_allowance};
 
 /// A longer step is not believed.
 const LONGEST_STEP: Duration = Duration::from_secs(3600);
@@ -19,19 +22,19 @@ const LONGEST_STEP: Duration = Duration::from_secs(3600);
 pub(super) enum Overdue {
     /// A job made no progress: ask it to stop.
     Step {
-        /// Which.
+        /// The job.
         job: JobId,
-        /// Which try.
+        /// The attempt to cancel.
         attempt: Attempt,
     },
     /// A job did not heed `cancel`: the process must go.
     Cancel {
-        /// Which.
+        /// The job.
         job: JobId,
     },
     /// A load made no progress: the process must go.
     Load {
-        /// Which.
+        /// The load.
         load: LoadId,
     },
 }
@@ -59,16 +62,6 @@ struct JobClock {
     recent_step: Option<Duration>,
     last: Option<(Phase, u32)>,
     piece: Piece,
-}
-
-/// What a job does next, as far as it tells how long that may take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Piece {
-    /// The first of a phase: nothing that was measured says how long it takes. A step at a large size is not like the
-    /// text encoding before it, and decoding is not like a step.
-    First,
-    /// One like the last.
-    Further,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,7 +93,7 @@ impl Deadlines {
         }
     }
 
-    /// Something goes down.
+    /// Notes a message that was sent to the worker.
     pub(super) fn sent(&mut self, message: &Down, now: Instant) {
         match message {
             Down::Run(run) => {
@@ -152,7 +145,7 @@ impl Deadlines {
         }
     }
 
-    /// Something came up.
+    /// Notes a message from the worker.
     pub(super) fn heard(&mut self, message: &Up, now: Instant) {
         match message {
             Up::Progress(progress) => self.progressed(progress, now),
@@ -217,7 +210,7 @@ impl Deadlines {
         }
     }
 
-    /// When to ask again.
+    /// The earliest moment at which something can be overdue.
     pub(super) fn next(&self) -> Option<Instant> {
         let jobs = self.jobs.values().filter_map(|clock| clock.due);
         let jobs = jobs.filter(|due| self.jobs_stand_since.is_none_or(|since| *due <= since));
@@ -385,21 +378,6 @@ impl Deadlines {
     fn load_allowance(&self, bytes: u64) -> Duration {
         load_allowance(&self.timing, bytes)
     }
-}
-
-fn step_allowance(timing: &Timing, recent: Option<Duration>, piece: Piece) -> Duration {
-    let least = match piece {
-        Piece::First => timing.step_first,
-        Piece::Further => timing.step_least,
-    };
-    recent
-        .unwrap_or_default()
-        .saturating_mul(timing.step_factor)
-        .max(least)
-}
-
-fn load_allowance(timing: &Timing, bytes: u64) -> Duration {
-    timing.load_least + Duration::from_secs(bytes / timing.load_bytes_per_s.max(1))
 }
 
 #[cfg(test)]

@@ -1,29 +1,34 @@
-//! One process of a worker, from its start to its reap: handshake, liveness, deadlines, leave-taking.
+//! One process of a worker, from its start to its reap: `handshake`, liveness and deadlines (`due`), `leaving`, and what
+//! `remains`.
 //!
 //! It decides nothing about the next one; `driver` does.
 
+mod due;
+mod handshake;
+mod leaving;
+mod remains;
+
 use std::io;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use calotype_protocol::{
-    Down, Frame, FrameError, FrameLimits, Heartbeat, Hello, Limits, LogLevel, PROTOCOL, Up, Welcome,
-};
+use calotype_protocol::{Down, Frame, FrameError, Hello, LogLevel, Up};
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
 use super::backoff::Reached;
-use super::channel::{Channel, PIPES_END};
+use super::channel::Channel;
 use super::config::WorkerConfig;
-use super::deadlines::{Deadlines, Overdue};
+use super::deadlines::Deadlines;
 use super::event::{ExitCause, WorkerEventKind};
 use super::limiter::{Admission, Limiter};
 use super::memory_kills::MemoryKills;
 use super::process::{Ended, Process, Program};
 use super::state::{IllegalMove, Move, State};
+pub(super) use due::Intake;
+use handshake::{remove_scratch, scratch_of};
+use leaving::{Leaving, Stage};
 
-const SIGKILL: i32 = rustix::process::Signal::KILL.as_raw();
 /// How often a worker's beat makes us look at the kernel's counters: a file of a few KiB.
 const MEMORY_KILLS_EVERY: Duration = Duration::from_secs(10);
 /// `log` lines of a worker that are logged in a second.
@@ -51,27 +56,6 @@ pub(super) struct Incarnation {
     used_bytes: Option<u64>,
 }
 
-/// Why it leaves, and how far we have gone to make it.
-#[derive(Debug)]
-struct Leaving {
-    cause: ExitCause,
-    stage: Stage,
-    /// When to insist more; none after SIGKILL.
-    next: Option<Instant>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Stage {
-    /// May finish its work.
-    Draining,
-    /// Was told to leave, or said that it does.
-    Exiting,
-    /// SIGTERM was sent.
-    Terminated,
-    /// SIGKILL was sent.
-    Killed,
-}
-
 #[derive(Debug)]
 enum Stdout {
     Open,
@@ -90,15 +74,6 @@ pub(super) enum ProcessEvent {
     Frame(Result<Frame<Up>, FrameError>),
     /// It was reaped.
     Ended(Ended),
-}
-
-/// What is left of an incarnation.
-pub(super) struct Remains {
-    pub(super) cause: ExitCause,
-    pub(super) status: String,
-    pub(super) stderr_tail: String,
-    pub(super) pid: u32,
-    pub(super) reached: Reached,
 }
 
 impl Incarnation {
@@ -187,161 +162,6 @@ impl Incarnation {
         }
     }
 
-    /// Lets work finish within `grace`, then makes the process leave.
-    pub(super) fn stop(&mut self, grace: Duration, now: Instant) {
-        match &mut self.leaving {
-            Some(Leaving {
-                cause: _,
-                stage: Stage::Draining,
-                next: Some(next),
-            }) => *next = (*next).min(now + grace),
-            Some(_) => {}
-            None if self.state == State::Ready => {
-                self.leave(ExitCause::Stopped, Stage::Draining, now + grace);
-                if grace.is_zero() {
-                    self.insist(now);
-                } else {
-                    self.channel.send(Down::Drain {}.into());
-                }
-            }
-            None => self.terminate(ExitCause::Stopped, now),
-        }
-    }
-
-    /// Makes the process leave, beginning with SIGTERM. The first cause stays.
-    pub(super) fn terminate(&mut self, cause: ExitCause, now: Instant) {
-        let next = now + self.config.timing.term_grace;
-        match &mut self.leaving {
-            Some(leaving) if leaving.stage >= Stage::Terminated => return,
-            Some(leaving) => {
-                leaving.stage = Stage::Terminated;
-                leaving.next = Some(next);
-            }
-            None => {
-                warn!(worker = %self.config.name, pid = self.pid(), ?cause, "A worker is made to leave");
-                self.leave(cause, Stage::Terminated, next);
-            }
-        }
-        self.process.terminate();
-    }
-
-    /// When `on_time` wants to be called.
-    pub(super) fn wake_at(&self, intake: Intake) -> Option<Instant> {
-        if let Some(leaving) = &self.leaving
-            && leaving.stage != Stage::Draining
-        {
-            return leaving.next;
-        }
-        let draining = self.leaving.as_ref().and_then(|leaving| leaving.next);
-        [
-            draining,
-            self.handshake_at(),
-            self.stay_until(),
-            self.silent_at(intake),
-            self.overdue_at(intake),
-        ]
-        .into_iter()
-        .flatten()
-        .min()
-    }
-
-    /// Acts on what is due.
-    pub(super) fn on_time(&mut self, intake: Intake, now: Instant) {
-        let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
-        if let Some(leaving) = &self.leaving {
-            let stage = leaving.stage;
-            if due(leaving.next) {
-                self.insist(now);
-            }
-            if stage != Stage::Draining {
-                return;
-            }
-        }
-        if due(self.handshake_at()) {
-            let waits_for_hello = self.state == State::Starting;
-            self.terminate(
-                if waits_for_hello {
-                    ExitCause::HelloTimeout
-                } else {
-                    ExitCause::ReadyTimeout
-                },
-                now,
-            );
-        } else if due(self.stay_until()) {
-            let reason = "it closed its stdout and stayed".to_owned();
-            self.terminate(ExitCause::ProtocolError { reason }, now);
-        } else if due(self.silent_at(intake)) {
-            self.terminate(ExitCause::Silent, now);
-        } else if due(self.overdue_at(intake)) {
-            for overdue in self.deadlines.overdue(now.into_std()) {
-                match overdue {
-                    Overdue::Step { job, attempt } => {
-                        warn!(worker = %self.config.name, job.id = %job, "Job {job} made no progress; it is cancelled");
-                        self.channel.send(Down::Cancel { job, attempt }.into());
-                    }
-                    Overdue::Cancel { job } => self.terminate(ExitCause::StepDeadline { job }, now),
-                    Overdue::Load { load } => {
-                        warn!(worker = %self.config.name, %load, "A load made no progress");
-                        self.terminate(ExitCause::LoadDeadline, now);
-                    }
-                }
-            }
-        }
-    }
-
-    /// After the reap: takes the last words out of the pipes and says how it ended.
-    pub(super) async fn finish(mut self, mut ended: Ended) -> (Vec<WorkerEventKind>, Remains) {
-        let by = Instant::now() + PIPES_END;
-        let mut events = Vec::new();
-        while matches!(self.stdout, Stdout::Open)
-            && let Ok(Some(frame)) = timeout_at(by, self.channel.frames.recv()).await
-        {
-            events.extend(self.hear(frame, Instant::now()));
-        }
-        let stderr_tail = self.channel.stderr_tail(by).await;
-        ended.rest_of_group(by).await;
-        let cause = self.cause(&ended);
-        // Always legal: nothing is gone before its reap.
-        self.state = self.state.on(Move::Reaped).unwrap_or(State::Gone);
-        let status = ended.describe();
-        info!(worker = %self.config.name, pid = self.pid(), state = %self.state, ?cause, status, "A worker is gone");
-        (
-            events,
-            Remains {
-                cause,
-                status,
-                stderr_tail,
-                pid: self.pid(),
-                reached: self.reached,
-            },
-        )
-    }
-
-    fn cause(&mut self, ended: &Ended) -> ExitCause {
-        if let Some(leaving) = self.leaving.take() {
-            return leaving.cause;
-        }
-        let cut_off = match std::mem::replace(&mut self.stdout, Stdout::Abandoned) {
-            Stdout::Ended {
-                stay_until: _,
-                reason,
-            } => reason,
-            Stdout::Open | Stdout::Abandoned => None,
-        };
-        match (ended.signal(), cut_off) {
-            (Some(SIGKILL), _) if self.config.memory_kills.read().rose_since(&self.memory_kills.0) => {
-                ExitCause::OutOfMemoryKill {
-                    used_bytes: self.used_bytes,
-                }
-            }
-            // Being killed inside a frame is no fault of the writer.
-            (None, Some(reason)) => ExitCause::ProtocolError { reason },
-            (_, _) if self.reached == Reached::Startup => ExitCause::ExitedBeforeReady,
-            (Some(signal), _) => ExitCause::Killed { signal },
-            (None, None) => ExitCause::Exited,
-        }
-    }
-
     fn take(&mut self, frame: Frame<Up>, now: Instant) -> Result<Option<WorkerEventKind>, IllegalMove> {
         let Frame { message, blobs } = frame;
         match message {
@@ -405,63 +225,12 @@ impl Incarnation {
         }
     }
 
-    /// Remembers what is said should the kernel kill it. The counters are looked at now and then, so that a kill of long
-    /// ago is not taken for this process's.
+    /// Keeps what the report needs should the kernel kill the process. The counters are read now and then, so that an old
+    /// kill is not taken for this process's.
     fn note_memory(&mut self, used_bytes: u64, now: Instant) {
         self.used_bytes = Some(used_bytes);
         if now.saturating_duration_since(self.memory_kills.1) >= MEMORY_KILLS_EVERY {
             self.memory_kills = (self.config.memory_kills.read(), now);
-        }
-    }
-
-    fn greet(&mut self, hello: Hello, now: Instant) -> Result<(), IllegalMove> {
-        self.state = self.state.on(Move::Hello)?;
-        if self.state != State::Handshaking {
-            return Ok(());
-        }
-        if hello.protocol.major != PROTOCOL.major {
-            let worker = hello.protocol;
-            let reason = format!(
-                "this orchestrator speaks protocol {}.{}, the worker {}.{}",
-                PROTOCOL.major, PROTOCOL.minor, worker.major, worker.minor
-            );
-            self.channel.send(Down::Bye { reason }.into());
-            let cause = ExitCause::WrongVersion {
-                worker,
-                ours: PROTOCOL,
-            };
-            self.leave(cause, Stage::Exiting, now + self.config.timing.term_grace);
-            return Ok(());
-        }
-        self.hello = Some(Box::new(hello));
-        self.handshake_due = now + self.config.timing.ready;
-        self.channel.send(Down::Welcome(self.welcome()).into());
-        Ok(())
-    }
-
-    fn welcome(&self) -> Welcome {
-        let FrameLimits {
-            line_bytes,
-            blob_bytes,
-            blobs: _,
-            total_bytes: _,
-        } = FrameLimits::default();
-        let scratch = scratch_of(&self.config.scratch, self.pid());
-        if let Err(error) = std::fs::create_dir_all(&scratch) {
-            warn!(worker = %self.config.name, %error, "A worker's scratch folder could not be made");
-        }
-        let every_ms = u64::try_from(self.config.timing.heartbeat_every.as_millis()).unwrap_or(u64::MAX);
-        Welcome {
-            protocol: PROTOCOL,
-            device: self.config.device.clone(),
-            limits: Limits {
-                frame_bytes: line_bytes as u64,
-                blob_bytes: blob_bytes as u64,
-            },
-            heartbeat: Heartbeat { every_ms },
-            scratch: scratch.to_string_lossy().into_owned(),
-            threads: self.config.threads,
-            deterministic: false,
         }
     }
 
@@ -494,64 +263,6 @@ impl Incarnation {
         }
     }
 
-    fn leave(&mut self, cause: ExitCause, stage: Stage, next: Instant) {
-        // Always legal: an incarnation that is not gone can be asked to leave.
-        self.state = self.state.on(Move::Leave).unwrap_or(State::Stopping);
-        self.leaving = Some(Leaving {
-            cause,
-            stage,
-            next: Some(next),
-        });
-    }
-
-    /// Goes one stage further.
-    fn insist(&mut self, now: Instant) {
-        let Some(leaving) = &mut self.leaving else { return };
-        leaving.next = Some(now + self.config.timing.term_grace);
-        match leaving.stage {
-            Stage::Draining => {
-                leaving.stage = Stage::Exiting;
-                self.channel.send(Down::Exit {}.into());
-            }
-            Stage::Exiting => {
-                leaving.stage = Stage::Terminated;
-                self.process.terminate();
-            }
-            Stage::Terminated | Stage::Killed => {
-                leaving.stage = Stage::Killed;
-                leaving.next = None;
-                self.process.kill();
-            }
-        }
-    }
-
-    fn handshake_at(&self) -> Option<Instant> {
-        matches!(self.state, State::Starting | State::Handshaking).then_some(self.handshake_due)
-    }
-
-    fn stay_until(&self) -> Option<Instant> {
-        match &self.stdout {
-            Stdout::Ended {
-                stay_until,
-                reason: _,
-            } => Some(*stay_until),
-            Stdout::Open | Stdout::Abandoned => None,
-        }
-    }
-
-    /// Silence and missed deadlines are the worker's only while we listen.
-    fn silent_at(&self, intake: Intake) -> Option<Instant> {
-        let speaks = self.reached == Reached::Ready && matches!(self.stdout, Stdout::Open);
-        (speaks && intake == Intake::Open).then(|| self.last_heard + self.config.timing.silence)
-    }
-
-    fn overdue_at(&self, intake: Intake) -> Option<Instant> {
-        if intake == Intake::Full {
-            return None;
-        }
-        self.deadlines.next().map(Instant::from_std)
-    }
-
     fn log(&self, level: LogLevel, job: &str, message: &str, dropped: u64) {
         let worker = &self.config.name;
         match level {
@@ -560,26 +271,5 @@ impl Incarnation {
             LogLevel::Warn => warn!(%worker, job.id = job, dropped, "{message}"),
             LogLevel::Error => error!(%worker, job.id = job, dropped, "{message}"),
         }
-    }
-}
-
-/// Whether the driver has room for more events of a process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Intake {
-    /// Frames are read.
-    Open,
-    /// The dispatcher has not taken what came before: frames wait in the pipe.
-    Full,
-}
-
-fn scratch_of(scratch: &Path, pid: u32) -> PathBuf {
-    scratch.join(format!("worker-{pid}"))
-}
-
-fn remove_scratch(scratch: &Path) {
-    match std::fs::remove_dir_all(scratch) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => warn!(%error, scratch = %scratch.display(), "A scratch folder could not be removed"),
     }
 }

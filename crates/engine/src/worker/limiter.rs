@@ -1,4 +1,4 @@
-//! Lets so many lines a second through and counts the rest. Pure: it is told the time.
+//! Lets a number of lines through each second and counts the others. Pure: the time is handed in.
 
 use std::time::{Duration, Instant};
 

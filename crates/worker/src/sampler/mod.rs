@@ -1,4 +1,4 @@
-//! Samplers: from noise to a latent picture in a few evaluations of the model.
+//! Samplers: from noise to a latent picture in a few evaluations of the model. Pure: noise comes from the caller.
 //!
 //! ```text
 //! scheduler_config.json -> NoiseSchedule --new(sampler, schedule, steps)--> SamplerRun
@@ -11,8 +11,7 @@
 //!
 //! `schedule` knows the model's noise, `plan` which levels a run visits, `level` what a level is, and each
 //! other file how one family of samplers gets from one level to the next. All agree with diffusers'
-//! schedulers; `tests/samplers.rs` holds them to it. Nothing here knows a model, a seed or a clock: noise comes
-//! from the caller.
+//! schedulers; `tests/samplers.rs` holds them to it.
 
 mod ddim;
 mod dpm;

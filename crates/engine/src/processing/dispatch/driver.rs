@@ -11,7 +11,7 @@ pub(crate) use setup::{DriverParts, WorkerSetup};
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use calotype_protocol::{JobId, ModelId, Phase, Up};
 use futures_util::future::join_all;
@@ -22,15 +22,17 @@ use super::core::{Accepted, Core, Input, Now, StepView, Token};
 use super::message::{AcceptedJob, Command, Internal};
 use super::snapshot::{self};
 use super::weights::Weights;
+use crate::artifact_cache::ArtifactCache;
+use crate::clock::now_ms;
 use crate::device::Device;
 use crate::error::Error;
 use crate::event::{EventLog, SegmentChange};
 use crate::health::RunFacts;
 use crate::inference::Abilities;
 use crate::model::Catalogue;
+use crate::processing::admission::{Gate, Ticket};
 use crate::processing::job::{JobRecord, JobState, JobView, StepKey};
 use crate::processing::schedule::WorkerId;
-use crate::processing::{Gate, Ticket};
 use crate::store::{Artifacts, Store};
 use crate::worker::{WorkerEvent, WorkerEventKind, WorkerHandle};
 
@@ -55,6 +57,7 @@ pub(crate) struct Driver {
     started: Instant,
     store: Store,
     artifacts: Artifacts,
+    artifact_cache: ArtifactCache,
     catalogue: Arc<Catalogue>,
     log: Arc<EventLog>,
     abilities: watch::Sender<Arc<Abilities>>,
@@ -340,7 +343,7 @@ impl Driver {
                     self.log.preview(now.wall_ms, job, done, Phase::Denoise, png);
                 }
             }
-            Internal::EndedRecord { ended, record } => self.tell_end(*ended, record.map(Arc::new), now),
+            Internal::EndedRecord { ended, record } => self.tell_end(*ended, record, now),
             Internal::FilesFound { load, sources } => self.weights.files_found(*load, sources),
             Internal::WaitedForCopies { load } => self.weights.waited(&load),
             Internal::SegmentFilled { segment, outcome } => {
@@ -404,11 +407,4 @@ impl Driver {
             let _ = reply.send(());
         }
     }
-}
-
-/// Milliseconds since 1970.
-pub(crate) fn now_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_millis() as u64)
 }

@@ -10,7 +10,7 @@ use super::core::{Action, Ended, StepView, StoreFault, StoreOutputsError, Stored
 use super::snapshot::Snapshot;
 use crate::error::Error;
 use crate::memory::weight_cache::Source;
-use crate::processing::Ticket;
+use crate::processing::admission::Ticket;
 use crate::processing::job::{JobRecord, JobState, JobView, RunId, StepKey};
 use crate::processing::schedule::Demand;
 
@@ -88,7 +88,7 @@ pub(super) enum Internal {
     /// The record of a job that ended without having been claimed.
     EndedRecord {
         ended: Box<Ended>,
-        record: Option<JobRecord>,
+        record: Option<Arc<JobRecord>>,
     },
     /// The files of a load were looked at: those of each role that has weights.
     FilesFound {

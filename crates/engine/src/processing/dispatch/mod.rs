@@ -14,6 +14,6 @@ mod snapshot;
 mod weights;
 
 pub(crate) use core::{Action, StepView};
-pub(crate) use driver::{Driver, DriverParts, WorkerSetup, now_ms};
+pub(crate) use driver::{Driver, DriverParts, WorkerSetup};
 pub(crate) use message::{AcceptedJob, Command};
 pub(crate) use snapshot::{Snapshot, view_as_told, view_of};

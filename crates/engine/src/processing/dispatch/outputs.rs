@@ -1,22 +1,27 @@
 //! Outputs of a run, encoded and stored off the worker's path. Blocking.
 
+use bytes::Bytes;
 use calotype_imaging::{DecodeLimits, ImageError, Rgb, decode_gray, decode_rgb};
 
 use super::core::{Outputs, StoreFault, StoreOutputsError, StoredOutputs, worker_timings};
+use crate::artifact::{ArtifactHash, media_type};
+use crate::artifact_cache::ArtifactCache;
 use crate::error::{Code, Error};
 use crate::inference::{self, MaskArea, Plan};
 use crate::postprocessing;
 use crate::processing::job::{ImageView, JobResult};
-use crate::store::{ArtifactHash, Artifacts, StoreError};
+use crate::store::{Artifacts, StoreError};
 
-/// Encodes and stores every picture. When the store is at fault the outputs come back, to be stored later.
+/// Encodes and stores every picture, and keeps it in the cache for whoever waits for it. When the store is at fault the
+/// outputs come back, to be stored later.
 pub(super) fn store(
     artifacts: &Artifacts,
+    cache: &ArtifactCache,
     plan: &Plan,
     model_name: &str,
     outputs: Box<Outputs>,
-) -> Result<Box<StoredOutputs>, StoreOutputsError> {
-    match store_images(artifacts, plan, model_name, &outputs) {
+) -> Result<Box<StoredOutputs>, Box<StoreOutputsError>> {
+    match store_images(artifacts, cache, plan, model_name, &outputs) {
         Ok(images) => {
             let Outputs { result, worker, .. } = *outputs;
             let result = JobResult {
@@ -30,8 +35,8 @@ pub(super) fn store(
             };
             Ok(Box::new(StoredOutputs { result }))
         }
-        Err(Failed::Store(fault)) => Err(StoreOutputsError::Store(fault, outputs)),
-        Err(Failed::Wrong(error)) => Err(StoreOutputsError::Wrong(error)),
+        Err(Failed::Store(fault)) => Err(Box::new(StoreOutputsError::Store(fault, outputs))),
+        Err(Failed::Wrong(error)) => Err(Box::new(StoreOutputsError::Wrong(error))),
     }
 }
 
@@ -60,6 +65,7 @@ impl From<StoreError> for StoreFault {
 
 fn store_images(
     artifacts: &Artifacts,
+    cache: &ArtifactCache,
     plan: &Plan,
     model_name: &str,
     outputs: &Outputs,
@@ -85,9 +91,12 @@ fn store_images(
             .map_err(|error| Error::new(Code::WorkerFailed, error.to_string()))?;
         let picture = composite(plan, artifacts, picture)?;
         let bytes = postprocessing::finish(plan, model_name, &result.engine, index, &picture)?;
+        let artifact = artifacts.put_now(&bytes)?;
+        let bytes = Bytes::from(bytes);
+        cache.put(artifact.clone(), bytes.clone());
         views.push(ImageView {
-            artifact: artifacts.put_now(&bytes)?,
-            media_type: crate::store::media_type(&bytes).to_owned(),
+            artifact,
+            media_type: media_type(&bytes).to_owned(),
             size_bytes: bytes.len() as u64,
             width: picture.width,
             height: picture.height,

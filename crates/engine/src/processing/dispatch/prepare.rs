@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use calotype_protocol::{Blob, JobId, Work};
 
+use crate::artifact::ArtifactHash;
 use crate::error::{Code, Error};
 use crate::inference::{self, InputFiles, Plan};
 use crate::model::Catalogue;
 use crate::processing::job::JobRecord;
-use crate::store::{ArtifactHash, Artifacts, Store};
+use crate::store::{Artifacts, Store};
 
 /// The record of a step, from the journal where it is not at hand, and its work.
 pub(super) async fn prepare(

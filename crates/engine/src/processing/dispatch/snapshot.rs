@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 
 use super::core::{Core, Now, StepView};
-use crate::device::Device;
+use crate::device::{Device, DeviceView, WorkerView};
 use crate::health::RunFacts;
 use crate::memory::weight_cache::WeightCache;
-use crate::memory::{Ledger, Owner};
+use crate::memory::{LeaseView, Ledger, MemoryView, Owner};
 use crate::processing::job::{JobRecord, JobState, JobView};
 use crate::processing::schedule::{ProcessState, Worker};
-use crate::view::{DeviceView, LeaseView, MemoryView, WorkerView};
 
 /// Devices, memory and health of one moment.
 pub(crate) struct Snapshot {
@@ -140,6 +139,7 @@ pub(crate) fn view_of(record: JobRecord, live: Option<StepView>) -> JobView {
         position: None,
         class: record.class,
         priority: record.priority,
+        client: record.client,
         attempts: record.attempts,
         model: record.plan.model.clone(),
         plan: record.plan,

@@ -6,9 +6,9 @@ use calotype_protocol::{JobId, ModelId, Phase};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::artifact::ArtifactHash;
 use crate::error::Error;
 use crate::inference::Plan;
-use crate::store::ArtifactHash;
 
 /// Where a job stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -173,6 +173,9 @@ pub struct JobView {
     pub class: Class,
     /// Larger goes first within the class.
     pub priority: i32,
+    /// Who submitted it: the name of an API key, or an address; absent where the server did not tell its clients apart.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub client: String,
     /// How often it was started.
     pub attempts: u32,
     /// Its model.

@@ -18,7 +18,7 @@ use super::placement::{Asked, Derived, Placement, place};
 use super::reason::{Refusal, WaitReason};
 use crate::inference::ModelNeed;
 use crate::memory::memory_plan::{MemoryPlan, Residency, Slicing};
-use crate::processing::Class;
+use crate::processing::job::Class;
 use crate::processing::job::StepKey;
 
 /// A wait earns a reservation after so many times what the switch to it costs …

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::WorkerId;
 use super::demand::DemandId;
-use crate::processing::Class;
+use crate::processing::job::Class;
 use crate::processing::job::StepKey;
 
 /// Virtual time: microseconds of device time at weight 1.

@@ -8,7 +8,7 @@ use rusqlite::{Connection, params_from_iter};
 use serde::Serialize;
 
 use super::check::integrity;
-use crate::processing::now_ms;
+use crate::clock::now_ms;
 use crate::store::inspect::{self, Facts, Found, JOURNAL, Untouched};
 use crate::store::marker::{self, Mark, Marked};
 use crate::store::{StoreError, lock, open};

@@ -17,7 +17,7 @@ use calotype_protocol::{JobId, Mode, Sampler, Schedule};
 
 use super::*;
 use crate::inference::{MaskTreatment, OutputFormat, Plan};
-use crate::processing::{Class, ImageView, JobResult, JobState, Promise};
+use crate::processing::job::{Class, ImageView, JobResult, JobState, Promise};
 
 fn plan() -> Plan {
     Plan {

@@ -217,8 +217,10 @@ impl Driver {
             .model(record.plan.model.as_str())
             .map_or_else(|_| record.plan.model.to_string(), |model| model.id.to_string());
         let (artifacts, internal) = (self.artifacts.clone(), self.internal.clone());
+        let cache = self.artifact_cache.clone();
         tokio::task::spawn_blocking(move || {
-            let outputs = outputs::store(&artifacts, &record.plan, &model_name, outputs);
+            let outputs = outputs::store(&artifacts, &cache, &record.plan, &model_name, outputs)
+                .map_err(|failure| *failure);
             let _ = internal.send(Internal::Stored { step, outputs });
         });
     }

@@ -28,7 +28,7 @@ impl Driver {
                 self.untold.insert(ended.job.clone(), StepView::ending(&ended));
                 let (store, internal) = (self.store.clone(), self.internal.clone());
                 tokio::spawn(async move {
-                    let record = store.job(&ended.job).await.ok().flatten();
+                    let record = store.job(&ended.job).await.ok().flatten().map(Arc::new);
                     let _ = internal.send(Internal::EndedRecord { ended, record });
                 });
             }

@@ -7,6 +7,7 @@ use std::time::Instant;
 use tokio::sync::{mpsc, watch};
 
 use super::Driver;
+use crate::artifact_cache::ArtifactCache;
 use crate::device::Device;
 use crate::event::EventLog;
 use crate::health::RunFacts;
@@ -14,7 +15,7 @@ use crate::inference::Abilities;
 use crate::memory::weight_cache::WeightCache;
 use crate::memory::{Ledger, Peaks};
 use crate::model::Catalogue;
-use crate::processing::Gate;
+use crate::processing::admission::Gate;
 use crate::processing::dispatch::core::{Core, CoreParts};
 use crate::processing::dispatch::message::Internal;
 use crate::processing::dispatch::weights::Weights;
@@ -39,6 +40,8 @@ pub(crate) struct WorkerSetup {
 pub(crate) struct DriverParts {
     pub(crate) store: Store,
     pub(crate) artifacts: Artifacts,
+    /// Where pictures wait for those who ask for them at once.
+    pub(crate) artifact_cache: ArtifactCache,
     pub(crate) catalogue: Arc<Catalogue>,
     pub(crate) log: Arc<EventLog>,
     pub(crate) peaks: Peaks,
@@ -73,6 +76,7 @@ impl Driver {
         let DriverParts {
             store,
             artifacts,
+            artifact_cache,
             catalogue,
             log,
             peaks,
@@ -125,6 +129,7 @@ impl Driver {
             started,
             store,
             artifacts,
+            artifact_cache,
             catalogue,
             log,
             abilities,
