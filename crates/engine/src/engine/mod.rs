@@ -157,7 +157,10 @@ impl Engine {
         let missing = || Error::new(Code::NotFound, format!("there is no artifact {hash}"));
         let hash = ArtifactHash::parse(hash).ok_or_else(missing)?;
         let bytes = match self.inner.artifact_cache.get(&hash) {
-            Some(bytes) => bytes,
+            Some(bytes) => {
+                self.inner.artifacts.was_fetched(&hash);
+                bytes
+            }
             None => {
                 let bytes = self.inner.artifacts.fetch(&hash).await?.ok_or_else(missing)?;
                 let bytes = Bytes::from(bytes);

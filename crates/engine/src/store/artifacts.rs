@@ -144,6 +144,11 @@ impl Artifacts {
         Ok(bytes)
     }
 
+    /// A client got the artifact from elsewhere: it counts as fetched.
+    pub fn was_fetched(&self, hash: &ArtifactHash) {
+        self.folder.was_fetched(hash);
+    }
+
     /// The bytes of an artifact.
     pub async fn read(&self, hash: &ArtifactHash) -> Result<Option<Vec<u8>>, StoreError> {
         let (artifacts, hash) = (self.clone(), hash.clone());
