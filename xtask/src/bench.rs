@@ -101,7 +101,7 @@ fn keep(table: &str) -> Done {
 }
 
 /// When, on what, and of which commit.
-fn machine() -> Result<String, String> {
+pub(crate) fn machine() -> Result<String, String> {
     let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpus
         .lines()

@@ -2,9 +2,9 @@
 //! one task that owns everything live (`dispatch`).
 
 mod admission;
-mod dispatch;
-mod job;
-mod schedule;
+pub(crate) mod dispatch;
+pub(crate) mod job;
+pub(crate) mod schedule;
 
 pub(crate) use admission::{Gate, Ticket};
 pub(crate) use dispatch::{

@@ -129,6 +129,8 @@ pub(crate) struct Pass {
     blocked: HashMap<Ask, WaitReason>,
     /// Workers in which something is being freed or paused for somebody in this pass.
     preempted: Vec<WorkerId>,
+    /// Whether asks were passed over because no worker takes anything: their reasons stand.
+    passed_over: bool,
     pub(crate) wake_at: Option<Duration>,
 }
 
@@ -136,7 +138,7 @@ impl Pass {
     /// The next decision; `None` when nothing more can be done now.
     pub(crate) fn next(&mut self, world: &mut World<'_>) -> Option<Decision> {
         loop {
-            let head = world.lanes.next(|ask| self.blocked.contains_key(&ask))?;
+            let head = self.head(world)?;
             let ask = (head.lane.demand, head.lane.bound_to);
             let Some(demand) = world.demands.get(head.lane.demand).cloned() else {
                 // No lane outlives its demand.
@@ -231,10 +233,32 @@ impl Pass {
         }
     }
 
+    /// The step whose turn it is among those that are worth a look. While every worker is full, most are not: an ask that
+    /// waited for a place still waits for one.
+    fn head(&mut self, world: &mut World<'_>) -> Option<Head> {
+        if !world.fleet.is_full() {
+            return world.lanes.next(|ask| self.blocked.contains_key(&ask));
+        }
+        if !self.passed_over {
+            self.passed_over = true;
+            let still_waits = |ask: &Ask| world.lanes.waiting_with(ask.0) > 0;
+            world.waits.since.retain(|ask, _| still_waits(ask));
+        }
+        world.lanes.next_in_class(|class, ask| {
+            let waits_for_place = || matches!(world.waits.reason(ask), Some(WaitReason::PlacesTaken { .. }));
+            self.blocked.contains_key(&ask) || (class != Class::Critical && waits_for_place())
+        })
+    }
+
     /// The reasons of this pass become those that clients see.
     pub(crate) fn finish(self, waits: &mut Waits) -> Option<Duration> {
-        waits.since.retain(|ask, _| self.blocked.contains_key(ask));
-        waits.reasons = self.blocked;
+        if self.passed_over {
+            waits.reasons.extend(self.blocked);
+        } else {
+            waits.reasons = self.blocked;
+        }
+        let Waits { reasons, since } = waits;
+        since.retain(|ask, _| reasons.contains_key(ask));
         self.wake_at
     }
 

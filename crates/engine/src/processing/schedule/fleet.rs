@@ -232,6 +232,15 @@ impl Fleet {
         self.device(worker.spec.device).map(|device| &device.ledger)
     }
 
+    /// Whether nothing can begin in any worker before something ends in one: no run, no load, no start of a process.
+    pub(crate) fn is_full(&self) -> bool {
+        self.workers.iter().all(|worker| match worker.readiness() {
+            Readiness::Ready => worker.runs_alone || worker.runs.len() >= self.places(worker),
+            Readiness::Asleep => false,
+            Readiness::Starting | Readiness::Broken => true,
+        })
+    }
+
     /// Most runs in a worker at a time.
     pub(crate) fn places(&self, worker: &Worker) -> usize {
         let own = worker

@@ -59,6 +59,8 @@ struct ClassFlows {
     now: VirtualMicros,
     /// Clients with waiting steps, the next one first.
     turns: BTreeSet<(VirtualMicros, Arc<str>)>,
+    /// The same by what they ask for: thousands of clients whose ask is blocked are passed over at once.
+    by_ask: HashMap<Ask, BTreeSet<(VirtualMicros, Arc<str>)>>,
     clients: HashMap<Arc<str>, ClientFlow>,
 }
 
@@ -121,8 +123,13 @@ impl Lanes {
         true
     }
 
-    /// The step whose turn it is, of those lanes whose ask is not `blocked`.
-    pub(crate) fn next(&self, mut is_blocked: impl FnMut(Ask) -> bool) -> Option<Head> {
+    /// The step whose turn it is, of those lanes whose ask is not blocked.
+    pub(crate) fn next(&self, is_blocked: impl Fn(Ask) -> bool) -> Option<Head> {
+        self.next_in_class(|_, ask| is_blocked(ask))
+    }
+
+    /// The same where an ask may be blocked for some classes.
+    pub(crate) fn next_in_class(&self, is_blocked: impl Fn(Class, Ask) -> bool) -> Option<Head> {
         let mut order: Vec<(VirtualMicros, usize)> = self
             .classes
             .iter()
@@ -136,8 +143,8 @@ impl Lanes {
         order.sort_unstable();
         order
             .into_iter()
-            .filter_map(|(_, index)| self.classes.get(index))
-            .find_map(|class| class.next(&mut is_blocked))
+            .filter_map(|(_, index)| self.classes.get(index).zip(Class::ALL.get(index)))
+            .find_map(|(flows, class)| flows.next(|ask| is_blocked(*class, ask)))
     }
 
     /// Charges a lane's client and class with the device time that its step will take.
@@ -170,14 +177,19 @@ impl Lanes {
             flows.finish = shift(flows.finish, class.quarter_weight());
             flows.turn = flows.finish;
         }
-        if let Some((client, flow)) = flows.clients.remove_entry(client) {
-            let (before, finish) = (flow.turn, shift(flow.finish, 4));
-            let waits = flows.turns.remove(&(before, Arc::clone(&client)));
-            let turn = if waits { finish } else { finish.max(flows.now) };
-            if waits {
-                flows.turns.insert((turn, Arc::clone(&client)));
-            }
-            flows.clients.insert(client, ClientFlow { finish, turn, ..flow });
+        let now = flows.now;
+        let known = flows.clients.get_key_value(client);
+        let Some(client) = known.map(|(client, _)| Arc::clone(client)) else {
+            return;
+        };
+        if let Some(flow) = flows.clients.get_mut(&client) {
+            flow.finish = shift(flow.finish, 4);
+            let turn = if flow.heads.is_empty() {
+                flow.finish.max(now)
+            } else {
+                flow.finish
+            };
+            flows.set_turn(&client, turn);
         }
     }
 
@@ -245,9 +257,29 @@ impl ClassFlows {
             flow.heads.insert(after, key.clone());
         }
         let waits = !flow.heads.is_empty();
+        if !was_waiting && waits {
+            flow.turn = flow.finish.max(now);
+        }
+        let (ask, turn) = (
+            (key.demand, key.bound_to),
+            (flow.turn, Arc::clone(&key.client)),
+        );
+        match (before, after) {
+            (None, Some(_)) => {
+                self.by_ask.entry(ask).or_default().insert(turn);
+            }
+            (Some(_), None) => {
+                if let Some(clients) = self.by_ask.get_mut(&ask) {
+                    clients.remove(&turn);
+                    if clients.is_empty() {
+                        self.by_ask.remove(&ask);
+                    }
+                }
+            }
+            (Some(_), Some(_)) | (None, None) => {}
+        }
         match (was_waiting, waits) {
             (false, true) => {
-                flow.turn = flow.finish.max(now);
                 self.turns.insert((flow.turn, Arc::clone(&key.client)));
             }
             (true, false) => {
@@ -273,28 +305,43 @@ impl ClassFlows {
         }
     }
 
-    fn next(&self, is_blocked: &mut impl FnMut(Ask) -> bool) -> Option<Head> {
-        self.turns.iter().find_map(|(_, client)| {
-            let heads = &self.clients.get(client)?.heads;
-            heads.iter().find_map(|((_, step), lane)| {
-                (!is_blocked((lane.demand, lane.bound_to))).then(|| Head {
-                    step: *step,
-                    lane: lane.clone(),
-                })
+    fn next(&self, is_blocked: impl Fn(Ask) -> bool) -> Option<Head> {
+        let asks = self.by_ask.iter().filter(|(ask, _)| !is_blocked(**ask));
+        let (_, client) = asks.filter_map(|(_, clients)| clients.first()).min()?;
+        let mut heads = self.clients.get(client)?.heads.iter();
+        heads.find_map(|((_, step), lane)| {
+            (!is_blocked((lane.demand, lane.bound_to))).then(|| Head {
+                step: *step,
+                lane: lane.clone(),
             })
         })
     }
 
     fn charge(&mut self, client: &Arc<str>, device_micros: u64) {
+        let now = self.now;
         let flow = self.clients.entry(Arc::clone(client)).or_default();
-        let start = flow.turn.max(self.now.saturating_sub(CREDIT_MOST));
+        let start = flow.turn.max(now.saturating_sub(CREDIT_MOST));
         flow.finish = start.saturating_add(device_micros);
-        self.now = self.now.max(start);
-        if self.turns.remove(&(flow.turn, Arc::clone(client))) {
-            flow.turn = flow.finish;
-            self.turns.insert((flow.turn, Arc::clone(client)));
-        } else {
-            flow.turn = flow.finish;
+        let finish = flow.finish;
+        self.now = now.max(start);
+        self.set_turn(client, finish);
+    }
+
+    /// Gives a client another place among those that wait, if it waits.
+    fn set_turn(&mut self, client: &Arc<str>, turn: VirtualMicros) {
+        let Some(flow) = self.clients.get_mut(client) else {
+            return;
+        };
+        let before = (std::mem::replace(&mut flow.turn, turn), Arc::clone(client));
+        if !self.turns.remove(&before) {
+            return;
+        }
+        self.turns.insert((turn, Arc::clone(client)));
+        for lane in flow.heads.values() {
+            if let Some(clients) = self.by_ask.get_mut(&(lane.demand, lane.bound_to)) {
+                clients.remove(&before);
+                clients.insert((turn, Arc::clone(client)));
+            }
         }
     }
 }

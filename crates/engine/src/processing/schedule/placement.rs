@@ -261,7 +261,8 @@ fn choose(asked: Asked<'_>, fleet: &Fleet, estimates: &Estimates, now: Duration)
         if worker.reserved_for == Some(asked.id) {
             return Some(id);
         }
-        let (mut ms, missing) = done_after_ms(asked, fleet, (id, worker), estimates, now);
+        let best_ms = soonest.map_or(f64::INFINITY, |(ms, ..)| ms);
+        let (mut ms, missing) = done_after_ms(asked, fleet, (id, worker), (estimates, now), best_ms);
         if has_models(worker) && (worker.pending.is_some() || worker.runs.len() >= fleet.places(worker)) {
             ms += queue_ms;
         }
@@ -280,12 +281,13 @@ fn choose(asked: Asked<'_>, fleet: &Fleet, estimates: &Estimates, now: Duration)
 }
 
 /// When a worker would have done a step beside what is in it, apart from the step's own time; and how many models it lacks.
+/// Where it is later than `best_ms` it is not worth to count what would be thrown out.
 fn done_after_ms(
     asked: Asked<'_>,
     fleet: &Fleet,
     (id, worker): (WorkerId, &Worker),
-    estimates: &Estimates,
-    now: Duration,
+    (estimates, now): (&Estimates, Duration),
+    best_ms: f64,
 ) -> (f64, usize) {
     let mut ms = worker.backlog_ms(now);
     let Serves::Yes { plan, working_bytes } = asked.derived.of_worker(id) else {
@@ -316,6 +318,9 @@ fn done_after_ms(
     if is_held_up || (asked.demand.exclusive && !worker.runs.is_empty()) {
         // Nothing else may start there either until it has been empty.
         ms += worker.backlog_ms(now);
+    }
+    if ms > best_ms {
+        return (ms, missing);
     }
     // What is thrown out for it must be loaded again for others.
     let free_bytes = fleet.ledger(worker).map_or(0, |ledger| ledger.free_bytes());
