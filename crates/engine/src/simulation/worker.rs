@@ -50,6 +50,8 @@ pub(super) struct VirtualWorker {
     /// With their bytes.
     resident: BTreeMap<ModelId, u64>,
     is_moving: bool,
+    /// Whether what is moved comes in: then nothing runs meanwhile, unless the worker can do both.
+    is_loading: bool,
     /// Until when its runs have been worked on.
     at: Duration,
     /// Grows with each change, so that the world knows which of its events are out of date.
@@ -68,6 +70,7 @@ impl VirtualWorker {
             paused: Vec::new(),
             resident: BTreeMap::new(),
             is_moving: false,
+            is_loading: false,
             at: Duration::ZERO,
             version: 0,
             loads: 0,
@@ -158,7 +161,7 @@ impl VirtualWorker {
             self.faults
                 .push(format!("{} is one more than the places", new.id));
         }
-        if self.is_moving && !self.spec.loads_beside_runs {
+        if self.is_loading && !self.spec.loads_beside_runs {
             self.faults.push(format!("{} starts during a load", new.id));
         }
         self.runs.push(Run {
@@ -215,19 +218,29 @@ impl VirtualWorker {
         })
     }
 
-    /// A load or unload begins.
-    pub(super) fn move_begins(&mut self, what: &str) {
-        if self.is_moving {
-            self.faults.push(format!("{what} begins beside another move"));
+    pub(super) fn load_begins(&mut self) {
+        if !self.runs.is_empty() && !self.spec.loads_beside_runs {
+            self.faults.push("a load begins beside runs".to_owned());
         }
-        if !self.runs.is_empty() && !self.spec.loads_beside_runs && !what.starts_with("unload") {
-            self.faults.push(format!("{what} begins beside runs"));
+        self.move_begins();
+        self.is_loading = true;
+    }
+
+    pub(super) fn unload_begins(&mut self) {
+        self.move_begins();
+    }
+
+    fn move_begins(&mut self) {
+        if self.is_moving {
+            self.faults
+                .push("a load or unload begins beside another".to_owned());
         }
         self.is_moving = true;
     }
 
     pub(super) fn loaded(&mut self, model: &ModelId, bytes: u64, took_ms: f64) {
         self.is_moving = false;
+        self.is_loading = false;
         self.loads += 1;
         self.load_ms += took_ms;
         self.resident.insert(model.clone(), bytes);

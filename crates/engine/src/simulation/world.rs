@@ -373,7 +373,7 @@ impl<W: Watch> World<W> {
             } => {
                 let bytes = self.bytes_of(&model);
                 let place = &mut self.workers[worker.0 as usize];
-                place.move_begins("load");
+                place.load_begins();
                 let took_ms = place.spec.load_ms(bytes);
                 let worker = worker.0;
                 self.push(
@@ -433,7 +433,7 @@ impl<W: Watch> World<W> {
             Down::Resume { job, .. } => place.resume(&job),
             Down::Cancel { job, .. } => place.cancel(&job),
             Down::Unload { unload, model } => {
-                place.move_begins("unload");
+                place.unload_begins();
                 let model = model.unwrap_or_else(|| ModelId(String::new()));
                 let worker = worker.0;
                 self.push(

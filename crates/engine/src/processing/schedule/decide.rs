@@ -22,7 +22,7 @@ use crate::processing::Class;
 use crate::processing::job::StepKey;
 
 /// A wait earns a reservation after so many times what the switch to it costs …
-const SWITCHES_WAITED: f64 = 4.0;
+pub(super) const SWITCHES_WAITED: f64 = 4.0;
 /// … within these bounds.
 const RESERVE_AFTER_LEAST: Duration = Duration::from_secs(1);
 const RESERVE_AFTER_MOST: Duration = Duration::from_secs(30);
@@ -131,12 +131,17 @@ pub(crate) struct Pass {
     preempted: Vec<WorkerId>,
     /// Whether asks were passed over because no worker takes anything: their reasons stand.
     passed_over: bool,
+    /// Whether it is counted which models are waited for.
+    has_counted: bool,
     pub(crate) wake_at: Option<Duration>,
 }
 
 impl Pass {
     /// The next decision; `None` when nothing more can be done now.
     pub(crate) fn next(&mut self, world: &mut World<'_>) -> Option<Decision> {
+        if !std::mem::replace(&mut self.has_counted, true) {
+            count_wanted(world);
+        }
         loop {
             let head = self.head(world)?;
             let ask = (head.lane.demand, head.lane.bound_to);
@@ -151,13 +156,15 @@ impl Pass {
                     working_bytes(&demand, worker, slicing)
                 })
             });
+            // Steps of another size wait for the same workers, if they need the same model.
+            let first = demand.models.first();
+            let behind = first.map_or(0, |need| fleet.wanted(&need.model).saturating_sub(1));
             let asked = Asked {
                 id: ask.0,
                 demand: &demand,
                 derived,
                 bound_to: ask.1,
-                waiting_ms: (world.step_ms)(head.step, &demand)
-                    * (world.lanes.waiting_with(ask.0) - 1) as f64,
+                waiting_ms: (world.step_ms)(head.step, &demand) * behind as f64,
                 is_critical: head.lane.class == Class::Critical,
             };
             match place(asked, fleet, world.estimates, world.now) {
@@ -313,6 +320,16 @@ impl Pass {
         self.preempted.push(id);
         Some((id, victim))
     }
+}
+
+/// Which models are waited for, and by how many steps.
+fn count_wanted(world: &mut World<'_>) {
+    let demands = world.demands;
+    let waiting = world.lanes.demands().flat_map(|(id, steps)| {
+        let demand = demands.get(id).into_iter();
+        demand.flat_map(move |demand| demand.models.iter().map(move |need| (&need.model, steps)))
+    });
+    world.fleet.count_wanted(waiting);
 }
 
 /// How long an ask waits before a worker is reserved for it: a multiple of what the switch to it costs, so that switching

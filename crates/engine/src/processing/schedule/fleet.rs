@@ -180,6 +180,8 @@ pub(crate) struct Fleet {
     most_runs: usize,
     /// Grows when capabilities, budgets or working sets change: what was derived from them is derived anew.
     pub(crate) generation: u64,
+    /// How many waiting steps need each model, as of the last pass of the scheduler.
+    wanted: HashMap<ModelId, usize>,
 }
 
 impl Fleet {
@@ -196,6 +198,7 @@ impl Fleet {
             by_name,
             most_runs,
             generation: 1,
+            wanted: HashMap::new(),
         }
     }
 
@@ -230,6 +233,27 @@ impl Fleet {
     /// The ledger that a worker leases from.
     pub(crate) fn ledger(&self, worker: &Worker) -> Option<&Ledger> {
         self.device(worker.spec.device).map(|device| &device.ledger)
+    }
+
+    /// How many waiting steps need a model.
+    pub(crate) fn wanted(&self, model: &ModelId) -> usize {
+        self.wanted.get(model).copied().unwrap_or(0)
+    }
+
+    /// Counts anew how many waiting steps need each model.
+    pub(super) fn count_wanted<'a>(&mut self, waiting: impl Iterator<Item = (&'a ModelId, usize)>) {
+        for count in self.wanted.values_mut() {
+            *count = 0;
+        }
+        for (model, steps) in waiting {
+            match self.wanted.get_mut(model) {
+                Some(count) => *count += steps,
+                None => {
+                    self.wanted.insert(model.clone(), steps);
+                }
+            }
+        }
+        self.wanted.retain(|_, count| *count > 0);
     }
 
     /// Whether nothing can begin in any worker before something ends in one: no run, no load, no start of a process.

@@ -198,6 +198,11 @@ impl Lanes {
         self.by_demand.get(&demand).copied().unwrap_or(0)
     }
 
+    /// The demands of all waiting steps, with how many have them.
+    pub(super) fn demands(&self) -> impl Iterator<Item = (DemandId, usize)> + '_ {
+        self.by_demand.iter().map(|(demand, steps)| (*demand, *steps))
+    }
+
     /// How many steps wait.
     pub(crate) fn len(&self) -> usize {
         self.waiting
@@ -260,10 +265,7 @@ impl ClassFlows {
         if !was_waiting && waits {
             flow.turn = flow.finish.max(now);
         }
-        let (ask, turn) = (
-            (key.demand, key.bound_to),
-            (flow.turn, Arc::clone(&key.client)),
-        );
+        let (ask, turn) = ((key.demand, key.bound_to), (flow.turn, Arc::clone(&key.client)));
         match (before, after) {
             (None, Some(_)) => {
                 self.by_ask.entry(ask).or_default().insert(turn);

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use calotype_protocol::ModelId;
 
+use super::decide::SWITCHES_WAITED;
 use super::demand::{Demand, DemandId};
 use super::estimates::Estimates;
 use super::fleet::{Fleet, MoveKind, Readiness, Worker, WorkerId};
@@ -322,7 +323,7 @@ fn done_after_ms(
     if ms > best_ms {
         return (ms, missing);
     }
-    // What is thrown out for it must be loaded again for others.
+    // What is thrown out for it must be loaded again for others; what others wait for now is thrown out late.
     let free_bytes = fleet.ledger(worker).map_or(0, |ledger| ledger.free_bytes());
     let mut short_bytes = missing_bytes
         .saturating_add(working_bytes)
@@ -335,11 +336,16 @@ fn done_after_ms(
             .filter(|(model, _)| !asked.demand.models.iter().any(|need| need.model == **model))
             .collect();
         idle.sort_by_key(|(_, resident)| resident.last_use);
-        for (_, resident) in idle {
+        for (model, resident) in idle {
             if short_bytes == 0 {
                 break;
             }
-            ms += estimates.load_ms(&worker.spec.kind, resident.bytes);
+            let load_ms = estimates.load_ms(&worker.spec.kind, resident.bytes);
+            ms += if is_spared(asked, fleet, worker, model) {
+                load_ms * SWITCHES_WAITED
+            } else {
+                load_ms
+            };
             short_bytes = short_bytes.saturating_sub(resident.bytes);
         }
     }
@@ -505,6 +511,14 @@ fn occupied(asked: Asked<'_>, fleet: &Fleet, worker: &Worker) -> Option<WaitReas
     }
 }
 
+/// Whether an idle model is left to those that wait for it. Else two models would throw each other out before either was
+/// used: a worker is given from one to the other by a reservation, which is earned by waiting.
+fn is_spared(asked: Asked<'_>, fleet: &Fleet, worker: &Worker, model: &ModelId) -> bool {
+    let is_own = asked.demand.models.iter().any(|need| need.model == *model);
+    let has_right = asked.is_critical || worker.reserved_for == Some(asked.id);
+    !is_own && !has_right && fleet.wanted(model) > 0
+}
+
 /// Idle models of the device that together free `short_bytes`, the longest unused first; `None` when all of them would
 /// not do. Those that parked runs need come last.
 fn evictable(
@@ -523,7 +537,7 @@ fn evictable(
             let is_own = other.spec.name == worker.spec.name;
             let models = other.resident.iter().filter(move |(model, _)| {
                 let is_needed = is_own && asked.demand.models.iter().any(|need| need.model == **model);
-                !other.is_in_use(model) && !is_needed
+                !other.is_in_use(model) && !is_needed && !is_spared(asked, fleet, worker, model)
             });
             models.map(move |(model, resident)| {
                 let is_parked_on = other.parked_on(model).next().is_some();

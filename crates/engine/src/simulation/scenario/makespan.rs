@@ -43,8 +43,8 @@ fn mixed_job(dice: &mut Dice) -> Job {
 /// 20 models by Zipf's law, room for two each.
 pub(super) fn mixed_models(extent: Extent, report: &mut Report) {
     let (count, jobs) = match extent {
-        Extent::Quick => (16, 1_000),
-        Extent::Full => (64, 12_800),
+        Extent::Quick => (16, 5_000),
+        Extent::Full => (64, 64_000),
     };
     let mut dice = Dice::new(1);
     let devices = vec![device(2); count];
@@ -128,8 +128,8 @@ pub(super) fn suspects(extent: Extent, report: &mut Report) {
 /// Work that arrives over time: Poisson at 95 % of what the fleet can do, and in bursts.
 pub(super) fn steady_and_in_bursts(extent: Extent, report: &mut Report) {
     let (count, jobs) = match extent {
-        Extent::Quick => (16, 2_000),
-        Extent::Full => (64, 50_000),
+        Extent::Quick => (16, 6_000),
+        Extent::Full => (64, 100_000),
     };
     arriving(report, count, jobs, "steady at 95 % of capacity", 1);
     arriving(report, count, jobs, "bursts of 1 000 at 95 %", 1_000);
