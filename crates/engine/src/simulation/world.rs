@@ -86,10 +86,9 @@ pub(super) struct JobFacts {
 }
 
 impl JobFacts {
-    /// From its acceptance to its first run.
-    pub(super) fn waited(&self) -> Duration {
-        self.began_at
-            .map_or(Duration::MAX, |at| at.saturating_sub(self.accepted_at))
+    /// From its acceptance to its first run, or to now.
+    pub(super) fn waited(&self, now: Duration) -> Duration {
+        self.began_at.unwrap_or(now).saturating_sub(self.accepted_at)
     }
 }
 

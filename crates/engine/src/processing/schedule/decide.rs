@@ -156,15 +156,12 @@ impl Pass {
                     working_bytes(&demand, worker, slicing)
                 })
             });
-            // Steps of another size wait for the same workers, if they need the same model.
-            let first = demand.models.first();
-            let behind = first.map_or(0, |need| fleet.wanted(&need.model).saturating_sub(1));
             let asked = Asked {
                 id: ask.0,
                 demand: &demand,
                 derived,
                 bound_to: ask.1,
-                waiting_ms: (world.step_ms)(head.step, &demand) * behind as f64,
+                own_ms: (world.step_ms)(head.step, &demand),
                 is_critical: head.lane.class == Class::Critical,
             };
             match place(asked, fleet, world.estimates, world.now) {
@@ -176,6 +173,7 @@ impl Pass {
                 } => {
                     world.waits.since.remove(&ask);
                     unreserve(world.fleet, ask.0);
+                    world.fleet.wants_less(&demand.models);
                     return Some(Decision::Start {
                         head,
                         worker,
@@ -287,6 +285,13 @@ impl Pass {
                 .and_modify(|(at, _)| *at = worker)
                 .or_insert((worker, world.now));
             let due = since + reserve_after(world.fleet, world.estimates, worker, models);
+            if std::env::var_os("SIM_DEBUG").is_some() {
+                eprintln!(
+                    "{:?} ask {ask:?} since {since:?} due {due:?} reserved {:?} {reason}",
+                    world.now,
+                    world.fleet.worker(worker).map(|w| w.reserved_for)
+                );
+            }
             if due <= world.now {
                 reserve(world.fleet, worker, ask.0);
             } else {
@@ -322,12 +327,15 @@ impl Pass {
     }
 }
 
-/// Which models are waited for, and by how many steps.
+/// What waits for each model.
 fn count_wanted(world: &mut World<'_>) {
-    let demands = world.demands;
-    let waiting = world.lanes.demands().flat_map(|(id, steps)| {
+    let (demands, step_ms) = (world.demands, world.step_ms);
+    let waiting = world.lanes.demands().flat_map(|(id, steps, example)| {
         let demand = demands.get(id).into_iter();
-        demand.flat_map(move |demand| demand.models.iter().map(move |need| (&need.model, steps)))
+        demand.flat_map(move |demand| {
+            let ms = step_ms(example, demand) * steps as f64;
+            demand.models.iter().map(move |need| (&need.model, steps, ms))
+        })
     });
     world.fleet.count_wanted(waiting);
 }

@@ -47,7 +47,15 @@ pub(crate) struct Lanes {
     now: VirtualMicros,
     waiting: usize,
     /// Steps of each demand.
-    by_demand: HashMap<DemandId, usize>,
+    by_demand: HashMap<DemandId, Waiting>,
+}
+
+/// The steps of a demand.
+#[derive(Debug)]
+struct Waiting {
+    steps: usize,
+    /// The one that came last: an example of them.
+    last: StepKey,
 }
 
 #[derive(Debug, Default)]
@@ -90,7 +98,10 @@ impl Lanes {
             return;
         }
         self.waiting += 1;
-        *self.by_demand.entry(key.demand).or_insert(0) += 1;
+        let waiting = self.by_demand.entry(key.demand);
+        let waiting = waiting.or_insert(Waiting { steps: 0, last: step });
+        waiting.steps += 1;
+        waiting.last = waiting.last.max(step);
         if head_before.is_none_or(|head| order < head) {
             self.set_head(key, head_before, Some(order));
         }
@@ -107,9 +118,14 @@ impl Lanes {
             return false;
         }
         self.waiting -= 1;
-        if let Some(count) = self.by_demand.get_mut(&key.demand) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(waiting) = self.by_demand.get_mut(&key.demand) {
+            waiting.steps -= 1;
+            if waiting.last == step
+                && let Some((_, other)) = lane.last()
+            {
+                waiting.last = *other;
+            }
+            if waiting.steps == 0 {
                 self.by_demand.remove(&key.demand);
             }
         }
@@ -195,12 +211,14 @@ impl Lanes {
 
     /// How many steps wait that have a demand.
     pub(crate) fn waiting_with(&self, demand: DemandId) -> usize {
-        self.by_demand.get(&demand).copied().unwrap_or(0)
+        self.by_demand.get(&demand).map_or(0, |waiting| waiting.steps)
     }
 
-    /// The demands of all waiting steps, with how many have them.
-    pub(super) fn demands(&self) -> impl Iterator<Item = (DemandId, usize)> + '_ {
-        self.by_demand.iter().map(|(demand, steps)| (*demand, *steps))
+    /// The demands of all waiting steps, with how many have them and one of these.
+    pub(super) fn demands(&self) -> impl Iterator<Item = (DemandId, usize, StepKey)> + '_ {
+        self.by_demand
+            .iter()
+            .map(|(demand, waiting)| (*demand, waiting.steps, waiting.last))
     }
 
     /// How many steps wait.

@@ -113,8 +113,8 @@ pub(crate) struct Asked<'a> {
     pub(crate) derived: &'a Derived,
     /// The worker that holds its suspended work.
     pub(crate) bound_to: Option<WorkerId>,
-    /// Device time of the steps behind it that ask for the same, in milliseconds.
-    pub(crate) waiting_ms: f64,
+    /// Device time that the step itself takes, in milliseconds: it does not wait for itself.
+    pub(crate) own_ms: f64,
     /// Whether reservations for others hold it up.
     pub(crate) is_critical: bool,
 }
@@ -251,12 +251,6 @@ fn choose(asked: Asked<'_>, fleet: &Fleet, estimates: &Estimates, now: Duration)
                 || pending.is_some_and(|pending| pending.model == need.model)
         })
     };
-    let holders = equals
-        .iter()
-        .filter_map(|id| fleet.worker(*id))
-        .filter(|worker| has_models(worker));
-    // Those behind it wait for the same workers; another worker is worth a load to them too.
-    let queue_ms = asked.waiting_ms / holders.count().max(1) as f64;
     for id in equals {
         let Some(worker) = fleet.worker(id) else { continue };
         if worker.reserved_for == Some(asked.id) {
@@ -264,8 +258,12 @@ fn choose(asked: Asked<'_>, fleet: &Fleet, estimates: &Estimates, now: Duration)
         }
         let best_ms = soonest.map_or(f64::INFINITY, |(ms, ..)| ms);
         let (mut ms, missing) = done_after_ms(asked, fleet, (id, worker), (estimates, now), best_ms);
-        if has_models(worker) && (worker.pending.is_some() || worker.runs.len() >= fleet.places(worker)) {
-            ms += queue_ms;
+        let starts_now =
+            has_models(worker) && worker.pending.is_none() && worker.runs.len() < fleet.places(worker);
+        if !starts_now {
+            // Others wait for the models there: another worker is worth a load if less waits for what it has.
+            let own_ms = if has_models(worker) { asked.own_ms } else { 0.0 };
+            ms += (fleet.queue_ms(worker) - own_ms).max(0.0);
         }
         let key = (ms, missing, worker.runs.len(), id);
         let is_better = soonest.is_none_or(|best| {
@@ -516,11 +514,11 @@ fn occupied(asked: Asked<'_>, fleet: &Fleet, worker: &Worker) -> Option<WaitReas
 fn is_spared(asked: Asked<'_>, fleet: &Fleet, worker: &Worker, model: &ModelId) -> bool {
     let is_own = asked.demand.models.iter().any(|need| need.model == *model);
     let has_right = asked.is_critical || worker.reserved_for == Some(asked.id);
-    !is_own && !has_right && fleet.wanted(model) > 0
+    !is_own && !has_right && fleet.wanted(model).steps > 0
 }
 
 /// Idle models of the device that together free `short_bytes`, the longest unused first; `None` when all of them would
-/// not do. Those that parked runs need come last.
+/// not do. Those that parked runs need come last, and before them the only copies of what others wait for.
 fn evictable(
     asked: Asked<'_>,
     fleet: &Fleet,
@@ -532,7 +530,7 @@ fn evictable(
             && other.readiness() == Readiness::Ready
             && other.pending.is_none()
     });
-    let mut idle: Vec<(bool, u64, u64, WorkerId, ModelId)> = of_device
+    let mut idle: Vec<((bool, bool), u64, u64, WorkerId, ModelId)> = of_device
         .flat_map(|(id, other)| {
             let is_own = other.spec.name == worker.spec.name;
             let models = other.resident.iter().filter(move |(model, _)| {
@@ -541,7 +539,15 @@ fn evictable(
             });
             models.map(move |(model, resident)| {
                 let is_parked_on = other.parked_on(model).next().is_some();
-                (is_parked_on, resident.last_use, resident.bytes, id, model.clone())
+                let wanted = fleet.wanted(model);
+                let is_last_of_wanted = wanted.steps > 0 && wanted.holders <= 1;
+                (
+                    (is_parked_on, is_last_of_wanted),
+                    resident.last_use,
+                    resident.bytes,
+                    id,
+                    model.clone(),
+                )
             })
         })
         .collect();

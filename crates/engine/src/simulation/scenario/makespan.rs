@@ -159,7 +159,7 @@ fn arriving(report: &mut Report, count: usize, jobs: usize, how: &str, burst: us
     let mut world = World::new(devices, models);
     world.run_with(arrivals, Duration::MAX, |_, _| None);
     check_ends(report, &what, &world);
-    let mut waits: Vec<Duration> = world.jobs.iter().map(|facts| facts.waited()).collect();
+    let mut waits: Vec<Duration> = world.jobs.iter().map(|facts| facts.waited(world.now())).collect();
     waits.sort_unstable();
     let part = |part: f64| {
         waits

@@ -97,11 +97,10 @@ pub(super) fn second_beside_a_stream(extent: Extent, report: &mut Report) {
         let switch_ms = 4.0 * load_ms + f64::from(PLACES) * longest_ms + load_ms + 500.0;
         let bound = ms(switch_ms * 2.0 * ahead.max(1.0));
         let most = |model: usize| {
-            let of = world
-                .jobs
-                .iter()
-                .filter(|facts| facts.job.model == model && facts.began_at.is_some());
-            of.map(|facts| facts.waited()).max().unwrap_or(Duration::MAX)
+            let of = world.jobs.iter().filter(|facts| facts.job.model == model);
+            of.map(|facts| facts.waited(world.now()))
+                .max()
+                .unwrap_or(Duration::MAX)
         };
         report.law(
             GROUP,

@@ -43,8 +43,8 @@ pub(super) fn large_beside_small(extent: Extent, report: &mut Report) {
     let large: Vec<Duration> = world
         .jobs
         .iter()
-        .filter(|facts| facts.job.client != small && facts.began_at.is_some())
-        .map(|facts| facts.waited())
+        .filter(|facts| facts.job.client != small)
+        .map(|facts| facts.waited(world.now()))
         .collect();
     let most = large.iter().copied().max().unwrap_or(Duration::MAX);
     // It is reserved for after a second, and then the runs in it end.
@@ -87,7 +87,7 @@ pub(super) fn critical_pre_empts(extent: Extent, report: &mut Report) {
         .iter()
         .filter(|facts| facts.job.class == Class::Critical);
     let most = critical
-        .map(|facts| facts.waited())
+        .map(|facts| facts.waited(world.now()))
         .max()
         .unwrap_or(Duration::MAX);
     let bound = ms(step_ms + 10.0);
