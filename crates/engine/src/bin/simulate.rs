@@ -5,22 +5,23 @@ use std::process::ExitCode;
 use calotype_engine::simulation::{Extent, run};
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let (extent, plot) = match words[..] {
-        [] => (Extent::Full, None),
-        ["--quick"] => (Extent::Quick, None),
-        ["--plot", file] => (Extent::Full, Some(file)),
-        ["--quick", "--plot", file] => (Extent::Quick, Some(file)),
-        _ => {
-            eprintln!("usage: simulate [--quick] [--plot FILE.svg]");
-            return ExitCode::from(2);
+    let (mut extent, mut plot, mut only) = (Extent::Full, None, String::new());
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match (argument.as_str(), arguments.len()) {
+            ("--quick", _) => extent = Extent::Quick,
+            ("--plot", 1..) => plot = arguments.next(),
+            ("--only", 1..) => only = arguments.next().unwrap_or_default(),
+            _ => {
+                eprintln!("usage: simulate [--quick] [--only WORD] [--plot FILE.svg]");
+                return ExitCode::from(2);
+            }
         }
-    };
-    let report = run(extent);
+    }
+    let report = run(extent, &only);
     println!("{}", report.markdown());
     if let Some(file) = plot
-        && let Err(error) = std::fs::write(file, report.svg())
+        && let Err(error) = std::fs::write(&file, report.svg())
     {
         eprintln!("simulate: failed to write {file}: {error}");
         return ExitCode::FAILURE;

@@ -4,7 +4,7 @@ use super::{Extent, run};
 
 #[test]
 fn every_quick_scenario_meets_its_bound() {
-    let report = run(Extent::Quick);
+    let report = run(Extent::Quick, "");
     let missed = report.missed();
     assert!(missed.is_empty(), "{}\n{}", missed.join("\n"), report.markdown());
 }

@@ -285,13 +285,6 @@ impl Pass {
                 .and_modify(|(at, _)| *at = worker)
                 .or_insert((worker, world.now));
             let due = since + reserve_after(world.fleet, world.estimates, worker, models);
-            if std::env::var_os("SIM_DEBUG").is_some() {
-                eprintln!(
-                    "{:?} ask {ask:?} since {since:?} due {due:?} reserved {:?} {reason}",
-                    world.now,
-                    world.fleet.worker(worker).map(|w| w.reserved_for)
-                );
-            }
             if due <= world.now {
                 reserve(world.fleet, worker, ask.0);
             } else {

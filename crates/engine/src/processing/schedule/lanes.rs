@@ -262,8 +262,9 @@ impl Lanes {
         let was_empty = class.turns.is_empty();
         class.set_head(key, before, after);
         if was_empty && !class.turns.is_empty() {
-            // A class that comes back starts now.
-            class.turn = class.finish.max(class_now);
+            // A class that comes back starts now; a later correction counts from there.
+            class.finish = class.finish.max(class_now);
+            class.turn = class.finish;
         }
     }
 }
@@ -281,7 +282,9 @@ impl ClassFlows {
         }
         let waits = !flow.heads.is_empty();
         if !was_waiting && waits {
-            flow.turn = flow.finish.max(now);
+            // One that comes back starts now; a later correction counts from there.
+            flow.finish = flow.finish.max(now);
+            flow.turn = flow.finish;
         }
         let (ask, turn) = ((key.demand, key.bound_to), (flow.turn, Arc::clone(&key.client)));
         match (before, after) {
@@ -363,5 +366,68 @@ impl ClassFlows {
                 clients.insert((turn, Arc::clone(client)));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(client: &str, demand: DemandId) -> LaneKey {
+        LaneKey {
+            class: Class::Interactive,
+            client: client.into(),
+            demand,
+            bound_to: None,
+        }
+    }
+
+    fn next_client(lanes: &Lanes) -> Option<String> {
+        lanes.next(|_| false).map(|head| head.lane.client.to_string())
+    }
+
+    #[test]
+    fn a_correction_does_not_put_a_client_that_came_back_before_all_others() {
+        let (mut lanes, demand) = (Lanes::default(), DemandId::none());
+        let (busy, other) = (key("busy", demand), key("other", demand));
+        for step in 0..9 {
+            lanes.push(&busy, 0, StepKey(step));
+        }
+        // The busy client has had much; the other one comes for the first time, starts its only step, and comes back.
+        for step in 0..8 {
+            lanes.charge(&busy, 1_000_000);
+            lanes.remove(&busy, 0, StepKey(step));
+        }
+        lanes.push(&other, 0, StepKey(20));
+        lanes.charge(&other, 1_000_000);
+        lanes.remove(&other, 0, StepKey(20));
+        lanes.push(&other, 0, StepKey(21));
+        lanes.correct(Class::Interactive, "other", 1_000_000, 900_000);
+        assert_eq!(next_client(&lanes).as_deref(), Some("other"));
+        lanes.charge(&other, 500_000);
+        assert_eq!(next_client(&lanes).as_deref(), Some("busy"));
+    }
+
+    #[test]
+    fn a_client_is_found_at_its_turn_behind_any_number_whose_ask_is_blocked() {
+        let mut demands = super::super::Demands::default();
+        let blocked = demands.intern(super::super::Demand::nothing());
+        let open = demands.intern(super::super::Demand {
+            exclusive: true,
+            ..super::super::Demand::nothing()
+        });
+        let mut lanes = Lanes::default();
+        for step in 0..100 {
+            lanes.push(&key(&format!("client-{step}"), blocked), 0, StepKey(step));
+        }
+        lanes.push(&key("late", open), 0, StepKey(200));
+        lanes.push(&key("client-7", open), 0, StepKey(201));
+        lanes.charge(&key("client-7", open), 5);
+        let head = lanes.next(|(demand, _)| demand == blocked);
+        assert_eq!(head.map(|head| head.step), Some(StepKey(200)));
+        lanes.remove(&key("late", open), 0, StepKey(200));
+        let head = lanes.next(|(demand, _)| demand == blocked);
+        assert_eq!(head.map(|head| head.step), Some(StepKey(201)));
+        assert_eq!(lanes.next(|_| true), None);
     }
 }

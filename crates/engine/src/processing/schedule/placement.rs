@@ -251,10 +251,18 @@ fn choose(asked: Asked<'_>, fleet: &Fleet, estimates: &Estimates, now: Duration)
                 || pending.is_some_and(|pending| pending.model == need.model)
         })
     };
+    let has_holder = equals
+        .iter()
+        .filter_map(|id| fleet.worker(*id))
+        .any(|worker| has_models(worker));
     for id in equals {
         let Some(worker) = fleet.worker(id) else { continue };
         if worker.reserved_for == Some(asked.id) {
             return Some(id);
+        }
+        // A copy on a busy worker adds no capacity, and costs the load.
+        if has_holder && !has_models(worker) && !takes_copy_now(asked, fleet, id, worker) {
+            continue;
         }
         let best_ms = soonest.map_or(f64::INFINITY, |(ms, ..)| ms);
         let (mut ms, missing) = done_after_ms(asked, fleet, (id, worker), (estimates, now), best_ms);
@@ -348,6 +356,40 @@ fn done_after_ms(
         }
     }
     (ms, missing)
+}
+
+/// Whether a worker can load the models of a demand at once, without anything that others use or wait for.
+fn takes_copy_now(asked: Asked<'_>, fleet: &Fleet, id: WorkerId, worker: &Worker) -> bool {
+    let is_free = worker.readiness() == Readiness::Ready
+        && worker.pending.is_none()
+        && worker.reserved_for.is_none()
+        && (worker.runs.is_empty()
+            || (worker.loads_beside_runs() && worker.runs.len() < fleet.places(worker)));
+    if !is_free {
+        return false;
+    }
+    let Serves::Yes { plan, working_bytes } = asked.derived.of_worker(id) else {
+        return false;
+    };
+    let missing = asked
+        .demand
+        .models
+        .iter()
+        .filter(|need| !worker.resident.contains_key(&need.model));
+    let need_bytes = missing.fold(working_bytes, |sum, need| {
+        sum.saturating_add(on_device_bytes(
+            need.weights_bytes(worker.precision),
+            plan.offload,
+        ))
+    });
+    let idle = worker.resident.iter().filter(|(model, _)| {
+        let is_own = asked.demand.models.iter().any(|need| need.model == **model);
+        !is_own && !worker.is_in_use(model) && !is_spared(asked, fleet, worker, model)
+    });
+    let free_bytes = fleet.ledger(worker).map_or(0, |ledger| ledger.free_bytes());
+    idle.fold(free_bytes, |sum, (_, resident)| {
+        sum.saturating_add(resident.bytes)
+    }) >= need_bytes
 }
 
 /// Why no worker can do it.

@@ -14,21 +14,21 @@ use super::{Extent, Report};
 /// Writes its figures down.
 type Scenario = fn(Extent, &mut Report);
 
-/// In the order of the table.
-pub(super) const ALL: &[Scenario] = &[
-    makespan::one_model,
-    makespan::mixed_models,
-    makespan::mixed_speeds,
-    makespan::many_clients,
-    makespan::suspects,
-    makespan::steady_and_in_bursts,
-    models::two_in_turn_on_two_devices,
-    models::copied_to_an_idle_device,
-    models::second_beside_a_stream,
-    fairness::three_classes,
-    fairness::clients_of_different_rates,
-    waiting::large_beside_small,
-    waiting::critical_pre_empts,
+/// By name, in the order of the table.
+pub(super) const ALL: &[(&str, Scenario)] = &[
+    ("one_model", makespan::one_model),
+    ("mixed_models", makespan::mixed_models),
+    ("mixed_speeds", makespan::mixed_speeds),
+    ("many_clients", makespan::many_clients),
+    ("suspects", makespan::suspects),
+    ("steady_and_in_bursts", makespan::steady_and_in_bursts),
+    ("two_in_turn_on_two_devices", models::two_in_turn_on_two_devices),
+    ("copied_to_an_idle_device", models::copied_to_an_idle_device),
+    ("second_beside_a_stream", models::second_beside_a_stream),
+    ("three_classes", fairness::three_classes),
+    ("clients_of_different_rates", fairness::clients_of_different_rates),
+    ("large_beside_small", waiting::large_beside_small),
+    ("critical_pre_empts", waiting::critical_pre_empts),
 ];
 
 /// The most that a makespan may be above its bound.
