@@ -238,20 +238,33 @@ impl Pass {
         }
     }
 
-    /// The step whose turn it is among those that are worth a look. While every worker is full, most are not: an ask that
-    /// waited for a place still waits for one.
+    /// The step whose turn it is among those that are worth a look. While no worker can load, an ask that waited for a place
+    /// where its models are still waits for one, unless a worker that has them has a place.
     fn head(&mut self, world: &mut World<'_>) -> Option<Head> {
-        if !world.fleet.is_full() {
+        let Some(open) = world.fleet.only_runs_in() else {
             return world.lanes.next(|ask| self.blocked.contains_key(&ask));
-        }
+        };
         if !self.passed_over {
             self.passed_over = true;
             let still_waits = |ask: &Ask| world.lanes.waiting_with(ask.0) > 0;
             world.waits.since.retain(|ask, _| still_waits(ask));
         }
+        let fleet = &*world.fleet;
         world.lanes.next_in_class(|class, ask| {
-            let waits_for_place = || matches!(world.waits.reason(ask), Some(WaitReason::PlacesTaken { .. }));
-            self.blocked.contains_key(&ask) || (class != Class::Critical && waits_for_place())
+            if self.blocked.contains_key(&ask) {
+                return true;
+            }
+            let waits_for_place = matches!(world.waits.reason(ask), Some(WaitReason::PlacesTaken { .. }));
+            if class == Class::Critical || !waits_for_place || open.is_empty() {
+                return class != Class::Critical && waits_for_place;
+            }
+            let models = world.demands.get(ask.0).map(|demand| &demand.models);
+            let mut models = models.into_iter().flat_map(|models| models.iter());
+            models.all(|need| {
+                let mut open = open.iter().filter_map(|id| fleet.worker(*id));
+                fleet.wanted(&need.model).holders > 0
+                    && !open.any(|worker| worker.resident.contains_key(&need.model))
+            })
         })
     }
 

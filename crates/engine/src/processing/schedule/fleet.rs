@@ -302,13 +302,22 @@ impl Fleet {
         }
     }
 
-    /// Whether nothing can begin in any worker before something ends in one: no run, no load, no start of a process.
-    pub(crate) fn is_full(&self) -> bool {
-        self.workers.iter().all(|worker| match worker.readiness() {
-            Readiness::Ready => worker.runs_alone || worker.runs.len() >= self.places(worker),
-            Readiness::Asleep => false,
-            Readiness::Starting | Readiness::Broken => true,
-        })
+    /// The workers that can take a run, where none can load or be started now; `None` where one can, so that anything may
+    /// begin there.
+    pub(super) fn only_runs_in(&self) -> Option<Vec<WorkerId>> {
+        let mut open = Vec::new();
+        for (id, worker) in self.ids().zip(&self.workers) {
+            match worker.readiness() {
+                Readiness::Ready if worker.runs_alone || worker.runs.len() >= self.places(worker) => {}
+                Readiness::Ready if worker.loads_beside_runs() => return None,
+                Readiness::Ready if worker.pending.is_some() => {}
+                Readiness::Ready if worker.runs.is_empty() => return None,
+                Readiness::Ready => open.push(id),
+                Readiness::Asleep => return None,
+                Readiness::Starting | Readiness::Broken => {}
+            }
+        }
+        Some(open)
     }
 
     /// Most runs in a worker at a time.

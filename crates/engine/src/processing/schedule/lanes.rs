@@ -70,6 +70,8 @@ struct ClassFlows {
     /// The same by what they ask for: thousands of clients whose ask is blocked are passed over at once.
     by_ask: HashMap<Ask, BTreeSet<(VirtualMicros, Arc<str>)>>,
     clients: HashMap<Arc<str>, ClientFlow>,
+    /// Clients without waiting steps that were kept when they were looked through last.
+    kept_idle: usize,
 }
 
 #[derive(Debug, Default)]
@@ -320,11 +322,14 @@ impl ClassFlows {
 
     /// Clients without waiting steps whose virtual time has passed need no entry: they would start at the present.
     fn forget_idle(&mut self) {
-        const KEPT_IDLE_MOST: usize = 1024;
-        if self.clients.len() > self.turns.len() + KEPT_IDLE_MOST {
+        const KEPT_IDLE_LEAST: usize = 1024;
+        // Looked through when there are twice as many as last time, so that each costs a constant.
+        let idle = self.clients.len() - self.turns.len();
+        if idle > KEPT_IDLE_LEAST.max(2 * self.kept_idle) {
             let now = self.now;
             self.clients
                 .retain(|_, flow| !flow.heads.is_empty() || flow.finish > now);
+            self.kept_idle = self.clients.len() - self.turns.len();
         }
     }
 
