@@ -28,16 +28,16 @@ pub(super) fn one_model(extent: Extent, report: &mut Report) {
     }
 }
 
-/// The bound knows one load a device; a short run is mostly loads, of which each of the 20 models needs some.
+/// The bound knows one load a device; a short run is mostly loads, of which each model needs some.
 const MOST_OF_SHORT: f64 = 1.4;
 
-/// A job of any of 20 models, the popular ones more often, in three sizes.
-fn mixed_job(dice: &mut Dice) -> Job {
+/// A job of any of `kinds` models, the popular ones more often, in three sizes.
+fn mixed_job(dice: &mut Dice, kinds: usize) -> Job {
     let edge = [384, 512, 640][dice.below(3)];
     let steps = 15 + dice.below(16) as u32;
     let class = [Class::Interactive, Class::Batch][dice.below(2)];
     let client: Arc<str> = format!("client-{}", dice.below(50)).into();
-    Job::of(dice.zipf(20))
+    Job::of(dice.zipf(kinds))
         .sized(edge, steps)
         .in_class(class)
         .by(&client)
@@ -50,18 +50,18 @@ fn most_of(extent: Extent) -> f64 {
     }
 }
 
-/// 20 models by Zipf's law, room for two each.
+/// Models by Zipf's law, room for two each.
 pub(super) fn mixed_models(extent: Extent, report: &mut Report) {
-    let (count, jobs) = match extent {
-        Extent::Quick => (8, 1_500),
-        Extent::Full => (64, 64_000),
+    let (count, kinds, jobs) = match extent {
+        Extent::Quick => (8, 8, 1_500),
+        Extent::Full => (64, 20, 64_000),
     };
     let mut dice = Dice::new(1);
     let devices = vec![device(2); count];
-    let jobs: Vec<Job> = (0..jobs).map(|_| mixed_job(&mut dice)).collect();
-    let bound = bound::burst(&devices, &models(20), &jobs);
-    let mut world = World::new(devices, models(20));
-    let what = format!("{} jobs of 20 models on {count} devices, burst", jobs.len());
+    let jobs: Vec<Job> = (0..jobs).map(|_| mixed_job(&mut dice, kinds)).collect();
+    let bound = bound::burst(&devices, &models(kinds), &jobs);
+    let mut world = World::new(devices, models(kinds));
+    let what = format!("{} jobs of {kinds} models on {count} devices, burst", jobs.len());
     world.submit(jobs);
     world.run();
     check_ends(report, &what, &world);
@@ -137,28 +137,43 @@ pub(super) fn suspects(extent: Extent, report: &mut Report) {
 
 /// Work that arrives over time: Poisson at 95 % of what the fleet can do, and in bursts.
 pub(super) fn steady_and_in_bursts(extent: Extent, report: &mut Report) {
-    let (count, jobs) = match extent {
-        Extent::Quick => (8, 1_500),
-        Extent::Full => (64, 100_000),
+    let (count, kinds, jobs) = match extent {
+        Extent::Quick => (8, 8, 1_500),
+        Extent::Full => (64, 20, 100_000),
     };
     let most = most_of(extent);
-    arriving(report, (count, jobs), ("steady at 95 % of capacity", 1), most);
-    arriving(report, (count, jobs), ("bursts of 1 000 at 95 %", 1_000), most);
+    arriving(
+        report,
+        (count, kinds, jobs),
+        ("steady at 95 % of capacity", 1),
+        most,
+    );
+    arriving(
+        report,
+        (count, kinds, jobs),
+        ("bursts of 1 000 at 95 %", 1_000),
+        most,
+    );
     if extent == Extent::Full {
         arriving(
             report,
-            (1_024, 1_000_000),
+            (1_024, 20, 1_000_000),
             ("bursts of 10 000 at 95 %", 10_000),
             most,
         );
     }
 }
 
-fn arriving(report: &mut Report, (count, jobs): (usize, usize), (how, burst): (&str, usize), most: f64) {
+fn arriving(
+    report: &mut Report,
+    (count, kinds, jobs): (usize, usize, usize),
+    (how, burst): (&str, usize),
+    most: f64,
+) {
     let devices = vec![device(2); count];
-    let models = models(20);
+    let models = models(kinds);
     let mut dice = Dice::new(2);
-    let jobs: Vec<Job> = (0..jobs).map(|_| mixed_job(&mut dice)).collect();
+    let jobs: Vec<Job> = (0..jobs).map(|_| mixed_job(&mut dice, kinds)).collect();
     let mean_ms = bound::work_ms(&models, &jobs) / jobs.len() as f64;
     let capacity: f64 = devices.iter().map(|device| device.capacity()).sum();
     let pause_ms = mean_ms / (capacity * 0.95) * burst as f64;
@@ -171,7 +186,10 @@ fn arriving(report: &mut Report, (count, jobs): (usize, usize), (how, burst): (&
         arrivals.push((at, job));
     }
     let bound = bound::arrivals(&devices, &models, &arrivals);
-    let what = format!("{} jobs of 20 models on {count} devices, {how}", arrivals.len());
+    let what = format!(
+        "{} jobs of {kinds} models on {count} devices, {how}",
+        arrivals.len()
+    );
     let mut world = World::new(devices, models);
     world.run_with(arrivals, Duration::MAX, |_, _| None);
     check_ends(report, &what, &world);
