@@ -254,7 +254,7 @@ fn choose(asked: Asked<'_>, fleet: &Fleet, estimates: &Estimates, now: Duration)
     let has_holder = equals
         .iter()
         .filter_map(|id| fleet.worker(*id))
-        .any(|worker| has_models(worker));
+        .any(&has_models);
     for id in equals {
         let Some(worker) = fleet.worker(id) else { continue };
         if worker.reserved_for == Some(asked.id) {
@@ -559,6 +559,10 @@ fn is_spared(asked: Asked<'_>, fleet: &Fleet, worker: &Worker, model: &ModelId) 
     !is_own && !has_right && fleet.wanted(model).steps > 0
 }
 
+/// An idle model in the order of eviction: whether parked runs need it, and whether it is the only copy of what others wait
+/// for; its last use; its bytes; and where it is.
+type Idle = ((bool, bool), u64, u64, WorkerId, ModelId);
+
 /// Idle models of the device that together free `short_bytes`, the longest unused first; `None` when all of them would
 /// not do. Those that parked runs need come last, and before them the only copies of what others wait for.
 fn evictable(
@@ -572,7 +576,7 @@ fn evictable(
             && other.readiness() == Readiness::Ready
             && other.pending.is_none()
     });
-    let mut idle: Vec<((bool, bool), u64, u64, WorkerId, ModelId)> = of_device
+    let mut idle: Vec<Idle> = of_device
         .flat_map(|(id, other)| {
             let is_own = other.spec.name == worker.spec.name;
             let models = other.resident.iter().filter(move |(model, _)| {
