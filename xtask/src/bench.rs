@@ -171,3 +171,8 @@ fn measured(group: &Group, whose: &str, programs: &[String]) -> Result<(Vec<Row>
     };
     Ok((rows, end))
 }
+
+/// When, on what, and of which commit.
+pub(crate) fn machine() -> Result<String, String> {
+    page::machine(None)
+}

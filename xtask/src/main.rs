@@ -4,6 +4,7 @@ mod bench;
 mod check;
 mod fuzz;
 mod schema;
+mod simulate;
 mod test;
 mod tidy;
 mod tools;
@@ -28,6 +29,11 @@ const CHORES: &[Chore] = &[
         "bench",
         "measure, print the table and keep it in docs/benchmarks.md (--print: only print)",
         bench::run,
+    ),
+    (
+        "simulate",
+        "the dispatcher in a virtual world: print the table and keep it in docs/simulation.md (--quick: less, only print)",
+        simulate::run,
     ),
     (
         "fuzz",

@@ -16,6 +16,9 @@ mod memory;
 pub mod model;
 mod postprocessing;
 pub mod processing;
+#[cfg(any(test, feature = "simulation"))]
+#[doc(hidden)]
+pub mod simulation;
 mod startup;
 pub mod store;
 pub mod worker;

@@ -2,9 +2,9 @@
 //! one task that owns everything live (`dispatch`).
 
 mod admission;
-mod dispatch;
+pub(crate) mod dispatch;
 pub(crate) mod job;
-mod schedule;
+pub(crate) mod schedule;
 
 pub(crate) use admission::Gate;
 pub(crate) use dispatch::{

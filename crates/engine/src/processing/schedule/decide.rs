@@ -22,7 +22,7 @@ use crate::processing::job::Class;
 use crate::processing::job::StepKey;
 
 /// A wait earns a reservation after so many times what the switch to it costs …
-const SWITCHES_WAITED: f64 = 4.0;
+pub(super) const SWITCHES_WAITED: f64 = 4.0;
 /// … within these bounds.
 const RESERVE_AFTER_LEAST: Duration = Duration::from_secs(1);
 const RESERVE_AFTER_MOST: Duration = Duration::from_secs(30);
@@ -144,14 +144,21 @@ pub(crate) struct Pass {
     blocked: HashMap<Ask, WaitReason>,
     /// Workers in which something is being freed or paused for somebody in this pass.
     preempted: Vec<WorkerId>,
+    /// Whether asks were passed over because no worker takes anything: their reasons stand.
+    passed_over: bool,
+    /// Whether it is counted which models are waited for.
+    has_counted: bool,
     pub(crate) wake_at: Option<Duration>,
 }
 
 impl Pass {
     /// The next decision; `None` when nothing more can be done now.
     pub(crate) fn next(&mut self, world: &mut World<'_>) -> Option<Decision> {
+        if !std::mem::replace(&mut self.has_counted, true) {
+            count_wanted(world);
+        }
         loop {
-            let head = world.lanes.next(|ask| self.blocked.contains_key(&ask))?;
+            let head = self.head(world)?;
             let ask = (head.lane.demand, head.lane.bound_to);
             let Some(demand) = world.demands.get(head.lane.demand).cloned() else {
                 // No lane outlives its demand.
@@ -169,8 +176,7 @@ impl Pass {
                 demand: &demand,
                 derived,
                 bound_to: ask.1,
-                waiting_ms: (world.step_ms)(head.step, &demand)
-                    * (world.lanes.waiting_with(ask.0) - 1) as f64,
+                own_ms: (world.step_ms)(head.step, &demand),
                 is_critical: head.lane.class == Class::Critical,
             };
             match place(asked, fleet, world.estimates, world.now) {
@@ -186,6 +192,7 @@ impl Pass {
                         self.blocked
                             .retain(|_, reason| !matches!(reason, WaitReason::Reserved { .. }));
                     }
+                    world.fleet.wants_less(&demand.models);
                     return Some(Decision::Start {
                         head,
                         worker,
@@ -256,10 +263,45 @@ impl Pass {
         }
     }
 
+    /// The step whose turn it is among those that are worth a look. While no worker can load, an ask that waited for a place
+    /// where its models are still waits for one, unless a worker that has them has a place.
+    fn head(&mut self, world: &mut World<'_>) -> Option<Head> {
+        let Some(open) = world.fleet.only_runs_in() else {
+            return world.lanes.next(|ask| self.blocked.contains_key(&ask));
+        };
+        if !self.passed_over {
+            self.passed_over = true;
+            let still_waits = |ask: &Ask| world.lanes.waiting_with(ask.0) > 0;
+            world.waits.since.retain(|ask, _| still_waits(ask));
+        }
+        let fleet = &*world.fleet;
+        world.lanes.next_in_class(|class, ask| {
+            if self.blocked.contains_key(&ask) {
+                return true;
+            }
+            let waits_for_place = matches!(world.waits.reason(ask), Some(WaitReason::PlacesTaken { .. }));
+            if class == Class::Critical || !waits_for_place || open.is_empty() {
+                return class != Class::Critical && waits_for_place;
+            }
+            let models = world.demands.get(ask.0).map(|demand| &demand.models);
+            let mut models = models.into_iter().flat_map(|models| models.iter());
+            models.all(|need| {
+                let mut open = open.iter().filter_map(|id| fleet.worker(*id));
+                fleet.wanted(&need.model).holders > 0
+                    && !open.any(|worker| worker.resident.contains_key(&need.model))
+            })
+        })
+    }
+
     /// The reasons of this pass become those that clients see.
     pub(crate) fn finish(self, waits: &mut Waits) -> Option<Duration> {
-        waits.since.retain(|ask, _| self.blocked.contains_key(ask));
-        waits.reasons = self.blocked;
+        if self.passed_over {
+            waits.reasons.extend(self.blocked);
+        } else {
+            waits.reasons = self.blocked;
+        }
+        let Waits { reasons, since } = waits;
+        since.retain(|ask, _| reasons.contains_key(ask));
         self.wake_at
     }
 
@@ -317,6 +359,19 @@ impl Pass {
         self.preempted.push(id);
         Some((id, victim))
     }
+}
+
+/// What waits for each model.
+fn count_wanted(world: &mut World<'_>) {
+    let (demands, step_ms) = (world.demands, world.step_ms);
+    let waiting = world.lanes.demands().flat_map(|(id, steps, example)| {
+        let demand = demands.get(id).into_iter();
+        demand.flat_map(move |demand| {
+            let ms = step_ms(example, demand) * steps as f64;
+            demand.models.iter().map(move |need| (&need.model, steps, ms))
+        })
+    });
+    world.fleet.count_wanted(waiting);
 }
 
 /// How long an ask waits before a worker is reserved for it: a multiple of what the switch to it costs, so that switching

@@ -1,6 +1,6 @@
 //! How long steps and loads take: learned from those that ended, for fairness and placement. Pure.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use calotype_protocol::ModelId;
@@ -19,25 +19,22 @@ const KEPT_MOST: usize = 4096;
 /// Running means by model and kind of worker.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Estimates {
-    unit_ms: HashMap<(ModelId, Arc<str>), f64>,
+    /// There are few kinds of workers, and many models.
+    unit_ms: HashMap<ModelId, BTreeMap<Arc<str>, f64>>,
     load_bytes_per_ms: HashMap<Arc<str>, f64>,
 }
 
 impl Estimates {
     /// Device time that a step takes in a kind of worker, in milliseconds.
     pub(crate) fn run_ms(&self, model: &ModelId, kind: &Arc<str>, work_units: f64) -> f64 {
-        let known = self.unit_ms.get(&(model.clone(), Arc::clone(kind)));
+        let known = self.unit_ms.get(model).and_then(|kinds| kinds.get(kind));
         known.copied().unwrap_or(GUESSED_UNIT_MS) * work_units
     }
 
     /// Device time that a step takes wherever it was measured, else the guess.
     pub(crate) fn run_anywhere_ms(&self, model: &ModelId, work_units: f64) -> f64 {
-        let known = self
-            .unit_ms
-            .iter()
-            .filter(|((of, _), _)| of == model)
-            .map(|(_, ms)| *ms);
-        known.reduce(f64::min).unwrap_or(GUESSED_UNIT_MS) * work_units
+        let known = self.unit_ms.get(model).into_iter().flat_map(BTreeMap::values);
+        known.copied().reduce(f64::min).unwrap_or(GUESSED_UNIT_MS) * work_units
     }
 
     /// Time that a load of so many bytes takes in a kind of worker, in milliseconds.
@@ -55,29 +52,28 @@ impl Estimates {
         if work_units <= 0.0 || !device_ms.is_finite() || device_ms <= 0.0 {
             return;
         }
-        let key = (model.clone(), Arc::clone(kind));
-        if self.unit_ms.len() >= KEPT_MOST && !self.unit_ms.contains_key(&key) {
+        if self.unit_ms.len() >= KEPT_MOST && !self.unit_ms.contains_key(model) {
             return;
         }
-        learn(self.unit_ms.entry(key), device_ms / work_units);
+        let unit_ms = device_ms / work_units;
+        let kinds = self.unit_ms.entry(model.clone()).or_default();
+        let mean = kinds.entry(Arc::clone(kind)).or_insert(unit_ms);
+        *mean = learned(*mean, unit_ms);
     }
 
     /// A load has ended.
     pub(crate) fn loaded(&mut self, kind: &Arc<str>, bytes: u64, ms: f64) {
         let moved_ms = (ms - LOAD_BASE_MS).max(1.0);
         if bytes > 0 {
-            learn(
-                self.load_bytes_per_ms.entry(Arc::clone(kind)),
-                bytes as f64 / moved_ms,
-            );
+            let rate = bytes as f64 / moved_ms;
+            let mean = self.load_bytes_per_ms.entry(Arc::clone(kind)).or_insert(rate);
+            *mean = learned(*mean, rate);
         }
     }
 }
 
-fn learn<K>(entry: std::collections::hash_map::Entry<'_, K, f64>, measured: f64) {
-    entry
-        .and_modify(|mean| *mean += NEW_WEIGHT * (measured - *mean))
-        .or_insert(measured);
+fn learned(mean: f64, measured: f64) -> f64 {
+    mean + NEW_WEIGHT * (measured - mean)
 }
 
 #[cfg(test)]

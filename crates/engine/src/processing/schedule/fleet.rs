@@ -172,6 +172,24 @@ pub(crate) struct DeviceMemory {
     pub(crate) ledger: Ledger,
 }
 
+/// What waits for a model.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Wanted {
+    /// Waiting steps that need it.
+    pub(crate) steps: usize,
+    /// Device time that they take together, in milliseconds.
+    pub(crate) ms: f64,
+    /// Workers that have it or are loading it.
+    pub(crate) holders: usize,
+}
+
+impl Wanted {
+    /// The part of one holder.
+    pub(crate) fn each_ms(self) -> f64 {
+        self.ms / self.holders.max(1) as f64
+    }
+}
+
 /// Every worker and device.
 #[derive(Debug)]
 pub(crate) struct Fleet {
@@ -182,6 +200,8 @@ pub(crate) struct Fleet {
     most_runs: usize,
     /// Grows when capabilities, budgets or working sets change: what was derived from them is derived anew.
     pub(crate) generation: u64,
+    /// What waits for each model, as of the last pass of the scheduler.
+    wanted: HashMap<ModelId, Wanted>,
 }
 
 impl Fleet {
@@ -198,6 +218,7 @@ impl Fleet {
             by_name,
             most_runs,
             generation: 1,
+            wanted: HashMap::new(),
         }
     }
 
@@ -232,6 +253,73 @@ impl Fleet {
     /// The ledger that a worker leases from.
     pub(crate) fn ledger(&self, worker: &Worker) -> Option<&Ledger> {
         self.device(worker.spec.device).map(|device| &device.ledger)
+    }
+
+    /// What waits for a model.
+    pub(crate) fn wanted(&self, model: &ModelId) -> Wanted {
+        self.wanted.get(model).copied().unwrap_or_default()
+    }
+
+    /// What waits for the models of a worker: its part of it, where others hold them too.
+    pub(super) fn queue_ms(&self, worker: &Worker) -> f64 {
+        if self.wanted.is_empty() {
+            return 0.0;
+        }
+        worker.models().map(|model| self.wanted(model).each_ms()).sum()
+    }
+
+    /// Counts anew what waits for each model: steps, and the device time that they take together.
+    pub(super) fn count_wanted<'a>(&mut self, waiting: impl Iterator<Item = (&'a ModelId, usize, f64)>) {
+        for wanted in self.wanted.values_mut() {
+            *wanted = Wanted::default();
+        }
+        for (model, steps, ms) in waiting {
+            if !self.wanted.contains_key(model) {
+                self.wanted.insert(model.clone(), Wanted::default());
+            }
+            if let Some(wanted) = self.wanted.get_mut(model) {
+                wanted.steps += steps;
+                wanted.ms += ms;
+            }
+        }
+        self.wanted.retain(|_, wanted| wanted.steps > 0);
+        if self.wanted.is_empty() {
+            return;
+        }
+        for model in self.workers.iter().flat_map(Worker::models) {
+            if let Some(wanted) = self.wanted.get_mut(model) {
+                wanted.holders += 1;
+            }
+        }
+    }
+
+    /// A step that waited for these models has started.
+    pub(super) fn wants_less(&mut self, models: &[ModelNeed]) {
+        for need in models {
+            if let Some(wanted) = self.wanted.get_mut(&need.model) {
+                let left = wanted.steps.saturating_sub(1);
+                wanted.ms *= left as f64 / wanted.steps.max(1) as f64;
+                wanted.steps = left;
+            }
+        }
+    }
+
+    /// The workers that can take a run, where none can load or be started now; `None` where one can, so that anything may
+    /// begin there.
+    pub(super) fn only_runs_in(&self) -> Option<Vec<WorkerId>> {
+        let mut open = Vec::new();
+        for (id, worker) in self.ids().zip(&self.workers) {
+            match worker.readiness() {
+                Readiness::Ready if worker.runs_alone || worker.runs.len() >= self.places(worker) => {}
+                Readiness::Ready if worker.loads_beside_runs() => return None,
+                Readiness::Ready if worker.pending.is_some() => {}
+                Readiness::Ready if worker.runs.is_empty() => return None,
+                Readiness::Ready => open.push(id),
+                Readiness::Asleep => return None,
+                Readiness::Starting | Readiness::Broken => {}
+            }
+        }
+        Some(open)
     }
 
     /// Most runs in a worker at a time.
@@ -287,6 +375,15 @@ impl Worker {
             shared_ms: 0.0,
             shared_at: Duration::ZERO,
         }
+    }
+
+    /// The models that it has or is loading.
+    pub(crate) fn models(&self) -> impl Iterator<Item = &ModelId> {
+        let loads = self
+            .pending
+            .as_ref()
+            .filter(|pending| matches!(pending.kind, MoveKind::Load { .. }));
+        self.resident.keys().chain(loads.map(|pending| &pending.model))
     }
 
     /// How soon it takes work.

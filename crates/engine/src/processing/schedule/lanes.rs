@@ -47,7 +47,15 @@ pub(crate) struct Lanes {
     now: VirtualMicros,
     waiting: usize,
     /// Steps of each demand.
-    by_demand: HashMap<DemandId, usize>,
+    by_demand: HashMap<DemandId, Waiting>,
+}
+
+/// The steps of a demand.
+#[derive(Debug)]
+struct Waiting {
+    steps: usize,
+    /// The one that came last: an example of them.
+    last: StepKey,
 }
 
 #[derive(Debug, Default)]
@@ -59,7 +67,11 @@ struct ClassFlows {
     now: VirtualMicros,
     /// Clients with waiting steps, the next one first.
     turns: BTreeSet<(VirtualMicros, Arc<str>)>,
+    /// The same by what they ask for: thousands of clients whose ask is blocked are passed over at once.
+    by_ask: HashMap<Ask, BTreeSet<(VirtualMicros, Arc<str>)>>,
     clients: HashMap<Arc<str>, ClientFlow>,
+    /// Clients without waiting steps that were kept when they were looked through last.
+    kept_idle: usize,
 }
 
 #[derive(Debug, Default)]
@@ -88,7 +100,10 @@ impl Lanes {
             return;
         }
         self.waiting += 1;
-        *self.by_demand.entry(key.demand).or_insert(0) += 1;
+        let waiting = self.by_demand.entry(key.demand);
+        let waiting = waiting.or_insert(Waiting { steps: 0, last: step });
+        waiting.steps += 1;
+        waiting.last = waiting.last.max(step);
         if head_before.is_none_or(|head| order < head) {
             self.set_head(key, head_before, Some(order));
         }
@@ -105,9 +120,14 @@ impl Lanes {
             return false;
         }
         self.waiting -= 1;
-        if let Some(count) = self.by_demand.get_mut(&key.demand) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(waiting) = self.by_demand.get_mut(&key.demand) {
+            waiting.steps -= 1;
+            if waiting.last == step
+                && let Some((_, other)) = lane.last()
+            {
+                waiting.last = *other;
+            }
+            if waiting.steps == 0 {
                 self.by_demand.remove(&key.demand);
             }
         }
@@ -121,8 +141,13 @@ impl Lanes {
         true
     }
 
-    /// The step whose turn it is, of those lanes whose ask is not `blocked`.
-    pub(crate) fn next(&self, mut is_blocked: impl FnMut(Ask) -> bool) -> Option<Head> {
+    /// The step whose turn it is, of those lanes whose ask is not blocked.
+    pub(crate) fn next(&self, is_blocked: impl Fn(Ask) -> bool) -> Option<Head> {
+        self.next_in_class(|_, ask| is_blocked(ask))
+    }
+
+    /// The same where an ask may be blocked for some classes.
+    pub(crate) fn next_in_class(&self, is_blocked: impl Fn(Class, Ask) -> bool) -> Option<Head> {
         let mut order: Vec<(VirtualMicros, usize)> = self
             .classes
             .iter()
@@ -136,8 +161,8 @@ impl Lanes {
         order.sort_unstable();
         order
             .into_iter()
-            .filter_map(|(_, index)| self.classes.get(index))
-            .find_map(|class| class.next(&mut is_blocked))
+            .filter_map(|(_, index)| self.classes.get(index).zip(Class::ALL.get(index)))
+            .find_map(|(flows, class)| flows.next(|ask| is_blocked(*class, ask)))
     }
 
     /// Charges a lane's client and class with the device time that its step will take.
@@ -171,20 +196,32 @@ impl Lanes {
             // Not `finish`: what it had before it was idle is not its to save up.
             flows.turn = shift(flows.turn, class.quarter_weight());
         }
-        if let Some((client, flow)) = flows.clients.remove_entry(client) {
-            let (before, finish) = (flow.turn, shift(flow.finish, 4));
-            let waits = flows.turns.remove(&(before, Arc::clone(&client)));
-            let turn = shift(before, 4);
-            if waits {
-                flows.turns.insert((turn, Arc::clone(&client)));
-            }
-            flows.clients.insert(client, ClientFlow { finish, turn, ..flow });
+        let now = flows.now;
+        let known = flows.clients.get_key_value(client);
+        let Some(client) = known.map(|(client, _)| Arc::clone(client)) else {
+            return;
+        };
+        if let Some(flow) = flows.clients.get_mut(&client) {
+            flow.finish = shift(flow.finish, 4);
+            let turn = if flow.heads.is_empty() {
+                flow.finish.max(now)
+            } else {
+                flow.finish
+            };
+            flows.set_turn(&client, turn);
         }
     }
 
     /// How many steps wait that have a demand.
     pub(crate) fn waiting_with(&self, demand: DemandId) -> usize {
-        self.by_demand.get(&demand).copied().unwrap_or(0)
+        self.by_demand.get(&demand).map_or(0, |waiting| waiting.steps)
+    }
+
+    /// The demands of all waiting steps, with how many have them and one of these.
+    pub(super) fn demands(&self) -> impl Iterator<Item = (DemandId, usize, StepKey)> + '_ {
+        self.by_demand
+            .iter()
+            .map(|(demand, waiting)| (*demand, waiting.steps, waiting.last))
     }
 
     /// Whether a step of a class waits.
@@ -240,8 +277,9 @@ impl Lanes {
         let was_empty = class.turns.is_empty();
         class.set_head(key, before, after);
         if was_empty && !class.turns.is_empty() {
-            // A class that comes back starts now.
-            class.turn = class.finish.max(class_now);
+            // A class that comes back starts now; a later correction counts from there.
+            class.finish = class.finish.max(class_now);
+            class.turn = class.finish;
         }
     }
 }
@@ -258,9 +296,28 @@ impl ClassFlows {
             flow.heads.insert(after, key.clone());
         }
         let waits = !flow.heads.is_empty();
+        if !was_waiting && waits {
+            // One that comes back starts now; a later correction counts from there.
+            flow.finish = flow.finish.max(now);
+            flow.turn = flow.finish;
+        }
+        let (ask, turn) = ((key.demand, key.bound_to), (flow.turn, Arc::clone(&key.client)));
+        match (before, after) {
+            (None, Some(_)) => {
+                self.by_ask.entry(ask).or_default().insert(turn);
+            }
+            (Some(_), None) => {
+                if let Some(clients) = self.by_ask.get_mut(&ask) {
+                    clients.remove(&turn);
+                    if clients.is_empty() {
+                        self.by_ask.remove(&ask);
+                    }
+                }
+            }
+            (Some(_), Some(_)) | (None, None) => {}
+        }
         match (was_waiting, waits) {
             (false, true) => {
-                flow.turn = flow.finish.max(now);
                 self.turns.insert((flow.turn, Arc::clone(&key.client)));
             }
             (true, false) => {
@@ -278,11 +335,15 @@ impl ClassFlows {
 
     /// Clients without waiting steps whose virtual time has passed need no entry: they would start at the present.
     fn forget_idle(&mut self) {
-        const KEPT_IDLE_MOST: usize = 1024;
-        if self.clients.len() > self.turns.len() + KEPT_IDLE_MOST {
+        const KEPT_IDLE_LEAST: usize = 1024;
+        const KEPT_IDLE_MOST: usize = 4096;
+        // Looked through when there are twice as many as last time, so that each costs a constant.
+        let idle = self.clients.len() - self.turns.len();
+        if idle > KEPT_IDLE_LEAST.max(2 * self.kept_idle) {
             let now = self.now;
             self.clients
                 .retain(|_, flow| !flow.heads.is_empty() || flow.finish > now);
+            self.kept_idle = self.clients.len() - self.turns.len();
         }
         if self.clients.len() > self.turns.len() + KEPT_IDLE_MOST {
             // Too many are ahead of the present: those that are the least.
@@ -295,28 +356,106 @@ impl ClassFlows {
         }
     }
 
-    fn next(&self, is_blocked: &mut impl FnMut(Ask) -> bool) -> Option<Head> {
-        self.turns.iter().find_map(|(_, client)| {
-            let heads = &self.clients.get(client)?.heads;
-            heads.iter().find_map(|((_, step), lane)| {
-                (!is_blocked((lane.demand, lane.bound_to))).then(|| Head {
-                    step: *step,
-                    lane: lane.clone(),
-                })
+    fn next(&self, is_blocked: impl Fn(Ask) -> bool) -> Option<Head> {
+        let asks = self.by_ask.iter().filter(|(ask, _)| !is_blocked(**ask));
+        let (_, client) = asks.filter_map(|(_, clients)| clients.first()).min()?;
+        let mut heads = self.clients.get(client)?.heads.iter();
+        heads.find_map(|((_, step), lane)| {
+            (!is_blocked((lane.demand, lane.bound_to))).then(|| Head {
+                step: *step,
+                lane: lane.clone(),
             })
         })
     }
 
     fn charge(&mut self, client: &Arc<str>, device_micros: u64) {
+        let now = self.now;
         let flow = self.clients.entry(Arc::clone(client)).or_default();
-        let start = flow.turn.max(self.now.saturating_sub(CREDIT_MOST));
+        let start = flow.turn.max(now.saturating_sub(CREDIT_MOST));
         flow.finish = start.saturating_add(device_micros);
-        self.now = self.now.max(start);
-        if self.turns.remove(&(flow.turn, Arc::clone(client))) {
-            flow.turn = flow.finish;
-            self.turns.insert((flow.turn, Arc::clone(client)));
-        } else {
-            flow.turn = flow.finish;
+        let finish = flow.finish;
+        self.now = now.max(start);
+        self.set_turn(client, finish);
+    }
+
+    /// Gives a client another place among those that wait, if it waits.
+    fn set_turn(&mut self, client: &Arc<str>, turn: VirtualMicros) {
+        let Some(flow) = self.clients.get_mut(client) else {
+            return;
+        };
+        let before = (std::mem::replace(&mut flow.turn, turn), Arc::clone(client));
+        if !self.turns.remove(&before) {
+            return;
         }
+        self.turns.insert((turn, Arc::clone(client)));
+        for lane in flow.heads.values() {
+            if let Some(clients) = self.by_ask.get_mut(&(lane.demand, lane.bound_to)) {
+                clients.remove(&before);
+                clients.insert((turn, Arc::clone(client)));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(client: &str, demand: DemandId) -> LaneKey {
+        LaneKey {
+            class: Class::Interactive,
+            client: client.into(),
+            demand,
+            bound_to: None,
+        }
+    }
+
+    fn next_client(lanes: &Lanes) -> Option<String> {
+        lanes.next(|_| false).map(|head| head.lane.client.to_string())
+    }
+
+    #[test]
+    fn a_correction_does_not_put_a_client_that_came_back_before_all_others() {
+        let (mut lanes, demand) = (Lanes::default(), DemandId::none());
+        let (busy, other) = (key("busy", demand), key("other", demand));
+        for step in 0..9 {
+            lanes.push(&busy, 0, StepKey(step));
+        }
+        // The busy client has had much; the other one comes for the first time, starts its only step, and comes back.
+        for step in 0..8 {
+            lanes.charge(&busy, 1_000_000);
+            lanes.remove(&busy, 0, StepKey(step));
+        }
+        lanes.push(&other, 0, StepKey(20));
+        lanes.charge(&other, 1_000_000);
+        lanes.remove(&other, 0, StepKey(20));
+        lanes.push(&other, 0, StepKey(21));
+        lanes.correct(Class::Interactive, "other", 1_000_000, 900_000);
+        assert_eq!(next_client(&lanes).as_deref(), Some("other"));
+        lanes.charge(&other, 500_000);
+        assert_eq!(next_client(&lanes).as_deref(), Some("busy"));
+    }
+
+    #[test]
+    fn a_client_is_found_at_its_turn_behind_any_number_whose_ask_is_blocked() {
+        let mut demands = super::super::Demands::default();
+        let blocked = demands.intern(super::super::Demand::nothing());
+        let open = demands.intern(super::super::Demand {
+            exclusive: true,
+            ..super::super::Demand::nothing()
+        });
+        let mut lanes = Lanes::default();
+        for step in 0..100 {
+            lanes.push(&key(&format!("client-{step}"), blocked), 0, StepKey(step));
+        }
+        lanes.push(&key("late", open), 0, StepKey(200));
+        lanes.push(&key("client-7", open), 0, StepKey(201));
+        lanes.charge(&key("client-7", open), 5);
+        let head = lanes.next(|(demand, _)| demand == blocked);
+        assert_eq!(head.map(|head| head.step), Some(StepKey(200)));
+        lanes.remove(&key("late", open), 0, StepKey(200));
+        let head = lanes.next(|(demand, _)| demand == blocked);
+        assert_eq!(head.map(|head| head.step), Some(StepKey(201)));
+        assert_eq!(lanes.next(|_| true), None);
     }
 }

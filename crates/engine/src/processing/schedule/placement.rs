@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use calotype_protocol::ModelId;
 
+use super::decide::SWITCHES_WAITED;
 use super::demand::{Demand, DemandId};
 use super::estimates::Estimates;
 use super::fleet::{Fleet, MoveKind, Readiness, Worker, WorkerId};
@@ -112,8 +113,8 @@ pub(crate) struct Asked<'a> {
     pub(crate) derived: &'a Derived,
     /// The worker that holds its suspended work.
     pub(crate) bound_to: Option<WorkerId>,
-    /// Device time of the steps behind it that ask for the same, in milliseconds.
-    pub(crate) waiting_ms: f64,
+    /// Device time that the step itself takes, in milliseconds: it does not wait for itself.
+    pub(crate) own_ms: f64,
     /// Whether reservations for others hold it up.
     pub(crate) is_critical: bool,
 }
@@ -250,20 +251,24 @@ fn choose(asked: Asked<'_>, fleet: &Fleet, estimates: &Estimates, now: Duration)
                 || pending.is_some_and(|pending| pending.model == need.model)
         })
     };
-    let holders = equals
-        .iter()
-        .filter_map(|id| fleet.worker(*id))
-        .filter(|worker| has_models(worker));
-    // Those behind it wait for the same workers; another worker is worth a load to them too.
-    let queue_ms = asked.waiting_ms / holders.count().max(1) as f64;
+    let has_holder = equals.iter().filter_map(|id| fleet.worker(*id)).any(&has_models);
     for id in equals {
         let Some(worker) = fleet.worker(id) else { continue };
         if worker.reserved_for == Some(asked.id) {
             return Some(id);
         }
-        let (mut ms, missing) = done_after_ms(asked, fleet, (id, worker), estimates, now);
-        if has_models(worker) && (worker.pending.is_some() || worker.runs.len() >= fleet.places(worker)) {
-            ms += queue_ms;
+        // A copy on a busy worker adds no capacity, and costs the load.
+        if has_holder && !has_models(worker) && !takes_copy_now(asked, fleet, id, worker) {
+            continue;
+        }
+        let best_ms = soonest.map_or(f64::INFINITY, |(ms, ..)| ms);
+        let (mut ms, missing) = done_after_ms(asked, fleet, (id, worker), (estimates, now), best_ms);
+        let starts_now =
+            has_models(worker) && worker.pending.is_none() && worker.runs.len() < fleet.places(worker);
+        if !starts_now {
+            // Others wait for the models there: another worker is worth a load if less waits for what it has.
+            let own_ms = if has_models(worker) { asked.own_ms } else { 0.0 };
+            ms += (fleet.queue_ms(worker) - own_ms).max(0.0);
         }
         let key = (ms, missing, worker.runs.len(), id);
         let is_better = soonest.is_none_or(|best| {
@@ -280,12 +285,13 @@ fn choose(asked: Asked<'_>, fleet: &Fleet, estimates: &Estimates, now: Duration)
 }
 
 /// When a worker would have done a step beside what is in it, apart from the step's own time; and how many models it lacks.
+/// Where it is later than `best_ms` it is not worth to count what would be thrown out.
 fn done_after_ms(
     asked: Asked<'_>,
     fleet: &Fleet,
     (id, worker): (WorkerId, &Worker),
-    estimates: &Estimates,
-    now: Duration,
+    (estimates, now): (&Estimates, Duration),
+    best_ms: f64,
 ) -> (f64, usize) {
     let mut ms = worker.backlog_ms(now);
     let Serves::Yes { plan, working_bytes } = asked.derived.of_worker(id) else {
@@ -317,7 +323,10 @@ fn done_after_ms(
         // Nothing else may start there either until it has been empty.
         ms += worker.backlog_ms(now);
     }
-    // What is thrown out for it must be loaded again for others.
+    if ms > best_ms {
+        return (ms, missing);
+    }
+    // What is thrown out for it must be loaded again for others; what others wait for now is thrown out late.
     let free_bytes = fleet.ledger(worker).map_or(0, |ledger| ledger.free_bytes());
     let mut short_bytes = missing_bytes
         .saturating_add(working_bytes)
@@ -330,15 +339,54 @@ fn done_after_ms(
             .filter(|(model, _)| !asked.demand.models.iter().any(|need| need.model == **model))
             .collect();
         idle.sort_by_key(|(_, resident)| resident.last_use);
-        for (_, resident) in idle {
+        for (model, resident) in idle {
             if short_bytes == 0 {
                 break;
             }
-            ms += estimates.load_ms(&worker.spec.kind, resident.bytes);
+            let load_ms = estimates.load_ms(&worker.spec.kind, resident.bytes);
+            ms += if is_spared(asked, fleet, worker, model) {
+                load_ms * SWITCHES_WAITED
+            } else {
+                load_ms
+            };
             short_bytes = short_bytes.saturating_sub(resident.bytes);
         }
     }
     (ms, missing)
+}
+
+/// Whether a worker can load the models of a demand at once, without anything that others use or wait for.
+fn takes_copy_now(asked: Asked<'_>, fleet: &Fleet, id: WorkerId, worker: &Worker) -> bool {
+    let is_free = worker.readiness() == Readiness::Ready
+        && worker.pending.is_none()
+        && worker.reserved_for.is_none()
+        && (worker.runs.is_empty()
+            || (worker.loads_beside_runs() && worker.runs.len() < fleet.places(worker)));
+    if !is_free {
+        return false;
+    }
+    let Serves::Yes { plan, working_bytes } = asked.derived.of_worker(id) else {
+        return false;
+    };
+    let missing = asked
+        .demand
+        .models
+        .iter()
+        .filter(|need| !worker.resident.contains_key(&need.model));
+    let need_bytes = missing.fold(working_bytes, |sum, need| {
+        sum.saturating_add(on_device_bytes(
+            need.weights_bytes(worker.precision),
+            plan.offload,
+        ))
+    });
+    let idle = worker.resident.iter().filter(|(model, _)| {
+        let is_own = asked.demand.models.iter().any(|need| need.model == **model);
+        !is_own && !worker.is_in_use(model) && !is_spared(asked, fleet, worker, model)
+    });
+    let free_bytes = fleet.ledger(worker).map_or(0, |ledger| ledger.free_bytes());
+    idle.fold(free_bytes, |sum, (_, resident)| {
+        sum.saturating_add(resident.bytes)
+    }) >= need_bytes
 }
 
 /// Why no worker can do it.
@@ -502,9 +550,22 @@ fn occupied(asked: Asked<'_>, fleet: &Fleet, worker: &Worker) -> Option<WaitReas
     }
 }
 
+/// Whether an idle model is left to those that wait for it. Else two models would throw each other out before either was
+/// used: a worker is given from one to the other by a reservation, which is earned by waiting.
+fn is_spared(asked: Asked<'_>, fleet: &Fleet, worker: &Worker, model: &ModelId) -> bool {
+    let is_own = asked.demand.models.iter().any(|need| need.model == *model);
+    let has_right = asked.is_critical || worker.reserved_for == Some(asked.id);
+    !is_own && !has_right && fleet.wanted(model).steps > 0
+}
+
+/// An idle model in the order of eviction: whether parked runs need it, and whether it is the only copy of what others wait
+/// for; its last use; its bytes; and where it is.
+type Idle = ((bool, bool), u64, u64, WorkerId, ModelId);
+
 /// Idle models of the device that together free `short_bytes`, the longest unused first; `None` when all of them would
-/// not do. Those that parked runs need come last. One that was loaded for a step that could not use it yet goes only for a
-/// step that has the worker reserved: else two steps could make each other's model go for ever.
+/// not do. Those that parked runs need come last, and before them the only copies of what others wait for. One that was
+/// loaded for a step that could not use it yet goes only for a step that has the worker reserved: else two steps could make
+/// each other's model go for ever.
 fn evictable(
     asked: Asked<'_>,
     fleet: &Fleet,
@@ -517,17 +578,25 @@ fn evictable(
             && other.readiness() == Readiness::Ready
             && other.pending.is_none()
     });
-    let mut idle: Vec<(bool, u64, u64, WorkerId, ModelId)> = of_device
+    let mut idle: Vec<Idle> = of_device
         .flat_map(|(id, other)| {
             let is_own = other.spec.name == worker.spec.name;
             let models = other.resident.iter().filter(move |(model, resident)| {
                 let may_go = resident.was_used || is_reserved;
                 let is_needed = is_own && asked.demand.models.iter().any(|need| need.model == **model);
-                !other.is_in_use(model) && !is_needed && may_go
+                !other.is_in_use(model) && !is_needed && may_go && !is_spared(asked, fleet, worker, model)
             });
             models.map(move |(model, resident)| {
                 let is_parked_on = other.parked_on(model).next().is_some();
-                (is_parked_on, resident.last_use, resident.bytes, id, model.clone())
+                let wanted = fleet.wanted(model);
+                let is_last_of_wanted = wanted.steps > 0 && wanted.holders <= 1;
+                (
+                    (is_parked_on, is_last_of_wanted),
+                    resident.last_use,
+                    resident.bytes,
+                    id,
+                    model.clone(),
+                )
             })
         })
         .collect();

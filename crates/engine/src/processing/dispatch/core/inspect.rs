@@ -191,7 +191,7 @@ impl Core {
             demand,
             derived: &derived,
             bound_to: None,
-            waiting_ms: 0.0,
+            own_ms: 0.0,
             is_critical: false,
         };
         let (chosen, waits_for, refusal) = match place(asked, &self.fleet, &self.estimates, now.since_start) {

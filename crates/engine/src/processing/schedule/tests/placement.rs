@@ -84,7 +84,6 @@ fn with_models(models: &[ModelNeed]) -> Demand {
 struct Stage {
     fleet: Fleet,
     working: [u64; 6],
-    waiting_ms: f64,
     is_critical: bool,
     bound_to: Option<WorkerId>,
 }
@@ -115,7 +114,6 @@ fn stage(workers: &[(&str, u64, usize)]) -> Stage {
     Stage {
         fleet,
         working: [10; 6],
-        waiting_ms: 0.0,
         is_critical: false,
         bound_to: None,
     }
@@ -188,7 +186,7 @@ impl Stage {
             demand,
             derived: &derived,
             bound_to: self.bound_to,
-            waiting_ms: self.waiting_ms,
+            own_ms: 0.0,
             is_critical: self.is_critical,
         };
         place(asked, &self.fleet, &Estimates::default(), Duration::ZERO)
@@ -632,7 +630,8 @@ fn a_job_goes_where_it_is_done_first() {
     stage.run(0, 2, &demand().models, 1, 20.0);
     assert_eq!(stage.goes_to(&demand()), "places_taken");
     // With others waiting before it, the load is worth it.
-    stage.waiting_ms = 20.0;
+    let wanted = ModelId::from("m");
+    stage.fleet.count_wanted([(&wanted, 1, 20.0)].into_iter());
     assert_eq!(stage.goes_to(&demand()), "cuda1");
     stage.hold(1, "m", 50, 1);
     assert_eq!(
