@@ -12,7 +12,7 @@ use calotype_protocol::ModelId;
 
 use super::demand::{DemandId, Demands};
 use super::estimates::Estimates;
-use super::fleet::{Fleet, Worker, WorkerId};
+use super::fleet::{Fleet, Reservation, Worker, WorkerId};
 use super::lanes::{Ask, Head, Lanes};
 use super::placement::{Asked, Derived, Placement, place};
 use super::reason::{Refusal, WaitReason};
@@ -251,7 +251,7 @@ impl Pass {
                         },
                         _ => reason,
                     };
-                    self.block(world, ask, &demand.models, worker, reason);
+                    self.block(world, &head, &demand.models, worker, reason);
                     if let Some((worker, _)) = preempts {
                         keep_for(world.fleet, worker, ask.0);
                     }
@@ -308,11 +308,13 @@ impl Pass {
     fn block(
         &mut self,
         world: &mut World<'_>,
-        ask: Ask,
+        head: &Head,
         models: &[ModelNeed],
         worker: Option<WorkerId>,
         reason: WaitReason,
     ) {
+        let ask = (head.lane.demand, head.lane.bound_to);
+        let is_critical = head.lane.class == Class::Critical;
         if reason.can_starve()
             && let Some(worker) = worker
         {
@@ -324,8 +326,9 @@ impl Pass {
                 .or_insert((worker, world.now));
             let due = since + reserve_after(world.fleet, world.estimates, worker, models);
             if due <= world.now {
-                if reserve(world.fleet, worker, ask.0) {
-                    // It may go on at once: it is asked again, for it now takes precedence there.
+                if reserve(world.fleet, worker, ask.0, is_critical) {
+                    // It may go on at once, and for others another worker may be the better one now.
+                    self.blocked.clear();
                     return;
                 }
             } else {
@@ -392,18 +395,17 @@ fn reserve_after(fleet: &Fleet, estimates: &Estimates, id: WorkerId, models: &[M
 
 /// Keeps a worker free for a demand, unless it is kept free for another or the demand has one already. Says whether it is
 /// from now on.
-fn reserve(fleet: &mut Fleet, id: WorkerId, demand: DemandId) -> bool {
-    if fleet
-        .workers
-        .iter()
-        .any(|worker| worker.reserved_for == Some(demand))
-    {
+fn reserve(fleet: &mut Fleet, id: WorkerId, demand: DemandId, is_critical: bool) -> bool {
+    if fleet.workers.iter().any(|worker| worker.is_reserved_for(demand)) {
         return false;
     }
+    let is_taken = fleet
+        .worker(id)
+        .is_none_or(|worker| fleet.is_reserved_for_another(worker, demand, false));
     if let Some(worker) = fleet.worker_mut(id)
-        && worker.reserved_for.is_none()
+        && !is_taken
     {
-        worker.reserved_for = Some(demand);
+        worker.reserved_for = Some(Reservation { demand, is_critical });
         return true;
     }
     false
@@ -414,7 +416,10 @@ fn reserve(fleet: &mut Fleet, id: WorkerId, demand: DemandId) -> bool {
 fn keep_for(fleet: &mut Fleet, id: WorkerId, demand: DemandId) {
     unreserve(fleet, demand);
     if let Some(worker) = fleet.worker_mut(id) {
-        worker.reserved_for = Some(demand);
+        worker.reserved_for = Some(Reservation {
+            demand,
+            is_critical: true,
+        });
     }
 }
 
@@ -422,7 +427,7 @@ fn keep_for(fleet: &mut Fleet, id: WorkerId, demand: DemandId) {
 pub(crate) fn unreserve(fleet: &mut Fleet, demand: DemandId) -> bool {
     let mut was_reserved = false;
     for worker in &mut fleet.workers {
-        was_reserved |= worker.reserved_for.take_if(|of| *of == demand).is_some();
+        was_reserved |= worker.reserved_for.take_if(|of| of.demand == demand).is_some();
     }
     was_reserved
 }
@@ -430,6 +435,8 @@ pub(crate) fn unreserve(fleet: &mut Fleet, demand: DemandId) -> bool {
 /// Nothing is kept free for demands of which no step waits any more: they started elsewhere, ended, or are paused.
 pub(crate) fn unreserve_unwanted(fleet: &mut Fleet, lanes: &Lanes) {
     for worker in &mut fleet.workers {
-        worker.reserved_for.take_if(|of| lanes.waiting_with(*of) == 0);
+        worker
+            .reserved_for
+            .take_if(|of| lanes.waiting_with(of.demand) == 0);
     }
 }

@@ -121,6 +121,14 @@ pub(crate) struct Share {
     began_at_ms: f64,
 }
 
+/// For whom a worker is kept free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Reservation {
+    pub(crate) demand: DemandId,
+    /// Whether a critical step asked for it: then it holds for other critical steps too.
+    pub(crate) is_critical: bool,
+}
+
 /// A worker and what is in it.
 #[derive(Debug)]
 pub(crate) struct Worker {
@@ -149,7 +157,7 @@ pub(crate) struct Worker {
     /// Models that it could not load, why, and when.
     pub(crate) unusable: HashMap<ModelId, (Error, Duration)>,
     /// The demand for which it is kept free.
-    pub(crate) reserved_for: Option<DemandId>,
+    pub(crate) reserved_for: Option<Reservation>,
     /// Memory of its process as of its last beat.
     pub(crate) used_bytes: u64,
     /// Memory of its process when it had no run: the base that peaks are counted from.
@@ -253,6 +261,23 @@ impl Fleet {
     /// The ledger that a worker leases from.
     pub(crate) fn ledger(&self, worker: &Worker) -> Option<&Ledger> {
         self.device(worker.spec.device).map(|device| &device.ledger)
+    }
+
+    /// Whether a worker, or another of its device, is kept free for another demand: what is kept free is memory too, and
+    /// workers of one device share it. A critical step heeds only what other critical steps have reserved.
+    pub(super) fn is_reserved_for_another(
+        &self,
+        worker: &Worker,
+        demand: DemandId,
+        is_critical: bool,
+    ) -> bool {
+        let of_device = self
+            .workers
+            .iter()
+            .filter(|other| other.spec.device == worker.spec.device);
+        of_device
+            .filter_map(|other| other.reserved_for)
+            .any(|reserved| reserved.demand != demand && (reserved.is_critical || !is_critical))
     }
 
     /// What waits for a model.
@@ -419,6 +444,12 @@ impl Worker {
         self.capabilities
             .as_ref()
             .is_some_and(|can| can.loads_beside_runs)
+    }
+
+    /// Whether it is kept free for a demand.
+    pub(super) fn is_reserved_for(&self, demand: DemandId) -> bool {
+        self.reserved_for
+            .is_some_and(|reserved| reserved.demand == demand)
     }
 
     /// Whether it can pause a run at a step.

@@ -336,7 +336,7 @@ impl ClassFlows {
     /// Clients without waiting steps whose virtual time has passed need no entry: they would start at the present.
     fn forget_idle(&mut self) {
         const KEPT_IDLE_LEAST: usize = 1024;
-        const KEPT_IDLE_MOST: usize = 4096;
+        const KEPT_IDLE_MOST: usize = 2048;
         // Looked through when there are twice as many as last time, so that each costs a constant.
         let idle = self.clients.len() - self.turns.len();
         if idle > KEPT_IDLE_LEAST.max(2 * self.kept_idle) {

@@ -254,7 +254,7 @@ fn choose(asked: Asked<'_>, fleet: &Fleet, estimates: &Estimates, now: Duration)
     let has_holder = equals.iter().filter_map(|id| fleet.worker(*id)).any(&has_models);
     for id in equals {
         let Some(worker) = fleet.worker(id) else { continue };
-        if worker.reserved_for == Some(asked.id) {
+        if worker.is_reserved_for(asked.id) {
             return Some(id);
         }
         // A copy on a busy worker adds no capacity, and costs the load.
@@ -318,7 +318,7 @@ fn done_after_ms(
         let passed_ms = now.saturating_sub(pending.began).as_secs_f64() * 1e3;
         ms += (expected_ms - passed_ms).max(expected_ms * 0.1);
     }
-    let is_held_up = worker.reserved_for.is_some_and(|other| other != asked.id) && !asked.is_critical;
+    let is_held_up = fleet.is_reserved_for_another(worker, asked.id, asked.is_critical);
     if is_held_up || (asked.demand.exclusive && !worker.runs.is_empty()) {
         // Nothing else may start there either until it has been empty.
         ms += worker.backlog_ms(now);
@@ -536,7 +536,7 @@ fn occupied(asked: Asked<'_>, fleet: &Fleet, worker: &Worker) -> Option<WaitReas
         }
         None => {}
     }
-    if worker.reserved_for.is_some_and(|other| other != asked.id) && !asked.is_critical {
+    if fleet.is_reserved_for_another(worker, asked.id, asked.is_critical) {
         Some(WaitReason::Reserved { worker: name() })
     } else if worker.runs_alone {
         Some(WaitReason::WorkerRunsAlone { worker: name() })
@@ -554,7 +554,7 @@ fn occupied(asked: Asked<'_>, fleet: &Fleet, worker: &Worker) -> Option<WaitReas
 /// used: a worker is given from one to the other by a reservation, which is earned by waiting.
 fn is_spared(asked: Asked<'_>, fleet: &Fleet, worker: &Worker, model: &ModelId) -> bool {
     let is_own = asked.demand.models.iter().any(|need| need.model == *model);
-    let has_right = asked.is_critical || worker.reserved_for == Some(asked.id);
+    let has_right = asked.is_critical || worker.is_reserved_for(asked.id);
     !is_own && !has_right && fleet.wanted(model).steps > 0
 }
 
@@ -572,7 +572,7 @@ fn evictable(
     worker: &Worker,
     short_bytes: u64,
 ) -> Option<Vec<(WorkerId, ModelId)>> {
-    let is_reserved = worker.reserved_for == Some(asked.id);
+    let is_reserved = worker.is_reserved_for(asked.id);
     let of_device = fleet.ids().zip(&fleet.workers).filter(|(_, other)| {
         other.spec.device == worker.spec.device
             && other.readiness() == Readiness::Ready

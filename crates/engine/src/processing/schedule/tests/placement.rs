@@ -15,8 +15,8 @@ use proptest::prelude::*;
 use super::super::demand::{Demand, DemandId};
 use super::super::estimates::Estimates;
 use super::super::fleet::{
-    DeviceId, DeviceMemory, Fleet, MoveKind, PendingMove, ProcessState, ResidentModel, Uses, Worker,
-    WorkerId, WorkerSpec,
+    DeviceId, DeviceMemory, Fleet, MoveKind, PendingMove, ProcessState, Reservation, ResidentModel, Uses,
+    Worker, WorkerId, WorkerSpec,
 };
 use super::super::placement::{Asked, Derived, Placement, place};
 use super::super::reason::{Refusal, WaitReason};
@@ -341,7 +341,10 @@ fn reservations_hold_up_others_and_not_what_is_critical() {
         let mut demands = super::super::demand::Demands::default();
         demands.intern(Demand::nothing())
     };
-    stage.worker(0).reserved_for = Some(id);
+    stage.worker(0).reserved_for = Some(Reservation {
+        demand: id,
+        is_critical: false,
+    });
     assert_eq!(stage.why(&demand()).code(), "reserved");
     stage.is_critical = true;
     assert_eq!(stage.place(&demand()), start(0, 10));

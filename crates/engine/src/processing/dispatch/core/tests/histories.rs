@@ -239,6 +239,8 @@ fn heal(world: &mut World) {
     world.disk_works = true;
     let manual = std::mem::take(&mut world.manual);
     let mut rounds = 0;
+    // An end may be on the disk and not be told yet.
+    world.pump();
     while !live(world).is_empty() {
         rounds += 1;
         assert!(rounds < 1000, "these never end: {:?}", stuck(world));
@@ -405,4 +407,149 @@ fn a_drain_ends_whatever_is_under_way() {
         happens(&mut world, &Everything);
     }
     assert_eq!((world.drained, world.ended.len()), (1, before));
+}
+
+#[test]
+fn critical_jobs_on_one_device_do_not_load_and_drop_their_models_in_turn() {
+    replay(&[
+        Submit {
+            class: 1,
+            client: 0,
+            models: 7,
+            working: 3,
+            priority: 0,
+        },
+        Submit {
+            class: 0,
+            client: 0,
+            models: 4,
+            working: 1,
+            priority: 0,
+        },
+        Submit {
+            class: 1,
+            client: 0,
+            models: 8,
+            working: 1,
+            priority: 0,
+        },
+        Submit {
+            class: 0,
+            client: 0,
+            models: 5,
+            working: 1,
+            priority: 0,
+        },
+        Submit {
+            class: 1,
+            client: 0,
+            models: 5,
+            working: 1,
+            priority: 0,
+        },
+        Submit {
+            class: 0,
+            client: 0,
+            models: 4,
+            working: 6,
+            priority: -1,
+        },
+        Submit {
+            class: 1,
+            client: 0,
+            models: 5,
+            working: 1,
+            priority: 0,
+        },
+        DiskFails,
+        Everything,
+        Submit {
+            class: 0,
+            client: 0,
+            models: 3,
+            working: 3,
+            priority: 0,
+        },
+    ]);
+}
+
+#[test]
+fn a_reservation_has_those_asked_again_that_were_asked_before_it() {
+    replay(&[
+        Submit {
+            class: 1,
+            client: 0,
+            models: 0,
+            working: 1,
+            priority: 0,
+        },
+        Submit {
+            class: 1,
+            client: 0,
+            models: 8,
+            working: 1,
+            priority: 0,
+        },
+        Everything,
+        Finish(6),
+        Everything,
+        Submit {
+            class: 1,
+            client: 0,
+            models: 5,
+            working: 1,
+            priority: 1,
+        },
+        Submit {
+            class: 1,
+            client: 0,
+            models: 4,
+            working: 2,
+            priority: 0,
+        },
+        Submit {
+            class: 1,
+            client: 1,
+            models: 11,
+            working: 1,
+            priority: 0,
+        },
+        Submit {
+            class: 1,
+            client: 0,
+            models: 4,
+            working: 3,
+            priority: 0,
+        },
+        ServerDies,
+        LoadFails(4, 0),
+        Take(0),
+        Submit {
+            class: 3,
+            client: 0,
+            models: 11,
+            working: 6,
+            priority: 0,
+        },
+        Take(2),
+        Submit {
+            class: 2,
+            client: 0,
+            models: 1,
+            working: 3,
+            priority: 0,
+        },
+        Pause(2),
+        Say(2),
+        Take(7),
+        Everything,
+        Wait(20000),
+        Submit {
+            class: 3,
+            client: 0,
+            models: 6,
+            working: 11,
+            priority: 0,
+        },
+    ]);
 }
