@@ -9,20 +9,27 @@
 mod decide;
 mod demand;
 mod estimates;
+mod eviction;
 mod fleet;
+mod in_worker;
 mod lanes;
 mod placement;
 mod reason;
+mod reservation;
+mod serves;
 #[cfg(test)]
 mod tests;
+mod worker;
 
-pub(crate) use decide::{Decision, DerivedTable, Pass, Victim, Waits, World, unreserve, unreserve_unwanted};
+pub(crate) use decide::{Decision, DerivedTable, Pass, Victim, Waits, World};
 pub(crate) use demand::{Demand, DemandId, Demands};
 pub(crate) use estimates::Estimates;
-pub(crate) use fleet::{
-    DeviceId, DeviceMemory, Fleet, MoveKind, PendingMove, ProcessState, Readiness, ResidentModel, Uses,
-    Worker, WorkerId, WorkerSpec,
-};
+pub(crate) use fleet::{DeviceId, DeviceMemory, Fleet, WorkerId};
 pub(crate) use lanes::{Ask, Head, LaneKey, Lanes};
-pub(crate) use placement::{Asked, Derived, Placement, Serves, place};
+pub(crate) use placement::{Asked, Placement, place};
 pub(crate) use reason::{Refusal, WaitReason};
+pub(crate) use reservation::{unreserve, unreserve_unwanted};
+pub(crate) use serves::{Derived, Serves};
+pub(crate) use worker::{
+    MoveKind, PendingMove, ProcessState, Readiness, ResidentModel, Uses, Worker, WorkerSpec,
+};

@@ -70,7 +70,7 @@ impl Core {
             let step = self.steps.get(self.steps.find(job)?)?;
             let order = (step.class, Reverse(step.priority), step.key);
             let waits = step.state().is_waiting();
-            let rank = waits.then(|| ranked.binary_search(&order).map_or_else(|at| at, |at| at) + 1);
+            let rank = waits.then(|| ranked.binary_search(&order).unwrap_or_else(|at| at) + 1);
             Some(self.view_of(step, rank))
         };
         jobs.iter().map(view).collect()

@@ -3,17 +3,19 @@
 //!
 //! - `step`: live steps and their lanes. Every change of a step's state goes through `Steps::advance`, by the table in
 //!   `job::state`.
-//! - `start`: the scheduler's decisions carried out: claims, loads, evictions, preemption.
-//! - `run`: what workers report about runs, and how attempts end.
-//! - `residency`: what workers report about models.
+//! - `start`: the scheduler's decisions carried out; `claim`: from a claim to the line that goes down.
+//! - `run`: what workers report about runs, and how attempts end; `measure`: what they took.
+//! - `residency`: models loaded and dropped.
 //! - `process`: workers that come and go.
 //! - `control`: what clients ask of jobs.
 //! - `journal`: what must be on disk, and what is done while it cannot be.
 //! - `inspect`: what is shown.
 
+mod claim;
 mod control;
 mod inspect;
 mod journal;
+mod measure;
 mod message;
 mod process;
 mod residency;
@@ -29,10 +31,10 @@ use std::time::Duration;
 use calotype_protocol::{JobId, ModelId};
 
 pub(crate) use inspect::{Forecast, StepView};
+pub(crate) use measure::worker_timings;
 pub(crate) use message::{
     Action, Effect, Ended, Input, Now, Outputs, StoreFault, StoreOutputsError, StoredOutputs, Then, Token,
 };
-pub(crate) use run::worker_timings;
 pub(crate) use step::Accepted;
 
 use self::journal::Outage;
@@ -101,7 +103,9 @@ impl Core {
         }
     }
 
-    /// Takes in what happened and answers with what is to be done, in this order.
+    /// Takes in what happened and answers with what is to be done, in this order. The driver takes several inputs of one
+    /// moment together.
+    #[cfg(any(test, feature = "simulation"))]
     pub(crate) fn on(&mut self, input: Input, now: Now) -> Vec<Effect> {
         self.take(input, now);
         self.settle(now)

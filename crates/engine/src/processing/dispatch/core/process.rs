@@ -12,13 +12,26 @@ use crate::memory::Owner;
 use crate::memory::memory_plan::MemoryFeatures;
 use crate::processing::job::state::{StepState, Wish};
 use crate::processing::job::{JobState, StepKey};
-use crate::processing::schedule::{ProcessState, WorkerId};
+use crate::processing::schedule::{Head, ProcessState, WorkerId};
 use crate::worker::{ExitCause, ExitReport};
 
 /// A step that ran in so many workers that crashed is not tried again.
 const CRASHES_MOST: u32 = 2;
 
 impl Core {
+    pub(super) fn wake(&mut self, head: &Head, id: WorkerId) {
+        if let Some(worker) = self.fleet.worker_mut(id)
+            && worker.process == ProcessState::Asleep
+        {
+            worker.process = ProcessState::Starting;
+            let name = Arc::clone(&worker.spec.name);
+            if let Some(step) = self.steps.get(head.step) {
+                tracing::info!(job.id = %step.job, "Starting {name} for job {}", step.job);
+            }
+            self.effects.push(Effect::StartWorker { worker: id });
+        }
+    }
+
     pub(super) fn worker_starting(&mut self, id: WorkerId, incarnation: u64, pid: u32) {
         if let Some(worker) = self.fleet.worker_mut(id) {
             worker.incarnation = incarnation;

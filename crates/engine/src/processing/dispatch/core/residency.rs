@@ -1,21 +1,138 @@
-//! What workers report about models: loaded, failed to load, dropped.
+//! What is resident: models loaded, dropped to make room, and what workers report of both.
 
-use calotype_protocol::{Failure, LoadId, Loaded, ModelId, Outcome};
+use calotype_protocol::{Down, Failure, LoadId, Loaded, ModelId, Outcome};
 
 use super::Core;
-use super::message::Now;
+use super::message::{Effect, Now};
 use super::run::error_of;
 use crate::error::{Code, Error};
+use crate::memory::memory_plan::Residency;
 use crate::memory::{Owner, memory_plan};
+use crate::processing::job::state::Move;
 use crate::processing::job::timeline::Spent;
 use crate::processing::job::{JobState, StepKey};
-use crate::processing::schedule::{MoveKind, PendingMove, ResidentModel, WorkerId};
+use crate::processing::schedule::{Head, MoveKind, PendingMove, ResidentModel, WorkerId};
 
 /// An unload must give back so many per cent of what its model was leased; what is missing stays leased until the process
 /// is replaced.
 const RETURNED_PERCENT: u64 = 80;
 
 impl Core {
+    pub(super) fn load(
+        &mut self,
+        head: &Head,
+        id: WorkerId,
+        model: ModelId,
+        residency: Residency,
+        weights_bytes: u64,
+        now: Now,
+    ) {
+        let Some(worker) = self.fleet.worker(id) else {
+            return;
+        };
+        let (name, incarnation) = (worker.spec.name.to_string(), worker.incarnation);
+        let expected_ms = self.estimates.load_ms(&worker.spec.kind, weights_bytes);
+        let owner = Owner::Weights {
+            worker: name.clone(),
+            model: model.clone(),
+        };
+        let Some(ledger) = self.fleet.ledger_mut(id) else {
+            return;
+        };
+        if let Err(no_room) = ledger.reserve(owner, weights_bytes) {
+            tracing::error!("A load of `{model}` into {name} found no room: {no_room}");
+            let error = Error::new(Code::Internal, format!("the memory plan did not hold: {no_room}"));
+            self.end(head.step, JobState::Failed, Some(error), now);
+            return;
+        }
+        let budget_bytes = weights_bytes.max(ledger.free_bytes());
+        self.loads += 1;
+        let load = LoadId(format!("load_{}", self.loads));
+        if let Some(worker) = self.fleet.worker_mut(id) {
+            worker.pending = Some(PendingMove {
+                id: load.clone(),
+                model: model.clone(),
+                kind: MoveKind::Load {
+                    residency,
+                    weights_bytes,
+                    wanted_by: head.step,
+                    expected_ms,
+                },
+                began: now.since_start,
+            });
+        }
+        if let Some(step) = self.steps.get_mut(head.step) {
+            step.loads = true;
+            step.note = Some(format!("{name} loads {model}"));
+            step.timeline.switch(Spent::Load, now.since_start);
+        }
+        self.effects.push(Effect::Load {
+            worker: id,
+            incarnation,
+            load,
+            model,
+            residency,
+            budget_bytes,
+        });
+        self.tell_state(head.step);
+    }
+
+    /// Drops an idle model. Paused runs that need it are withdrawn from the worker first.
+    pub(super) fn evict(&mut self, id: WorkerId, model: &ModelId, now: Now) {
+        let Some(worker) = self.fleet.worker(id) else {
+            return;
+        };
+        if worker.pending.is_some() {
+            // A worker moves one model at a time; the next is decided on when this one has ended.
+            return;
+        }
+        let parked: Vec<StepKey> = worker.parked_on(model).collect();
+        if !parked.is_empty() {
+            for key in parked {
+                if self.steps.advance(key, Move::Withdraw).is_ok() {
+                    self.note(
+                        key,
+                        "its model makes room for others; it begins anew in its turn".to_owned(),
+                    );
+                    self.send_about(key, |job, attempt| Down::Cancel { job, attempt });
+                    self.tell_state(key);
+                }
+            }
+            return;
+        }
+        let incarnation = worker.incarnation;
+        tracing::info!("Evicting `{model}` from {} to make room", worker.spec.name);
+        self.loads += 1;
+        let unload = LoadId(format!("unload_{}", self.loads));
+        if let Some(worker) = self.fleet.worker_mut(id) {
+            worker.pending = Some(PendingMove {
+                id: unload.clone(),
+                model: model.clone(),
+                kind: MoveKind::Unload,
+                began: now.since_start,
+            });
+        }
+        let message = Down::Unload {
+            unload,
+            model: Some(model.clone()),
+        };
+        self.effects.push(Effect::Send {
+            worker: id,
+            incarnation,
+            frame: message.into(),
+        });
+    }
+
+    pub(super) fn recycle(&mut self, id: WorkerId, reason: &str) {
+        if let Some(worker) = self.fleet.worker_mut(id)
+            && !worker.recycling
+        {
+            worker.recycling = true;
+            let reason = reason.to_owned();
+            self.effects.push(Effect::RecycleWorker { worker: id, reason });
+        }
+    }
+
     pub(super) fn loaded(&mut self, id: WorkerId, incarnation: u64, loaded: &Loaded, now: Now) {
         let Some(worker) = self
             .fleet

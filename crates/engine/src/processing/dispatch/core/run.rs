@@ -1,22 +1,19 @@
 //! What workers report about runs, and how attempts end.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use calotype_protocol::{Attempt, Blob, Failure, JobId, Offload, Outcome, RunResult, Up};
+use calotype_protocol::{Attempt, Blob, Failure, JobId, Outcome, RunResult, Up};
 
 use super::message::{Effect, Now, Outputs, StoreOutputsError, StoredOutputs, Then};
 use super::step::StepEnd;
 use super::{Core, models_of};
 use crate::error::{Code, Error};
 use crate::event::EventKind;
-use crate::inference::{self, MissingFeature};
-use crate::memory::Owner;
+use crate::inference::MissingFeature;
 use crate::processing::job::state::{Move, StepState};
 use crate::processing::job::timeline::Spent;
 use crate::processing::job::{Class, JobProgress, JobState, StepKey};
 use crate::processing::schedule::WorkerId;
-use crate::store::Write;
 
 impl Core {
     /// A line from a worker.
@@ -269,47 +266,6 @@ impl Core {
         }
     }
 
-    /// Corrects the estimate by what the run took, where nothing else ran beside it.
-    fn measure(&mut self, key: StepKey, id: WorkerId, result: &RunResult) {
-        let (Some(step), Some(worker)) = (self.steps.get(key), self.fleet.worker(id)) else {
-            return;
-        };
-        let (Some(run), Some(demand)) = (&step.attempted, self.steps.demands.get(step.demand)) else {
-            return;
-        };
-        let is_offloaded = |offload: Offload| offload != Offload::None;
-        let mut residents = worker.resident.values();
-        if run.was_accompanied || residents.any(|resident| is_offloaded(resident.residency.offload)) {
-            return;
-        }
-        let base_bytes = if worker.spec.device_kind == "cpu" {
-            worker.idle_bytes
-        } else {
-            // An accelerator's peak is of what is allocated: the weights, and what the run took.
-            Some(worker.resident.values().map(|resident| resident.bytes).sum())
-        };
-        let Some(base_bytes) = base_bytes else { return };
-        let adapters = demand.adapters.as_ref().map(|need| Owner::Adapters {
-            worker: worker.spec.name.to_string(),
-            set: Arc::clone(&need.set),
-        });
-        let ledger = self.fleet.ledger(worker);
-        let lora_bytes = adapters.and_then(|owner| Some(ledger?.of(&owner))).unwrap_or(0);
-        let took_bytes = result
-            .peak_bytes
-            .saturating_sub(base_bytes.saturating_add(lora_bytes));
-        let shape = inference::peak_key(&demand.shape, &worker.spec.kind, run.slicing);
-        if took_bytes > 0 && self.peaks.measured(&shape, took_bytes) {
-            // Working sets are derived from peaks.
-            self.fleet.generation += 1;
-            let bytes = took_bytes;
-            self.effects.push(Effect::Journal {
-                writes: vec![Write::Peak { shape, bytes }],
-                then: Then::Kept(Vec::new()),
-            });
-        }
-    }
-
     /// An attempt failed; the worker stays.
     fn failed(&mut self, key: StepKey, id: WorkerId, failure: &Failure, now: Now) {
         let Some(step) = self.steps.get_mut(key) else {
@@ -393,14 +349,6 @@ impl Core {
 /// What raw outputs hold of the host's memory.
 fn held_bytes(blobs: &[Blob]) -> u64 {
     blobs.iter().map(|blob| blob.len() as u64).sum()
-}
-
-/// Milliseconds by phase, as a worker measured them.
-pub(crate) fn worker_timings(result: &RunResult) -> BTreeMap<String, f64> {
-    let phases = result.timings_ms.iter();
-    phases
-        .map(|(phase, ms)| (format!("{phase:?}").to_lowercase(), *ms))
-        .collect()
 }
 
 /// A worker's failure as the engine's error.

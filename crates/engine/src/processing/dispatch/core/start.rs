@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use calotype_protocol::{Attempt, Blob, Down, Frame, LoadId, ModelId, Run, StepId, Work};
+use calotype_protocol::Down;
 
 use super::Core;
 use super::message::{Effect, Now, Then};
@@ -11,13 +11,12 @@ use super::step::{Attempted, Step, Steps};
 use crate::error::{Code, Error};
 use crate::inference;
 use crate::memory::Owner;
-use crate::memory::memory_plan::{MemoryPlan, Residency};
-use crate::processing::job::state::{Move, PausedBy, StepState, Wish};
+use crate::memory::memory_plan::MemoryPlan;
+use crate::processing::job::state::{Move, PausedBy, StepState};
 use crate::processing::job::timeline::Spent;
-use crate::processing::job::{Class, JobState, RunId, StepKey};
+use crate::processing::job::{Class, JobState, StepKey};
 use crate::processing::schedule::{
-    Decision, Head, MoveKind, Pass, PendingMove, ProcessState, Refusal, Uses, Victim, Worker, WorkerId,
-    World, unreserve_unwanted,
+    Decision, Head, Pass, Refusal, Uses, Victim, Worker, WorkerId, World, unreserve_unwanted,
 };
 use crate::store::Write;
 
@@ -270,230 +269,6 @@ impl Core {
         }
         self.send_about(key, |job, attempt| Down::Resume { job, attempt });
         self.tell_state(key);
-    }
-
-    /// A claim is in the journal: its work may be built.
-    pub(super) fn claimed(&mut self, run: RunId, now: Now) {
-        let Some(step) = self.steps.get(run.step).filter(|step| step.run() == run) else {
-            return;
-        };
-        let job = step.job.clone();
-        match self.steps.advance(run.step, Move::Claimed) {
-            Ok(StepState::Preparing(Wish::GoOn)) => self.effects.push(Effect::Prepare { run, job }),
-            // Nothing was built yet: what the client asked for is done at once.
-            Ok(StepState::Preparing(Wish::Pause)) => self.put_back(run.step, None, now),
-            Ok(StepState::Preparing(Wish::Cancel)) => self.end(run.step, JobState::Cancelled, None, now),
-            Ok(_) | Err(_) => {}
-        }
-    }
-
-    /// A claim could not be journaled: the step waits again, as the journal says.
-    pub(super) fn claim_failed(&mut self, run: RunId, now: Now) {
-        let Some(step) = self.steps.get_mut(run.step).filter(|step| step.run() == run) else {
-            return;
-        };
-        match step.state() {
-            StepState::Claiming(Wish::Cancel) => self.end(run.step, JobState::Cancelled, None, now),
-            StepState::Claiming(_) => {
-                step.attempts -= 1;
-                self.put_back(run.step, None, now);
-            }
-            _ => {}
-        }
-    }
-
-    /// The work is ready to go down, unless the world has changed meanwhile.
-    pub(super) fn prepared(&mut self, run: RunId, work: Result<(Box<Work>, Vec<Blob>), Error>, now: Now) {
-        let Some(step) = self.steps.get(run.step).filter(|step| step.run() == run) else {
-            return;
-        };
-        let same_process = step.attempted.as_ref().is_some_and(|attempted| {
-            let worker = self.fleet.worker(attempted.worker);
-            worker.is_some_and(|worker| {
-                worker.process == ProcessState::Ready && worker.incarnation == attempted.incarnation
-            })
-        });
-        match (step.state(), work) {
-            (StepState::Preparing(Wish::Cancel), _) => self.end(run.step, JobState::Cancelled, None, now),
-            (StepState::Preparing(_), Err(error)) => {
-                self.end(run.step, JobState::Failed, Some(error), now);
-            }
-            (StepState::Preparing(Wish::Pause), Ok(_)) => self.put_back(run.step, None, now),
-            (StepState::Preparing(Wish::GoOn), Ok(_)) if !same_process => self.put_back(run.step, None, now),
-            (StepState::Preparing(Wish::GoOn), Ok((work, blobs))) => self.send_run(run, *work, blobs, now),
-            _ => {}
-        }
-    }
-
-    fn send_run(&mut self, run: RunId, work: Work, blobs: Vec<Blob>, now: Now) {
-        if self.steps.advance(run.step, Move::Run).is_err() {
-            return;
-        }
-        // A critical step may have waited until this one could be paused.
-        self.dirty |= self.steps.lanes.has(Class::Critical);
-        let Some(step) = self.steps.get_mut(run.step) else {
-            return;
-        };
-        step.timeline.switch(Spent::Run, now.since_start);
-        let Some(attempted) = &step.attempted else { return };
-        let message = Down::Run(Box::new(Run {
-            job: step.job.clone(),
-            attempt: Attempt(run.attempt),
-            step: StepId("generate".into()),
-            priority: step.priority,
-            deadline_ms: None,
-            vae: attempted.slicing.vae,
-            work,
-        }));
-        self.effects.push(Effect::Send {
-            worker: attempted.worker,
-            incarnation: attempted.incarnation,
-            frame: Frame { message, blobs },
-        });
-    }
-
-    /// Sends a line about a step to the process that has it.
-    pub(super) fn send_about(
-        &mut self,
-        key: StepKey,
-        line: impl FnOnce(calotype_protocol::JobId, Attempt) -> Down,
-    ) {
-        let Some(step) = self.steps.get(key) else { return };
-        if let Some(attempted) = &step.attempted {
-            self.effects.push(Effect::Send {
-                worker: attempted.worker,
-                incarnation: attempted.incarnation,
-                frame: line(step.job.clone(), Attempt(step.attempts)).into(),
-            });
-        }
-    }
-
-    fn load(
-        &mut self,
-        head: &Head,
-        id: WorkerId,
-        model: ModelId,
-        residency: Residency,
-        weights_bytes: u64,
-        now: Now,
-    ) {
-        let Some(worker) = self.fleet.worker(id) else {
-            return;
-        };
-        let (name, incarnation) = (worker.spec.name.to_string(), worker.incarnation);
-        let expected_ms = self.estimates.load_ms(&worker.spec.kind, weights_bytes);
-        let owner = Owner::Weights {
-            worker: name.clone(),
-            model: model.clone(),
-        };
-        let Some(ledger) = self.fleet.ledger_mut(id) else {
-            return;
-        };
-        if let Err(no_room) = ledger.reserve(owner, weights_bytes) {
-            tracing::error!("A load of `{model}` into {name} found no room: {no_room}");
-            let error = Error::new(Code::Internal, format!("the memory plan did not hold: {no_room}"));
-            self.end(head.step, JobState::Failed, Some(error), now);
-            return;
-        }
-        let budget_bytes = weights_bytes.max(ledger.free_bytes());
-        self.loads += 1;
-        let load = LoadId(format!("load_{}", self.loads));
-        if let Some(worker) = self.fleet.worker_mut(id) {
-            worker.pending = Some(PendingMove {
-                id: load.clone(),
-                model: model.clone(),
-                kind: MoveKind::Load {
-                    residency,
-                    weights_bytes,
-                    wanted_by: head.step,
-                    expected_ms,
-                },
-                began: now.since_start,
-            });
-        }
-        if let Some(step) = self.steps.get_mut(head.step) {
-            step.loads = true;
-            step.note = Some(format!("{name} loads {model}"));
-            step.timeline.switch(Spent::Load, now.since_start);
-        }
-        self.effects.push(Effect::Load {
-            worker: id,
-            incarnation,
-            load,
-            model,
-            residency,
-            budget_bytes,
-        });
-        self.tell_state(head.step);
-    }
-
-    /// Drops an idle model. Paused runs that need it are withdrawn from the worker first.
-    pub(super) fn evict(&mut self, id: WorkerId, model: &ModelId, now: Now) {
-        let Some(worker) = self.fleet.worker(id) else {
-            return;
-        };
-        if worker.pending.is_some() {
-            // A worker moves one model at a time; the next is decided on when this one has ended.
-            return;
-        }
-        let parked: Vec<StepKey> = worker.parked_on(model).collect();
-        if !parked.is_empty() {
-            for key in parked {
-                if self.steps.advance(key, Move::Withdraw).is_ok() {
-                    self.note(
-                        key,
-                        "its model makes room for others; it begins anew in its turn".to_owned(),
-                    );
-                    self.send_about(key, |job, attempt| Down::Cancel { job, attempt });
-                    self.tell_state(key);
-                }
-            }
-            return;
-        }
-        let incarnation = worker.incarnation;
-        tracing::info!("Evicting `{model}` from {} to make room", worker.spec.name);
-        self.loads += 1;
-        let unload = LoadId(format!("unload_{}", self.loads));
-        if let Some(worker) = self.fleet.worker_mut(id) {
-            worker.pending = Some(PendingMove {
-                id: unload.clone(),
-                model: model.clone(),
-                kind: MoveKind::Unload,
-                began: now.since_start,
-            });
-        }
-        let message = Down::Unload {
-            unload,
-            model: Some(model.clone()),
-        };
-        self.effects.push(Effect::Send {
-            worker: id,
-            incarnation,
-            frame: message.into(),
-        });
-    }
-
-    pub(super) fn recycle(&mut self, id: WorkerId, reason: &str) {
-        if let Some(worker) = self.fleet.worker_mut(id)
-            && !worker.recycling
-        {
-            worker.recycling = true;
-            let reason = reason.to_owned();
-            self.effects.push(Effect::RecycleWorker { worker: id, reason });
-        }
-    }
-
-    fn wake(&mut self, head: &Head, id: WorkerId) {
-        if let Some(worker) = self.fleet.worker_mut(id)
-            && worker.process == ProcessState::Asleep
-        {
-            worker.process = ProcessState::Starting;
-            let name = Arc::clone(&worker.spec.name);
-            if let Some(step) = self.steps.get(head.step) {
-                tracing::info!(job.id = %step.job, "Starting {name} for job {}", step.job);
-            }
-            self.effects.push(Effect::StartWorker { worker: id });
-        }
     }
 
     /// Pauses a run for a more urgent one. Its state leaves the device, and it goes on as soon as there is room.

@@ -14,12 +14,13 @@ use proptest::prelude::*;
 
 use super::super::demand::{Demand, DemandId};
 use super::super::estimates::Estimates;
-use super::super::fleet::{
-    DeviceId, DeviceMemory, Fleet, MoveKind, PendingMove, ProcessState, Reservation, ResidentModel, Uses,
-    Worker, WorkerId, WorkerSpec,
-};
-use super::super::placement::{Asked, Derived, Placement, place};
+use super::super::fleet::{DeviceId, DeviceMemory, Fleet, WorkerId};
+use super::super::placement::{Asked, Placement, place};
 use super::super::reason::{Refusal, WaitReason};
+use super::super::serves::Derived;
+use super::super::worker::{
+    MoveKind, PendingMove, ProcessState, Reservation, ResidentModel, Uses, Worker, WorkerSpec,
+};
 use crate::error::{Code, Error};
 use crate::inference::{AdapterNeed, MissingFeature, ModelNeed, Needs};
 use crate::memory::memory_plan::{MemoryFeatures, MemoryPlan, Precision, Residency, Slicing};
