@@ -50,13 +50,6 @@ const ONLY_IN: &[(&str, &[&str], &str)] = &[
 
 /// Longest source file, its tests left out: the style's.
 const MOST_LINES: usize = 400;
-/// Rooms that are still being divided.
-const MOST_LINES_UNDIVIDED: usize = 600;
-const UNDIVIDED: &[&str] = &[
-    "crates/engine/src/processing/dispatch/",
-    "crates/engine/src/processing/schedule/",
-];
-
 pub(crate) fn run(_: &[String]) -> Done {
     let root = root();
     let mut sources = Vec::new();
@@ -115,13 +108,9 @@ fn look(name: &str, text: &str, wrong: &mut Vec<String>) {
         return;
     }
     let lines = lines.len();
-    let most = match UNDIVIDED.iter().any(|folder| name.starts_with(folder)) {
-        true => MOST_LINES_UNDIVIDED,
-        false => MOST_LINES,
-    };
-    if lines > most {
+    if lines > MOST_LINES {
         wrong.push(format!(
-            "{name}: {lines} lines, the most is {most}; a file that needs chapters is two files"
+            "{name}: {lines} lines, the most is {MOST_LINES}; a file that needs chapters is two files"
         ));
     }
     floors::look(name, text, wrong);

@@ -25,6 +25,7 @@ const FLOORS: &[&[&str]] = &[
     &["processing"],
     &["startup"],
     &["engine"],
+    &["simulation"],
 ];
 
 /// What is wrong with the imports of one file of the engine.

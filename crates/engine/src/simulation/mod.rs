@@ -17,6 +17,7 @@
 
 mod bound;
 mod cost;
+mod event;
 mod plot;
 mod report;
 mod scenario;

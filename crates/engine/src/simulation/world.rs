@@ -1,17 +1,18 @@
 //! Virtual time: a heap of events, the core that is told of each, and its effects carried out by virtual devices.
 
+mod wire;
+
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
-use calotype_protocol::{
-    Down, Embed, Hello, InstanceId, JobId, LoadId, Loaded, ModelId, Ready, Up, Version, Work,
-};
+use calotype_protocol::{Embed, JobId, Loaded, ModelId, Up, Work};
 
-use super::worker::{NewRun, VirtualWorker};
+use super::event::{Event, INCARNATION, JobFacts, Timed, at, handshake, line, number};
+use super::worker::VirtualWorker;
 use super::workload::{Delays, DeviceSpec, Job, Model, ms};
 use crate::memory::{Ledger, Peaks};
-use crate::processing::dispatch::core::{Accepted, Core, CoreParts, Effect, Input, Now, StoredOutputs};
+use crate::processing::dispatch::core::{Accepted, Core, CoreParts, Effect, Input, StoredOutputs};
 use crate::processing::job::{JobResult, StepKey};
 use crate::processing::schedule::{DeviceId, DeviceMemory, Fleet, WorkerId, WorkerSpec};
 
@@ -19,78 +20,6 @@ use crate::processing::schedule::{DeviceId, DeviceMemory, Fleet, WorkerId, Worke
 const TOGETHER_MOST: usize = 128;
 /// What an unload takes.
 const UNLOAD: Duration = Duration::from_millis(20);
-const INCARNATION: u64 = 1;
-
-/// What happens at a moment.
-enum Event {
-    Arrival(Job),
-    Input(Box<Input>),
-    /// A worker has something to say, unless it has changed since.
-    Speaks {
-        worker: u32,
-        version: u64,
-    },
-    Loaded {
-        worker: u32,
-        load: LoadId,
-        model: ModelId,
-        took_ms: f64,
-    },
-    Unloaded {
-        worker: u32,
-        unload: LoadId,
-        model: ModelId,
-    },
-}
-
-/// Ordered by time, then by the order in which they were made.
-struct Timed {
-    at: Duration,
-    order: u64,
-    event: Event,
-}
-
-impl PartialEq for Timed {
-    fn eq(&self, other: &Self) -> bool {
-        (self.at, self.order) == (other.at, other.order)
-    }
-}
-
-impl Eq for Timed {}
-
-impl PartialOrd for Timed {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Timed {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.at, self.order).cmp(&(other.at, other.order))
-    }
-}
-
-/// What is known of a job that was submitted.
-#[derive(Debug)]
-pub(super) struct JobFacts {
-    pub(super) job: Job,
-    pub(super) accepted_at: Duration,
-    /// When it first went down to a worker.
-    pub(super) began_at: Option<Duration>,
-    pub(super) ended_at: Option<Duration>,
-    pub(super) attempts: u32,
-    /// Times that it left its worker to make room.
-    pub(super) pauses: u32,
-    /// What it had of a device so far.
-    pub(super) device_ms: f64,
-}
-
-impl JobFacts {
-    /// From its acceptance to its first run, or to now.
-    pub(super) fn waited(&self, now: Duration) -> Duration {
-        self.began_at.unwrap_or(now).saturating_sub(self.accepted_at)
-    }
-}
 
 /// Told of the core's own time, by what it did.
 pub(super) trait Watch {
@@ -408,54 +337,6 @@ impl<W: Watch> World<W> {
         }
     }
 
-    fn send(&mut self, worker: WorkerId, down: Down) {
-        let index = worker.0 as usize;
-        self.work(index);
-        let place = &mut self.workers[index];
-        let answer = match down {
-            Down::Run(run) => {
-                let job = number(&run.job);
-                let facts = &mut self.jobs[job];
-                facts.began_at.get_or_insert(self.now);
-                let model = &self.models[facts.job.model];
-                place.run(NewRun {
-                    job,
-                    id: run.job,
-                    attempt: run.attempt,
-                    model: model.id.clone(),
-                    work_ms: facts.job.work_ms(model),
-                    steps: facts.job.steps,
-                });
-                None
-            }
-            Down::Pause { job, .. } => place.pause(&job),
-            Down::Resume { job, .. } => place.resume(&job),
-            Down::Cancel { job, .. } => place.cancel(&job),
-            Down::Unload { unload, model } => {
-                place.unload_begins();
-                let model = model.unwrap_or_else(|| ModelId(String::new()));
-                let worker = worker.0;
-                self.push(
-                    UNLOAD,
-                    Event::Unloaded {
-                        worker,
-                        unload,
-                        model,
-                    },
-                );
-                None
-            }
-            other => {
-                self.faults.push(format!("nobody expected {other:?}"));
-                None
-            }
-        };
-        if let Some(up) = answer {
-            self.push_input(Duration::ZERO, line(worker.0, up));
-        }
-        self.changed(index);
-    }
-
     fn push_input(&mut self, pause: Duration, input: Input) {
         self.push(pause, Event::Input(Box::new(input)));
     }
@@ -509,50 +390,4 @@ impl<W: Watch> World<W> {
     pub(super) fn loads(&self) -> usize {
         self.workers.iter().map(|worker| worker.loads).sum()
     }
-}
-
-fn at(since_start: Duration) -> Now {
-    Now {
-        since_start,
-        wall_ms: since_start.as_millis() as u64,
-    }
-}
-
-fn line(worker: u32, line: Up) -> Input {
-    Input::Line {
-        worker: WorkerId(worker),
-        incarnation: INCARNATION,
-        line,
-        blobs: Vec::new(),
-    }
-}
-
-/// A job's index, from its name.
-fn number(job: &JobId) -> usize {
-    job.0
-        .strip_prefix("job_")
-        .and_then(|number| number.parse().ok())
-        .unwrap_or(usize::MAX)
-}
-
-fn handshake(device: &DeviceSpec) -> (Box<Hello>, Box<Ready>) {
-    let hello = Hello {
-        protocol: Version { major: 1, minor: 0 },
-        worker: "virtual".into(),
-        runtime: "python".into(),
-        instance: InstanceId("virtual".into()),
-        pid: 1,
-        libraries: Default::default(),
-    };
-    let ready = Ready {
-        device: calotype_protocol::DeviceFacts {
-            name: "virtual".into(),
-            total_bytes: device.budget_bytes,
-            free_bytes: device.budget_bytes,
-            dtypes: Vec::new(),
-            compute_capability: None,
-        },
-        capabilities: device.capabilities(),
-    };
-    (Box::new(hello), Box::new(ready))
 }

@@ -4,6 +4,7 @@
 
 mod effects;
 mod ends;
+mod leave;
 mod setup;
 
 use setup::WorkerProcess;
@@ -14,9 +15,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use calotype_protocol::{JobId, ModelId, Phase, Up};
-use futures_util::future::join_all;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{sleep_until, timeout};
+use tokio::time::sleep_until;
 
 use super::core::{Accepted, Core, Input, Now, StepView, Token};
 use super::message::{AcceptedJob, Command, Internal};
@@ -363,48 +363,6 @@ impl Driver {
                 self.watched.remove(&model);
                 self.core.take(Input::ModelsChanged { models: vec![model] }, now);
             }
-        }
-    }
-
-    /// Whether nothing is left to wait for.
-    fn may_leave(&self, now: Now) -> bool {
-        self.stopping
-            .as_ref()
-            .is_some_and(|stopping| self.is_drained || self.started + now.since_start >= stopping.until)
-    }
-
-    /// Stops the workers, all at the same time, and waits for the ends that are on their way to the journal. What still
-    /// ran is queued again by the journal's recovery at the next start.
-    async fn leave(
-        &mut self,
-        events: &mut mpsc::Receiver<WorkerEvent>,
-        internals: &mut mpsc::UnboundedReceiver<Internal>,
-    ) {
-        let until = Instant::now() + STORE_GRACE;
-        while self.core.has_unwritten_ends() && self.core.store_outage().is_none() && Instant::now() < until {
-            let Ok(Some(internal)) = timeout(until - Instant::now(), internals.recv()).await else {
-                break;
-            };
-            let now = self.now();
-            self.on_internal(internal, now);
-            self.settle(now);
-        }
-        // Nobody reads worker events from here on; a worker's last words must not block it.
-        events.close();
-        let handles: Vec<WorkerHandle> = self
-            .workers
-            .iter_mut()
-            .filter_map(|worker| worker.handle.take())
-            .collect();
-        join_all(handles.iter().map(|handle| handle.stop(LEAVE_GRACE))).await;
-        self.weights.end().await;
-        for reply in self
-            .stopping
-            .take()
-            .into_iter()
-            .flat_map(|stopping| stopping.replies)
-        {
-            let _ = reply.send(());
         }
     }
 }
