@@ -50,6 +50,8 @@ pub(crate) struct Fleet {
     pub(crate) workers: Vec<Worker>,
     pub(crate) devices: Vec<DeviceMemory>,
     by_name: HashMap<Arc<str>, WorkerId>,
+    /// The workers of each device.
+    of_device: Vec<Vec<WorkerId>>,
     /// Most runs a worker, whatever it says itself; 0 for its own figure.
     most_runs: usize,
     /// Grows when capabilities, budgets or working sets change: what was derived from them is derived anew.
@@ -66,10 +68,17 @@ impl Fleet {
             .zip(0..)
             .map(|(worker, index)| (Arc::clone(&worker.spec.name), WorkerId(index)))
             .collect();
+        let mut of_device = vec![Vec::new(); devices.len()];
+        for (worker, index) in workers.iter().zip(0..) {
+            if let Some(workers) = of_device.get_mut(worker.spec.device.0 as usize) {
+                workers.push(WorkerId(index));
+            }
+        }
         Self {
             workers,
             devices,
             by_name,
+            of_device,
             most_runs,
             generation: 1,
             wanted: HashMap::new(),
@@ -117,11 +126,9 @@ impl Fleet {
         demand: DemandId,
         is_critical: bool,
     ) -> bool {
-        let of_device = self
-            .workers
-            .iter()
-            .filter(|other| other.spec.device == worker.spec.device);
-        of_device
+        let of_device = self.of_device.get(worker.spec.device.0 as usize);
+        let workers = of_device.into_iter().flatten().filter_map(|id| self.worker(*id));
+        workers
             .filter_map(|other| other.reserved_for)
             .any(|reserved| reserved.demand != demand && (reserved.is_critical || !is_critical))
     }

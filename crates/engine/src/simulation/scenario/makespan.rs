@@ -13,7 +13,7 @@ use crate::simulation::{Extent, Report, bound};
 pub(super) fn one_model(extent: Extent, report: &mut Report) {
     let fleets: &[(usize, usize)] = match extent {
         Extent::Quick => &[(1, 100), (2, 100), (8, 400)],
-        Extent::Full => &[(1, 400), (2, 400), (8, 1_600), (64, 12_800), (1_024, 102_400)],
+        Extent::Full => &[(1, 400), (2, 400), (8, 1_600), (64, 12_800), (1_024, 1_000_000)],
     };
     for (count, jobs) in fleets {
         let devices = vec![device(1); *count];
@@ -139,7 +139,7 @@ pub(super) fn suspects(extent: Extent, report: &mut Report) {
 pub(super) fn steady_and_in_bursts(extent: Extent, report: &mut Report) {
     let (count, kinds, jobs) = match extent {
         Extent::Quick => (8, 8, 1_500),
-        Extent::Full => (64, 20, 100_000),
+        Extent::Full => (64, 20, 20_000),
     };
     let most = most_of(extent);
     arriving(
@@ -157,7 +157,7 @@ pub(super) fn steady_and_in_bursts(extent: Extent, report: &mut Report) {
     if extent == Extent::Full {
         arriving(
             report,
-            (1_024, 20, 1_000_000),
+            (1_024, 20, 100_000),
             ("bursts of 10 000 at 95 %", 10_000),
             most,
         );
