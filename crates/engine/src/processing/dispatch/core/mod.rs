@@ -111,7 +111,7 @@ impl Core {
         self.settle(now)
     }
 
-    /// The first half of [`on`](Self::on), for several inputs of one moment.
+    /// Takes in what happened; several inputs of one moment may come before [`settle`](Self::settle).
     pub(crate) fn take(&mut self, input: Input, now: Now) {
         match input {
             Input::Accepted(accepted) => self.accepted(*accepted, now),
@@ -151,7 +151,7 @@ impl Core {
         }
     }
 
-    /// The second half: decides, if something changed that matters, and answers with everything that is to be done.
+    /// Decides, if something changed that matters, and answers with everything that is to be done, in this order.
     pub(crate) fn settle(&mut self, now: Now) -> Vec<Effect> {
         self.probe_if_due(now);
         if std::mem::take(&mut self.dirty) {
