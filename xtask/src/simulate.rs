@@ -11,6 +11,7 @@ const BEGIN: &str = "<!-- cargo xtask simulate: begin -->";
 const END: &str = "<!-- cargo xtask simulate: end -->";
 const FILE: &str = "docs/simulation.md";
 const PLOT: &str = "docs/simulation.svg";
+const PICTURE: &str = "![Makespans beside their bounds, and the shares of the classes](simulation.svg)";
 
 pub(crate) fn run(arguments: &[String]) -> Done {
     let is_quick = match arguments {
@@ -51,6 +52,9 @@ fn keep(table: &str) -> Done {
     let parts = text.split_once(BEGIN).zip(text.split_once(END));
     let ((head, _), (_, tail)) = parts.ok_or_else(|| format!("{FILE} lacks the lines {BEGIN} and {END}"))?;
     let machine = crate::bench::machine()?;
-    let text = format!("{head}{BEGIN}\n{machine}\n{}\n{END}{tail}", table.trim_end());
+    let text = format!(
+        "{head}{BEGIN}\n{machine}\n{}\n\n{PICTURE}\n{END}{tail}",
+        table.trim_end()
+    );
     fs::write(&path, text).map_err(|error| format!("failed to write {FILE}: {error}"))
 }
