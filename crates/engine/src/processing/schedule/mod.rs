@@ -18,7 +18,7 @@ mod reason;
 mod reservation;
 mod serves;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod worker;
 
 pub(crate) use decide::{Decision, DerivedTable, Pass, Victim, Waits, World};

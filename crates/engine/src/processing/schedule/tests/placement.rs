@@ -31,21 +31,8 @@ const OFFLOADS: [&str; 2] = ["offload_model", "offload_sequential"];
 
 fn can() -> Capabilities {
     Capabilities {
-        engine: "virtual".into(),
-        families: vec!["sd".into()],
-        formats: vec!["diffusers".into()],
-        work: vec!["generate".into()],
-        modes: Mode::ALL.to_vec(),
-        samplers: Sampler::ALL.to_vec(),
-        schedules: Schedule::ALL.to_vec(),
-        adapters: vec!["lora".into()],
-        plans: Vec::new(),
-        segments: false,
-        loads_beside_runs: false,
-        max_batch: 2,
-        pauses: true,
-        previews: true,
         max_edge: 1024,
+        ..super::can(2)
     }
 }
 

@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use calotype_protocol::{
-    Attempt, Capabilities, DeviceFacts, Down, Hello, InstanceId, JobId, LoadId, Loaded, Mode, ModelId,
-    PROTOCOL, Ready, RunResult, Sampler, Schedule, Up,
+    Attempt, Capabilities, DeviceFacts, Down, Hello, InstanceId, JobId, LoadId, Loaded, ModelId, PROTOCOL,
+    Ready, RunResult, Up,
 };
+
+pub(super) use crate::processing::schedule::tests::can;
 
 /// What lies in a worker's pipe.
 #[derive(Debug)]
@@ -42,26 +44,6 @@ pub(super) struct VirtualWorker {
     pub(super) loads: usize,
     /// Every line that it took, as words.
     pub(super) heard: Vec<String>,
-}
-
-pub(super) fn can(places: u32) -> Capabilities {
-    Capabilities {
-        engine: "virtual".into(),
-        families: vec!["sd".into()],
-        formats: vec!["diffusers".into()],
-        work: vec!["generate".into()],
-        modes: Mode::ALL.to_vec(),
-        samplers: Sampler::ALL.to_vec(),
-        schedules: Schedule::ALL.to_vec(),
-        adapters: vec!["lora".into()],
-        plans: Vec::new(),
-        segments: false,
-        loads_beside_runs: false,
-        max_batch: places,
-        pauses: true,
-        previews: true,
-        max_edge: 1 << 20,
-    }
 }
 
 impl VirtualWorker {
