@@ -20,7 +20,7 @@ pub enum Down {
     Load(Load),
     /// Unmap a shared-memory segment; answered by `released`.
     Release {
-        /// Which.
+        /// The id of the segment.
         segment: SegmentId,
     },
     /// Drop one model, or all of them; answered by `unloaded`, after a `failed` for each job that needs it, paused ones
@@ -40,7 +40,7 @@ pub enum Down {
     ///
     /// A paused job takes no place: it counts neither against `max_batch` nor against what others may use.
     Pause {
-        /// Which.
+        /// The id of the job.
         job: JobId,
         /// Of which attempt.
         attempt: Attempt,
@@ -53,14 +53,14 @@ pub enum Down {
     /// Rejoin the tick loop. Answered by exactly one `resumed`, also where the job is running; by `failed` where its
     /// state cannot come back, which ends it; by nothing where it has ended.
     Resume {
-        /// Which.
+        /// The id of the job.
         job: JobId,
         /// Of which attempt.
         attempt: Attempt,
     },
     /// Drop at the next tick.
     Cancel {
-        /// Which.
+        /// The id of the job.
         job: JobId,
         /// Of which attempt.
         attempt: Attempt,

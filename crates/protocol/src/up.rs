@@ -45,7 +45,7 @@ pub enum Up {
     },
     /// A segment is unmapped.
     Released {
-        /// Which.
+        /// The id of the segment.
         segment: SegmentId,
     },
     /// Work that was really done.

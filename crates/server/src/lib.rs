@@ -69,7 +69,7 @@ pub enum ServeError {
     /// A key keeps nobody out, or cannot be told from another.
     #[error("the API key `{name}` {problem}")]
     Key {
-        /// Which.
+        /// The name of the key.
         name: String,
         /// What is wrong with it.
         problem: &'static str,
@@ -77,7 +77,7 @@ pub enum ServeError {
     /// The address is taken, or not ours.
     #[error("failed to listen on {address}: {reason}")]
     Listen {
-        /// Which.
+        /// The address that was asked for.
         address: SocketAddr,
         /// What the system said.
         reason: std::io::Error,

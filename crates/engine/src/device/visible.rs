@@ -1,6 +1,7 @@
-//! Which of the cards that NVML lists the workers can see. NVML knows nothing of `CUDA_VISIBLE_DEVICES`, CUDA and torch
-//! obey it. The rules are torch's (`torch/cuda/__init__.py`, `_parse_visible_devices` and `_transform_uuid_to_ordinals`),
-//! and numbers count in the order of the PCI bus, in which NVML lists. Pure.
+//! Finds out which cards the workers can use. NVML lists every card of the machine; `CUDA_VISIBLE_DEVICES` hides some of
+//! them from CUDA and torch, but not from NVML. The variable is read as torch reads it (`torch/cuda/__init__.py`,
+//! `_parse_visible_devices` and `_transform_uuid_to_ordinals`). A number in it counts in the order of the PCI bus, which
+//! is the order in which NVML lists. Pure.
 
 /// A card as NVML lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]

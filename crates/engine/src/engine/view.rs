@@ -70,7 +70,7 @@ pub struct Validation {
     pub waits_for: Option<String>,
 }
 
-/// Which jobs to list, newest first.
+/// A filter on the list of jobs, which is given newest first.
 #[derive(Debug, Clone, Default)]
 pub struct JobQuery {
     /// Only jobs in this state.

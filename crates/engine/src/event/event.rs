@@ -28,7 +28,7 @@ pub enum EventKind {
     /// A job changed its state. The whole job comes with it when it ends, at the beginning of the job's own stream, and
     /// after a gap.
     Job {
-        /// Which.
+        /// The id of the job.
         job: JobId,
         /// Its state now.
         state: JobState,
@@ -41,14 +41,14 @@ pub enum EventKind {
     },
     /// A job's work went on. A client that reads slowly gets the latest one between two state changes of the job.
     Progress {
-        /// Which.
+        /// The id of the job.
         job: JobId,
         /// How far.
         progress: JobProgress,
     },
     /// What the picture looks like so far. Only the latest one of a running job is kept.
     Preview {
-        /// Which.
+        /// The id of the job.
         job: JobId,
         /// Steps done.
         done: u32,
@@ -61,7 +61,7 @@ pub enum EventKind {
     },
     /// A worker came or went.
     Worker {
-        /// Its name.
+        /// The name of the worker.
         worker: String,
         /// What happened to it.
         state: WorkerChange,
@@ -71,7 +71,7 @@ pub enum EventKind {
     },
     /// Weights in host memory came or went.
     Segment {
-        /// Its name.
+        /// The id of the segment.
         segment: String,
         /// What happened to it.
         state: SegmentChange,

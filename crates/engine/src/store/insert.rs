@@ -15,7 +15,7 @@ use crate::processing::job::{Class, JobRecord, JobState, Promise};
 /// A job to write down.
 #[derive(Debug, Clone)]
 pub struct NewJob {
-    /// Its name.
+    /// The id of the job.
     pub id: JobId,
     /// Its class.
     pub class: Class,

@@ -81,7 +81,7 @@ pub enum ExitCause {
     Silent,
     /// A job made no progress and did not heed `cancel` either.
     StepDeadline {
-        /// Which.
+        /// The id of the job.
         job: JobId,
     },
     /// A load made no progress.

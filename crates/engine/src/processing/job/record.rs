@@ -156,7 +156,7 @@ pub struct JobResult {
 /// A job as clients see it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct JobView {
-    /// Its name.
+    /// The id of the job.
     pub id: JobId,
     /// Where it stands.
     pub state: JobState,
@@ -204,7 +204,7 @@ pub struct JobView {
 /// A job as the journal keeps it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct JobRecord {
-    /// Its name.
+    /// The id of the job.
     pub id: JobId,
     /// Order of arrival; grows.
     pub sequence: u64,

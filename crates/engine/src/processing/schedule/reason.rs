@@ -13,19 +13,19 @@ pub(crate) enum WaitReason {
     NoWorker,
     /// The best worker for it is not ready.
     WorkerNotReady {
-        /// Its name.
+        /// The name of the worker.
         worker: String,
         /// Why not.
         why: String,
     },
     /// It has not reported its capabilities yet.
     CapabilitiesUnknown {
-        /// Its name.
+        /// The name of the worker.
         worker: String,
     },
     /// As many runs as the worker takes are in it.
     PlacesTaken {
-        /// Its name.
+        /// The name of the worker.
         worker: String,
         /// How many it takes.
         places: usize,
@@ -34,17 +34,17 @@ pub(crate) enum WaitReason {
     ModelLoads {
         /// Where.
         worker: String,
-        /// Which.
+        /// The id of the model.
         model: ModelId,
     },
     /// Another model is being loaded or dropped there.
     WorkerMovesModels {
-        /// Its name.
+        /// The name of the worker.
         worker: String,
     },
     /// The load of its model waits until the runs in the worker have ended: this worker cannot do both.
     LoadWaitsForRuns {
-        /// Its name.
+        /// The name of the worker.
         worker: String,
         /// The model.
         model: ModelId,
@@ -60,17 +60,17 @@ pub(crate) enum WaitReason {
     },
     /// A run that must be alone is in the worker.
     WorkerRunsAlone {
-        /// Its name.
+        /// The name of the worker.
         worker: String,
     },
     /// It must be alone in its worker, and others are there.
     NeedsWorkerAlone {
-        /// Its name.
+        /// The name of the worker.
         worker: String,
     },
     /// The worker is kept free for steps that have waited longer.
     Reserved {
-        /// Its name.
+        /// The name of the worker.
         worker: String,
     },
     /// A run of lower class is being paused for it.
