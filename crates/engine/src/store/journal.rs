@@ -1,14 +1,12 @@
 //! What is asked of the journal: jobs, counts, peaks, event numbers.
 
-use std::collections::HashMap;
-
 use calotype_protocol::JobId;
 use rusqlite::{Connection, OptionalExtension, Params, params};
 
 use super::StoreError;
 use super::folder::Space;
 use super::open::Store;
-use super::rows::{COLUMNS, number, parsed, record, text};
+use super::rows::{COLUMNS, record, text};
 use super::writer::Durable;
 use crate::processing::job::{JobRecord, JobState};
 
@@ -62,15 +60,19 @@ impl Store {
     /// Jobs, newest first.
     pub async fn jobs(&self, filter: JobFilter) -> Result<Vec<JobRecord>, StoreError> {
         self.read(move |connection| {
-            let state = filter.state.as_ref().map(text).transpose()?;
             let before = filter
                 .before_sequence
                 .map_or(i64::MAX, |before| i64::try_from(before).unwrap_or(i64::MAX));
             let limit = i64::try_from(filter.limit).unwrap_or(i64::MAX);
-            match state {
+            match filter.state {
                 Some(state) => {
-                    let sql = "WHERE state = ?1 AND sequence < ?2 ORDER BY sequence DESC LIMIT ?3";
-                    records(connection, sql, params![state, before, limit])
+                    // Each of the two has an index of its own, which holds only such jobs.
+                    let has_ended = if state.is_final() { "IS NOT NULL" } else { "IS NULL" };
+                    let sql = format!(
+                        "WHERE finished_at_ms {has_ended} AND state = ?1 AND sequence < ?2
+                         ORDER BY sequence DESC LIMIT ?3"
+                    );
+                    records(connection, &sql, params![text(&state)?, before, limit])
                 }
                 None => {
                     let sql = "WHERE sequence < ?1 ORDER BY sequence DESC LIMIT ?2";
@@ -85,20 +87,6 @@ impl Store {
     pub async fn unfinished(&self) -> Result<Vec<JobRecord>, StoreError> {
         self.read(|connection| records(connection, "WHERE finished_at_ms IS NULL ORDER BY sequence", []))
             .await
-    }
-
-    /// How many jobs are in each state; a state without jobs is left out.
-    pub async fn counts(&self) -> Result<HashMap<JobState, u64>, StoreError> {
-        self.read(|connection| {
-            let mut query = connection.prepare_cached("SELECT state, count(*) FROM jobs GROUP BY state")?;
-            let mut rows = query.query([])?;
-            let mut counts = HashMap::new();
-            while let Some(row) = rows.next()? {
-                counts.insert(parsed(&row.get::<_, String>(0)?)?, number(row.get(1)?)?);
-            }
-            Ok(counts)
-        })
-        .await
     }
 
     /// The highest working set of each shape.

@@ -28,6 +28,7 @@ pub(super) const MIGRATIONS: &[&str] = &[
         include_str!("migrations/3.sql"),
         include_str!("migrations/fill_refs.sql")
     ),
+    include_str!("migrations/4.sql"),
 ];
 
 /// The journal and the artifacts of a data directory. Cheap to clone; closes with its last clone.
@@ -145,8 +146,10 @@ fn prepare(dir: &Path, found: Found) -> Result<(Connection, Marked), StoreError>
     if mode != "wal" {
         return Err(StoreError::NoWal { mode });
     }
-    // The writer folds the log itself, together with the mark.
+    // Until the writer takes over nothing is folded.
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+    // A reader may hold up a fold for long; what the log has grown to meanwhile is cut off again.
+    connection.pragma_update(None, "journal_size_limit", writer::LOG_MOST_BYTES.cast_signed())?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     migrate(&connection)?;
     let id = match found {
@@ -156,7 +159,7 @@ fn prepare(dir: &Path, found: Found) -> Result<(Connection, Marked), StoreError>
     let id = id.unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0 >> 1);
     connection.execute_batch("BEGIN IMMEDIATE")?;
     connection.execute(
-        "UPDATE jobs SET state = ?1, worker = NULL WHERE state = ?2",
+        "UPDATE jobs SET state = ?1, worker = NULL WHERE state = ?2 AND finished_at_ms IS NULL",
         params![text(&JobState::Queued)?, text(&JobState::Running)?],
     )?;
     connection.execute(

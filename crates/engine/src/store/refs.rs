@@ -22,17 +22,32 @@ pub(super) fn add<'a>(
     Ok(())
 }
 
+/// What a job refers to. Read from the job itself, where it is rarely asked, so that no job keeps a second index of it.
+pub(super) fn of_job(connection: &Connection, job: i64) -> Result<Vec<ArtifactHash>, StoreError> {
+    let mut query = connection.prepare_cached(
+        "WITH told (text) AS (SELECT plan FROM jobs WHERE sequence = ?1 UNION SELECT result FROM jobs WHERE sequence = ?1),
+         named (hash) AS (
+             SELECT DISTINCT found.value FROM told, json_tree(CASE WHEN json_valid(told.text) THEN told.text END) AS found
+             WHERE found.type = 'text'
+         )
+         SELECT artifact_refs.hash FROM named CROSS JOIN artifact_refs USING (hash) WHERE artifact_refs.job = ?1",
+    )?;
+    let hashes = query.query_map([job], |row| row.get(0).map(ArtifactHash))?;
+    Ok(hashes.collect::<Result<_, _>>()?)
+}
+
 /// A job is deleted: what nobody else refers to is loose from now on.
 pub(super) fn remove(connection: &Connection, job: i64, now_ms: u64) -> Result<(), StoreError> {
-    connection
-        .prepare_cached(
-            "INSERT OR REPLACE INTO loose (hash, since_ms)
-             SELECT hash, ?2 FROM artifact_refs AS mine WHERE job = ?1
-             AND NOT EXISTS (SELECT 1 FROM artifact_refs AS other WHERE other.hash = mine.hash AND other.job <> ?1)",
-        )?
-        .execute((job, now_ms.cast_signed()))?;
-    connection
-        .prepare_cached("DELETE FROM artifact_refs WHERE job = ?1")?
-        .execute([job])?;
+    for hash in of_job(connection, job)? {
+        connection
+            .prepare_cached("DELETE FROM artifact_refs WHERE hash = ?1 AND job = ?2")?
+            .execute((&hash.0, job))?;
+        connection
+            .prepare_cached(
+                "INSERT OR REPLACE INTO loose (hash, since_ms)
+                 SELECT ?1, ?2 WHERE NOT EXISTS (SELECT 1 FROM artifact_refs WHERE hash = ?1)",
+            )?
+            .execute((&hash.0, now_ms.cast_signed()))?;
+    }
     Ok(())
 }

@@ -9,7 +9,7 @@ use super::folder::{FETCHED_FOR, Space};
 use super::open::{Store, WeakStore};
 use super::sweep::forget;
 use super::writer::Durable;
-use super::{ArtifactHash, Artifacts, StoreError};
+use super::{ArtifactHash, Artifacts, StoreError, refs};
 use crate::clock::now_ms as clock_ms;
 
 /// Jobs that are deleted in one transaction: the writer is not held up for long.
@@ -99,7 +99,8 @@ fn doomed(
     let oldest_ms = max_age.map_or(0, ago);
     let mut weight = max_bytes.map(|_| Weight::of(connection, artifacts)).transpose()?;
     let mut query = connection.prepare_cached(
-        "SELECT sequence, finished_at_ms FROM jobs WHERE finished_at_ms <= ?1 ORDER BY finished_at_ms, sequence",
+        "SELECT sequence, finished_at_ms FROM jobs WHERE finished_at_ms IS NOT NULL AND finished_at_ms <= ?1
+         ORDER BY finished_at_ms, sequence",
     )?;
     let mut rows = query.query([ago(FETCHED_FOR).cast_signed()])?;
     let mut doomed = Vec::new();
@@ -114,7 +115,7 @@ fn doomed(
         if !(is_surplus || is_old || is_heavy) {
             break; // the others are younger
         }
-        let hashes = hashes(connection, sequence)?;
+        let hashes = refs::of_job(connection, sequence)?;
         if hashes.iter().any(&keep) {
             continue;
         }
@@ -124,12 +125,6 @@ fn doomed(
         doomed.push(sequence);
     }
     Ok(doomed)
-}
-
-fn hashes(connection: &Connection, job: i64) -> Result<Vec<ArtifactHash>, StoreError> {
-    let mut query = connection.prepare_cached("SELECT hash FROM artifact_refs WHERE job = ?1")?;
-    let hashes = query.query_map([job], |row| row.get(0).map(ArtifactHash))?;
-    Ok(hashes.collect::<Result<_, _>>()?)
 }
 
 /// The artifacts that jobs refer to: how many jobs each has, and its size.

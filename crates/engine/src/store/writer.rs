@@ -1,8 +1,10 @@
 //! The one writing thread. Everything that waits is committed together; each operation stands in a savepoint of its
 //! own, so that one that fails does not spoil the others. A batch that finds the disk full is tried again after room was
-//! made (`folder`), and the log is folded into the journal when it has grown (`TRUNCATE`).
+//! made (`folder`), and the log is folded into the journal when it has grown. The log's file keeps its length and is written
+//! over from the start, because a sync of a file that grows costs twice as much.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -15,13 +17,15 @@ use super::StoreError;
 use super::fault::Fault;
 use super::folder::{Folder, Space};
 use super::health::Part;
-use super::inspect::LOG;
 use super::marker::Mark;
 
 /// Most operations of one commit: bounds how long the first of them waits.
 const MOST_TOGETHER: usize = 512;
-/// A longer log is folded into the journal: what a start has to read again, and what a crash may find, stays small.
-const LOG_MOST_BYTES: u64 = 4 << 20;
+/// A longer log is folded into the journal. A fold holds up whoever waits for the next commit, so it must be rare beside
+/// them: this is the log of more than a hundred jobs, and a start reads it in a few hundredths of a second.
+pub(super) const LOG_MOST_BYTES: u64 = 8 << 20;
+/// What the log holds for each page of the journal: a header, and the page.
+const FRAME_BYTES: u64 = 24 + 4096;
 /// How long the last fold waits for a program that reads the journal.
 const LAST_FOLD_WAITS: Duration = Duration::from_secs(5);
 
@@ -87,15 +91,23 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) fn start(
-        connection: Connection,
+        mut connection: Connection,
         folder: Arc<Folder>,
         mark: Option<Mark>,
     ) -> Result<Self, StoreError> {
         let (operations, inbox) = channel();
+        let log_frames = Arc::new(AtomicU64::new(0));
+        let told = Arc::clone(&log_frames);
+        // In place of SQLite's own folding: the writer folds the log itself, together with the mark.
+        connection.wal_hook(Some(move |_: &mut rusqlite::hooks::Wal, frames: i32| {
+            told.store(u64::from(frames.unsigned_abs()), Ordering::Relaxed);
+            Ok(())
+        }))?;
         let hand = Hand {
             connection,
             folder: Arc::clone(&folder),
             mark,
+            log_frames,
         };
         let thread = thread::Builder::new()
             .name("store".into())
@@ -166,6 +178,8 @@ struct Hand {
     connection: Connection,
     folder: Arc<Folder>,
     mark: Option<Mark>,
+    /// Of the log, as SQLite told at the last commit.
+    log_frames: Arc<AtomicU64>,
 }
 
 impl Hand {
@@ -174,8 +188,8 @@ impl Hand {
             let mut batch = vec![first];
             batch.extend(inbox.try_iter().take(MOST_TOGETHER - 1));
             self.write_together(batch);
-            if self.log_bytes() > LOG_MOST_BYTES {
-                self.fold(Duration::ZERO);
+            if self.log_frames.load(Ordering::Relaxed) * FRAME_BYTES > LOG_MOST_BYTES {
+                self.fold(Fold::InPlace, Duration::ZERO);
             }
         }
         self.close();
@@ -274,16 +288,12 @@ impl Hand {
         }
     }
 
-    fn log_bytes(&self) -> u64 {
-        std::fs::metadata(self.folder.dir().join(LOG)).map_or(0, |facts| facts.len())
-    }
-
     /// Folds the log into the journal; what a reader holds up is done next time.
-    fn fold(&self, patience: Duration) {
+    fn fold(&self, how: Fold, patience: Duration) {
         let folded = self
             .connection
             .busy_timeout(patience)
-            .and_then(|()| fold(&self.connection));
+            .and_then(|()| fold(&self.connection, how));
         match folded {
             Ok(()) => {
                 if let Some(Err(error)) = self.mark.as_ref().map(Mark::sync) {
@@ -298,7 +308,7 @@ impl Hand {
     /// Leaves the journal whole in its one file.
     fn close(self) {
         if self.folder.is_there() {
-            self.fold(LAST_FOLD_WAITS);
+            self.fold(Fold::AndEmpty, LAST_FOLD_WAITS);
         } else {
             // SQLite would delete the log by its name, which is another journal's by now.
             let _ = self
@@ -331,9 +341,22 @@ pub(super) fn count_commit(connection: &Connection) -> rusqlite::Result<u64> {
     Ok(count.unsigned_abs())
 }
 
-/// Moves all of the log into the journal, and empties it.
-pub(super) fn fold(connection: &Connection) -> rusqlite::Result<()> {
-    let is_busy: bool = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+/// What becomes of the log's file when all of it is in the journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fold {
+    /// The next commit writes over it.
+    InPlace,
+    /// It is emptied.
+    AndEmpty,
+}
+
+/// Moves all of the log into the journal.
+pub(super) fn fold(connection: &Connection, how: Fold) -> rusqlite::Result<()> {
+    let sql = match how {
+        Fold::InPlace => "PRAGMA wal_checkpoint(RESTART)",
+        Fold::AndEmpty => "PRAGMA wal_checkpoint(TRUNCATE)",
+    };
+    let is_busy: bool = connection.query_row(sql, [], |row| row.get(0))?;
     if is_busy {
         tracing::debug!("A reader holds up the folding of the journal's log");
     }

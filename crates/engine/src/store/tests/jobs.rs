@@ -163,13 +163,31 @@ async fn pages_go_from_the_newest_to_the_oldest() {
     };
     assert_eq!(store.jobs(ended).await.unwrap().len(), 1);
     store.write(vec![hold("job_0", Held::Yes)]).await.unwrap();
-    let counts = store.counts().await.unwrap();
-    let expected = [
-        (JobState::Queued, 3),
-        (JobState::Paused, 1),
-        (JobState::Cancelled, 1),
-    ];
-    assert_eq!(counts, std::collections::HashMap::from(expected));
+    for (state, expected) in [(JobState::Queued, 3), (JobState::Paused, 1), (JobState::Failed, 0)] {
+        let of_state = JobFilter {
+            state: Some(state),
+            limit: 9,
+            ..JobFilter::default()
+        };
+        assert_eq!(store.jobs(of_state).await.unwrap().len(), expected, "{state:?}");
+    }
+}
+
+#[test]
+fn lists_of_jobs_are_read_by_an_index() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(Store::open(dir.path()).unwrap());
+    let journal = rusqlite::Connection::open(dir.path().join("journal.sqlite")).unwrap();
+    for (question, index) in [
+        ("finished_at_ms IS NULL AND state = 'x' AND sequence < 9 ORDER BY sequence DESC", "jobs_unfinished"),
+        ("finished_at_ms IS NOT NULL AND state = 'x' AND sequence < 9 ORDER BY sequence DESC", "jobs_ended"),
+        ("finished_at_ms IS NOT NULL AND finished_at_ms <= 9", "COVERING INDEX jobs_ended"),
+    ] {
+        let sql = format!("EXPLAIN QUERY PLAN SELECT sequence FROM jobs WHERE {question}");
+        let plan: String = journal.query_row(&sql, [], |row| row.get("detail")).unwrap();
+        assert!(plan.contains(index), "{question}: {plan}");
+        assert!(!plan.contains("TEMP B-TREE"), "{question}: {plan}");
+    }
 }
 
 #[tokio::test]

@@ -117,6 +117,6 @@ async fn an_older_program_refuses_a_journal_of_this_version_by_name() {
     assert!(
         refusal
             .to_string()
-            .contains("journal.sqlite has version 3, this program knows up to 2")
+            .contains("journal.sqlite has version 4, this program knows up to 2")
     );
 }
