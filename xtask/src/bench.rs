@@ -77,6 +77,7 @@ pub(crate) fn run(arguments: &[String]) -> Done {
             end?;
             ours.push(rows);
         }
+        remove_kept(group)?;
         let mut text = table(&ours, other.map(|other| (other.name.as_str(), theirs.as_slice())));
         if let Some(other) = other.filter(|_| stopped) {
             text.push_str(&format!(
@@ -170,6 +171,19 @@ fn measured(group: &Group, whose: &str, programs: &[String]) -> Result<(Vec<Row>
         Err(format!("the benchmark of {whose} ended with {status}"))
     };
     Ok((rows, end))
+}
+
+/// Removes what the rounds of a group left until the last of them was over.
+fn remove_kept(group: &Group) -> Done {
+    let told = |error: std::io::Error| format!("failed to remove what the benchmark left: {error}");
+    let prefix = format!("{}-", group.name);
+    for entry in std::fs::read_dir(root().join("target/tmp")).map_err(told)? {
+        let entry = entry.map_err(told)?;
+        if entry.file_name().to_string_lossy().starts_with(&prefix) {
+            std::fs::remove_dir_all(entry.path()).map_err(told)?;
+        }
+    }
+    Ok(())
 }
 
 /// When, on what, and of which commit.
