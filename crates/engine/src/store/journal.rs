@@ -67,7 +67,11 @@ impl Store {
             match filter.state {
                 Some(state) => {
                     // Each of the two has an index of its own, which holds only such jobs.
-                    let has_ended = if state.is_final() { "IS NOT NULL" } else { "IS NULL" };
+                    let has_ended = if state.is_final() {
+                        "IS NOT NULL"
+                    } else {
+                        "IS NULL"
+                    };
                     let sql = format!(
                         "WHERE finished_at_ms {has_ended} AND state = ?1 AND sequence < ?2
                          ORDER BY sequence DESC LIMIT ?3"

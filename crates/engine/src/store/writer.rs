@@ -3,6 +3,7 @@
 //! made (`folder`), and the log is folded into the journal when it has grown. The log's file keeps its length and is written
 //! over from the start, because a sync of a file that grows costs twice as much.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -26,6 +27,8 @@ const MOST_TOGETHER: usize = 512;
 pub(super) const LOG_MOST_BYTES: u64 = 8 << 20;
 /// What the log holds for each page of the journal: a header, and the page.
 const FRAME_BYTES: u64 = 24 + 4096;
+/// Compiled statements that are kept: more than there are.
+const STATEMENTS: usize = 64;
 /// How long the last fold waits for a program that reads the journal.
 const LAST_FOLD_WAITS: Duration = Duration::from_secs(5);
 
@@ -95,6 +98,7 @@ impl Writer {
         folder: Arc<Folder>,
         mark: Option<Mark>,
     ) -> Result<Self, StoreError> {
+        connection.set_prepared_statement_cache_capacity(STATEMENTS);
         let (operations, inbox) = channel();
         let log_frames = Arc::new(AtomicU64::new(0));
         let told = Arc::clone(&log_frames);
@@ -108,6 +112,7 @@ impl Writer {
             folder: Arc::clone(&folder),
             mark,
             log_frames,
+            waits_for_disk: Cell::new(true),
         };
         let thread = thread::Builder::new()
             .name("store".into())
@@ -180,6 +185,8 @@ struct Hand {
     mark: Option<Mark>,
     /// Of the log, as SQLite told at the last commit.
     log_frames: Arc<AtomicU64>,
+    /// Whether commits wait for the disk now, as `open` left it.
+    waits_for_disk: Cell<bool>,
 }
 
 impl Hand {
@@ -228,7 +235,7 @@ impl Hand {
         }
         let connection = &self.connection;
         let is_durable = batch.iter().any(|queued| queued.durable == Durable::Yes);
-        let began = begin(connection, is_durable);
+        let began = self.begin(is_durable);
         for queued in batch.iter_mut() {
             // SQLite ends a transaction by itself when the disk is full or fails. Outside of one nothing is done: it
             // would be kept although its caller is told that it was not.
@@ -239,7 +246,7 @@ impl Hand {
             Some(_) if is_durable && !connection.is_autocommit() => count_commit(connection).map(Some),
             Some(_) | None => Ok(None),
         });
-        let committed = counted.and_then(|count| connection.execute_batch("COMMIT").map(|()| count));
+        let committed = counted.and_then(|count| execute(connection, "COMMIT").map(|()| count));
         if committed.is_err() && !connection.is_autocommit() {
             let _ = connection.execute_batch("ROLLBACK");
         }
@@ -253,6 +260,14 @@ impl Hand {
             tracing::warn!("Failed to mark how far the journal has come: {error}");
         }
         Ok(())
+    }
+
+    fn begin(&self, is_durable: bool) -> rusqlite::Result<()> {
+        if self.waits_for_disk.replace(is_durable) != is_durable {
+            let level = if is_durable { "FULL" } else { "NORMAL" };
+            self.connection.pragma_update(None, "synchronous", level)?;
+        }
+        execute(&self.connection, "BEGIN IMMEDIATE")
     }
 
     fn found_no_room(&self, attempt: &Result<(), Trouble>, batch: &[Queued]) -> bool {
@@ -325,9 +340,9 @@ enum Trouble {
     Database(Arc<rusqlite::Error>),
 }
 
-fn begin(connection: &Connection, is_durable: bool) -> rusqlite::Result<()> {
-    let level = if is_durable { "FULL" } else { "NORMAL" };
-    connection.execute_batch(&format!("PRAGMA synchronous={level}; BEGIN IMMEDIATE"))
+/// Runs a statement that is run again and again: it is compiled once.
+fn execute(connection: &Connection, sql: &str) -> rusqlite::Result<()> {
+    connection.prepare_cached(sql)?.execute([]).map(drop)
 }
 
 /// Counts a durable commit inside it; `marker` says what for.
@@ -367,10 +382,10 @@ fn in_savepoint<T>(
     connection: &Connection,
     work: &mut impl FnMut(&Connection) -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
-    connection.execute_batch("SAVEPOINT operation")?;
+    execute(connection, "SAVEPOINT operation")?;
     let done = work(connection);
     let ended = match &done {
-        Ok(_) => connection.execute_batch("RELEASE operation"),
+        Ok(_) => execute(connection, "RELEASE operation"),
         Err(_) => connection.execute_batch("ROLLBACK TO operation; RELEASE operation"),
     };
     if ended.is_err() && !connection.is_autocommit() {

@@ -163,7 +163,11 @@ async fn pages_go_from_the_newest_to_the_oldest() {
     };
     assert_eq!(store.jobs(ended).await.unwrap().len(), 1);
     store.write(vec![hold("job_0", Held::Yes)]).await.unwrap();
-    for (state, expected) in [(JobState::Queued, 3), (JobState::Paused, 1), (JobState::Failed, 0)] {
+    for (state, expected) in [
+        (JobState::Queued, 3),
+        (JobState::Paused, 1),
+        (JobState::Failed, 0),
+    ] {
         let of_state = JobFilter {
             state: Some(state),
             limit: 9,
@@ -179,9 +183,18 @@ fn lists_of_jobs_are_read_by_an_index() {
     drop(Store::open(dir.path()).unwrap());
     let journal = rusqlite::Connection::open(dir.path().join("journal.sqlite")).unwrap();
     for (question, index) in [
-        ("finished_at_ms IS NULL AND state = 'x' AND sequence < 9 ORDER BY sequence DESC", "jobs_unfinished"),
-        ("finished_at_ms IS NOT NULL AND state = 'x' AND sequence < 9 ORDER BY sequence DESC", "jobs_ended"),
-        ("finished_at_ms IS NOT NULL AND finished_at_ms <= 9", "COVERING INDEX jobs_ended"),
+        (
+            "finished_at_ms IS NULL AND state = 'x' AND sequence < 9 ORDER BY sequence DESC",
+            "jobs_unfinished",
+        ),
+        (
+            "finished_at_ms IS NOT NULL AND state = 'x' AND sequence < 9 ORDER BY sequence DESC",
+            "jobs_ended",
+        ),
+        (
+            "finished_at_ms IS NOT NULL AND finished_at_ms <= 9",
+            "COVERING INDEX jobs_ended",
+        ),
     ] {
         let sql = format!("EXPLAIN QUERY PLAN SELECT sequence FROM jobs WHERE {question}");
         let plan: String = journal.query_row(&sql, [], |row| row.get("detail")).unwrap();

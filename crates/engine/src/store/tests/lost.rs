@@ -172,7 +172,10 @@ async fn a_log_that_grows_is_folded_while_the_server_works_and_readers_are_open(
         assert!(log < 9 << 20, "{log} bytes");
     }
     drop(store);
-    assert!(!dir.path().join("journal.sqlite-wal").exists(), "folded whole at the end");
+    assert!(
+        !dir.path().join("journal.sqlite-wal").exists(),
+        "folded whole at the end"
+    );
 }
 
 #[tokio::test]
