@@ -243,15 +243,16 @@ impl Core {
         let (run, attempt) = (step.run(), step.attempts);
         self.tell_state(key);
         let write = Write::Claim {
-            job,
+            job: job.clone(),
             attempt,
             worker: name,
             at_ms: now.wall_ms,
         };
         self.effects.push(Effect::Journal {
             writes: vec![write],
-            then: Then::Claimed(run),
+            then: Then::Kept(vec![key]),
         });
+        self.effects.push(Effect::Prepare { run, job });
     }
 
     /// A suspended run has its place again.
