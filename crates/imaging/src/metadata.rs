@@ -71,7 +71,7 @@ pub struct Metadata {
 /// A LoRA and how strongly it was laid on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LoraUse {
-    /// Its name.
+    /// The file without its ending, as prompts call it.
     pub name: String,
     /// Its weight.
     pub weight: f32,

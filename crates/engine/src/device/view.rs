@@ -127,7 +127,7 @@ pub struct DeviceView {
 /// A worker of a device.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct WorkerView {
-    /// Its name.
+    /// Device and runtime, for instance `cuda0-python`; logs and events call it so.
     pub name: String,
     /// `native` or `python`.
     pub runtime: String,

@@ -16,7 +16,7 @@ pub struct Event {
     pub id: u64,
     /// Milliseconds since 1970.
     pub at_ms: u64,
-    /// What.
+    /// What happened; its fields stand beside these two.
     #[serde(flatten)]
     pub kind: EventKind,
 }

@@ -64,7 +64,7 @@ pub enum WorkerHealth {
 /// A worker.
 #[derive(Debug, Clone)]
 pub struct WorkerFacts {
-    /// Its name.
+    /// As `/api/devices` calls it.
     pub name: String,
     /// Its device.
     pub device: String,

@@ -144,7 +144,7 @@ impl Needs {
 /// A model that a job needs, with what its weights take.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ModelNeed {
-    /// Which.
+    /// The model, as the catalogue calls it.
     pub model: ModelId,
     /// Bytes of its weights where a device computes in single precision, estimated.
     pub single_bytes: u64,

@@ -34,7 +34,7 @@ pub struct MemoryView {
 /// A lease of memory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LeaseView {
-    /// Its name.
+    /// Made of what it is for: the worker and the model, or the job.
     pub id: String,
     /// `weights`, `adapters` (weights that LoRAs have changed), `working_set`, or `unreturned` (what unloads did not give
     /// back).
@@ -67,7 +67,7 @@ pub struct CacheView {
 /// The weights of one component of a model in host memory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SegmentView {
-    /// Its name.
+    /// The name of its file in shared memory.
     pub id: String,
     /// `filling`, `ready` or `leaving`.
     pub state: String,

@@ -83,7 +83,7 @@ fn adapter_key(adapters: &[Adapter]) -> String {
 
 /// A model that is resident.
 pub struct Model {
-    /// Its name.
+    /// As the orchestrator calls it.
     pub id: ModelId,
     /// Bytes of its weights as bound.
     pub resident_bytes: u64,

@@ -115,7 +115,7 @@ impl RuntimeError {
 /// An input or output as the graph declares it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Port {
-    /// Its name.
+    /// As the graph names it; tensors are given and taken by it.
     pub name: String,
     /// Extents, `None` where they are free; absent where the engine does not know them.
     pub shape: Option<Vec<Option<usize>>>,

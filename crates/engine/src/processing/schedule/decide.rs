@@ -5,10 +5,10 @@
 //! reason for all its steps. One that has waited for others to give something up for longer than its bound has the worker
 //! reserved: nothing else starts there until it has run.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use calotype_protocol::ModelId;
+use rustc_hash::FxHashMap;
 
 use super::demand::{DemandId, Demands};
 use super::estimates::Estimates;
@@ -59,9 +59,9 @@ pub(crate) enum Decision {
 #[derive(Debug, Default)]
 pub(crate) struct Waits {
     /// Why each blocked ask waits.
-    reasons: HashMap<Ask, WaitReason>,
+    reasons: FxHashMap<Ask, WaitReason>,
     /// Since when each has waited for others to give something up, and where.
-    since: HashMap<Ask, (WorkerId, Duration)>,
+    since: FxHashMap<Ask, (WorkerId, Duration)>,
 }
 
 impl Waits {
@@ -138,7 +138,7 @@ impl DerivedTable {
 /// The pass under way: asks that it has found blocked, and when it must be made again at the latest.
 #[derive(Debug, Default)]
 pub(crate) struct Pass {
-    blocked: HashMap<Ask, WaitReason>,
+    blocked: FxHashMap<Ask, WaitReason>,
     /// Workers in which something is being freed or paused for somebody in this pass.
     preempted: Vec<WorkerId>,
     /// Whether asks were passed over because no worker takes anything: their reasons stand.
@@ -154,6 +154,7 @@ impl Pass {
         if !std::mem::replace(&mut self.has_counted, true) {
             count_wanted(world);
         }
+        world.fleet.sum_queues();
         loop {
             let head = self.head(world)?;
             let ask = (head.lane.demand, head.lane.bound_to);

@@ -1,9 +1,10 @@
 //! How long steps and loads take: learned from those that ended, for fairness and placement. Pure.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use calotype_protocol::ModelId;
+use rustc_hash::FxHashMap;
 
 /// Device time of one unit of work (a megapixel and sampler step) before anything was measured.
 const GUESSED_UNIT_MS: f64 = 25.0;
@@ -20,8 +21,8 @@ const KEPT_MOST: usize = 4096;
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Estimates {
     /// There are few kinds of workers, and many models.
-    unit_ms: HashMap<ModelId, BTreeMap<Arc<str>, f64>>,
-    load_bytes_per_ms: HashMap<Arc<str>, f64>,
+    unit_ms: FxHashMap<ModelId, BTreeMap<Arc<str>, f64>>,
+    load_bytes_per_ms: FxHashMap<Arc<str>, f64>,
 }
 
 impl Estimates {

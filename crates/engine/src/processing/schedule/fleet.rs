@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use calotype_protocol::ModelId;
+use rustc_hash::FxHashMap;
 
 use super::demand::DemandId;
 use super::worker::{Readiness, Worker, WorkerSpec};
@@ -57,7 +58,9 @@ pub(crate) struct Fleet {
     /// Grows when capabilities, budgets or working sets change: what was derived from them is derived anew.
     pub(crate) generation: u64,
     /// What waits for each model, as of the last pass of the scheduler.
-    wanted: HashMap<ModelId, Wanted>,
+    wanted: FxHashMap<ModelId, Wanted>,
+    /// What waits for the models of each worker, in milliseconds, as of the scheduler's last decision.
+    queues_ms: Vec<f64>,
 }
 
 impl Fleet {
@@ -81,7 +84,8 @@ impl Fleet {
             of_device,
             most_runs,
             generation: 1,
-            wanted: HashMap::new(),
+            wanted: FxHashMap::default(),
+            queues_ms: Vec::new(),
         }
     }
 
@@ -139,11 +143,17 @@ impl Fleet {
     }
 
     /// What waits for the models of a worker: its part of it, where others hold them too.
-    pub(super) fn queue_ms(&self, worker: &Worker) -> f64 {
-        if self.wanted.is_empty() {
-            return 0.0;
-        }
-        worker.models().map(|model| self.wanted(model).each_ms()).sum()
+    pub(super) fn queue_ms(&self, worker: WorkerId) -> f64 {
+        self.queues_ms.get(worker.0 as usize).copied().unwrap_or(0.0)
+    }
+
+    /// Adds up what waits for the models of each worker: once before each decision, in which every waiting step may ask.
+    pub(super) fn sum_queues(&mut self) {
+        let wanted = &self.wanted;
+        let of_model = |model| wanted.get(model).copied().unwrap_or_default().each_ms();
+        let queues = self.workers.iter().map(|worker| worker.models().map(of_model).sum());
+        self.queues_ms.clear();
+        self.queues_ms.extend(queues);
     }
 
     /// Counts anew what waits for each model: steps, and the device time that they take together.

@@ -10,6 +10,8 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use rustc_hash::FxHashMap;
+
 use super::WorkerId;
 use super::demand::DemandId;
 use crate::processing::job::Class;
@@ -47,7 +49,7 @@ pub(crate) struct Lanes {
     now: VirtualMicros,
     waiting: usize,
     /// Steps of each demand.
-    by_demand: HashMap<DemandId, Waiting>,
+    by_demand: FxHashMap<DemandId, Waiting>,
 }
 
 /// The steps of a demand.
@@ -68,7 +70,7 @@ struct ClassFlows {
     /// Clients with waiting steps, the next one first.
     turns: BTreeSet<(VirtualMicros, Arc<str>)>,
     /// The same by what they ask for: thousands of clients whose ask is blocked are passed over at once.
-    by_ask: HashMap<Ask, BTreeSet<(VirtualMicros, Arc<str>)>>,
+    by_ask: FxHashMap<Ask, BTreeSet<(VirtualMicros, Arc<str>)>>,
     clients: HashMap<Arc<str>, ClientFlow>,
     /// Clients without waiting steps that were kept when they were looked through last.
     kept_idle: usize,

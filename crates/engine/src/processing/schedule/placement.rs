@@ -121,7 +121,7 @@ pub(crate) fn place(asked: Asked<'_>, fleet: &Fleet, estimates: &Estimates, now:
 fn choose(asked: Asked<'_>, fleet: &Fleet, estimates: &Estimates, now: Duration) -> Option<WorkerId> {
     let worth_a_wait = ModelNeed::sum(&asked.demand.models, Precision::Single) >= SMALL_BYTES;
     let mut best: Option<(_, WorkerId)> = None;
-    let mut equals: Vec<WorkerId> = Vec::new();
+    let mut equals: Vec<(WorkerId, &Worker)> = Vec::new();
     for (id, worker) in fleet.ids().zip(&fleet.workers) {
         let serves = asked.derived.of_worker(id);
         let is_unusable = || {
@@ -152,15 +152,15 @@ fn choose(asked: Asked<'_>, fleet: &Fleet, estimates: &Estimates, now: Duration)
         );
         match &best {
             Some((best_key, _)) if key > *best_key => {}
-            Some((best_key, _)) if key == *best_key => equals.push(id),
+            Some((best_key, _)) if key == *best_key => equals.push((id, worker)),
             _ => {
                 best = Some((key, id));
                 equals.clear();
-                equals.push(id);
+                equals.push((id, worker));
             }
         }
     }
-    if let [only] = equals[..] {
+    if let [(only, _)] = equals[..] {
         return Some(only);
     }
     let mut soonest: Option<(f64, usize, usize, WorkerId)> = None;
@@ -172,24 +172,24 @@ fn choose(asked: Asked<'_>, fleet: &Fleet, estimates: &Estimates, now: Duration)
                 || pending.is_some_and(|pending| pending.model == need.model)
         })
     };
-    let has_holder = equals.iter().filter_map(|id| fleet.worker(*id)).any(&has_models);
-    for id in equals {
-        let Some(worker) = fleet.worker(id) else { continue };
+    let holds: Vec<bool> = equals.iter().map(|(_, worker)| has_models(worker)).collect();
+    let has_holder = holds.contains(&true);
+    for ((id, worker), holds_models) in equals.into_iter().zip(holds) {
         if worker.is_reserved_for(asked.id) {
             return Some(id);
         }
         // A copy on a busy worker adds no capacity, and costs the load.
-        if has_holder && !has_models(worker) && !takes_copy_now(asked, fleet, id, worker) {
+        if has_holder && !holds_models && !takes_copy_now(asked, fleet, id, worker) {
             continue;
         }
         let best_ms = soonest.map_or(f64::INFINITY, |(ms, ..)| ms);
         let (mut ms, missing) = done_after_ms(asked, fleet, (id, worker), (estimates, now), best_ms);
         let starts_now =
-            has_models(worker) && worker.pending.is_none() && worker.runs.len() < fleet.places(worker);
+            holds_models && worker.pending.is_none() && worker.runs.len() < fleet.places(worker);
         if !starts_now {
             // Others wait for the models there: another worker is worth a load if less waits for what it has.
-            let own_ms = if has_models(worker) { asked.own_ms } else { 0.0 };
-            ms += (fleet.queue_ms(worker) - own_ms).max(0.0);
+            let own_ms = if holds_models { asked.own_ms } else { 0.0 };
+            ms += (fleet.queue_ms(id) - own_ms).max(0.0);
         }
         let key = (ms, missing, worker.runs.len(), id);
         let is_better = soonest.is_none_or(|best| {

@@ -1,9 +1,9 @@
 //! The scheduler's decisions carried out: claims, loads, evictions, preemption, refusals.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use calotype_protocol::Down;
+use rustc_hash::FxHashMap;
 
 use super::Core;
 use super::message::{Effect, Now, Then};
@@ -323,7 +323,7 @@ impl Core {
 
 /// The run in a worker that is paused for a critical one: of the lowest class, and of those the last that came. One at a
 /// time: while one is pausing no other is chosen.
-fn victim(steps: &HashMap<StepKey, Step>, worker: &Worker) -> Option<Victim> {
+fn victim(steps: &FxHashMap<StepKey, Step>, worker: &Worker) -> Option<Victim> {
     let runs = || worker.runs.keys().filter_map(|key| steps.get(key));
     let is_pausing = |step: &Step| step.state() == StepState::Pausing(PausedBy::Scheduler);
     if runs().any(is_pausing) {

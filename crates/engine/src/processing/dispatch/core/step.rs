@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use calotype_protocol::JobId;
+use rustc_hash::FxHashMap;
 
 use crate::error::Error;
 use crate::memory::memory_plan::Slicing;
@@ -135,7 +136,7 @@ pub(crate) struct Accepted {
 /// Every live step.
 #[derive(Debug, Default)]
 pub(super) struct Steps {
-    pub(super) by_key: HashMap<StepKey, Step>,
+    pub(super) by_key: FxHashMap<StepKey, Step>,
     by_job: HashMap<JobId, StepKey>,
     pub(super) lanes: Lanes,
     pub(super) demands: Demands,

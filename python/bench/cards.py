@@ -1,0 +1,210 @@
+"""Checks on a machine with CUDA cards what no other test sees.
+
+That a card is named and taken by its UUID whatever hides the others, that its sensors live, that a paused picture
+leaves the card, and that two cards share the work.
+
+    python bench/cards.py --calotype ../target/release/calotype --json cards.json
+
+Needs what `bench/program.py` needs. With one card the last part is left out.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from bench.program import SD, XL, Server, card_used_bytes, serving, share_of_card, write_models
+
+PARTS = ("pauses", "sensors", "hidden", "shared")
+SENSORS = ("utilisation_percent", "temperature_c", "power_mw", "clock_mhz", "free_bytes")
+
+
+def nvidia_smi(*query: str) -> list[list[str]]:
+    """Rows of the driver's own tool."""
+    command = ["nvidia-smi", *query, "--format=csv,noheader,nounits"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [[field.strip() for field in line.split(",")] for line in lines if line.strip()]
+
+
+def cards(server: Server) -> list[Any]:
+    """The cards as the server names them, with their workers."""
+    return [device for device in server.ask("/api/devices") if device["device"]["kind"] == "cuda"]
+
+
+def until(server: Server, job: str, state: str) -> float:
+    """Seconds until the job is in a state."""
+    started = time.perf_counter()
+    if server.ask(f"/api/jobs/{job}")["state"] != state:
+        for event in server.events(f"/api/jobs/{job}/events"):
+            if event["event"] == "job" and event["state"] == state:
+                break
+    return time.perf_counter() - started
+
+
+def steps_done(server: Server, job: str, least: int) -> None:
+    """Until so many steps of it are done."""
+    for event in server.events(f"/api/jobs/{job}/events"):
+        progress = event.get("progress") or {}
+        if progress.get("phase") == "denoise" and progress["done"] >= least:
+            return
+
+
+def pauses(server: Server) -> dict[str, Any]:
+    """A large picture is paused in the middle, others are drawn meanwhile, and it ends as one that never was paused."""
+    large = XL | {"model": "sdxl-a", "steps": 60, "seed": 7, "width": 1536, "height": 1536}
+    whole = server.draw(**large)
+    job = server.submit(**large)
+    steps_done(server, job, 20)
+    running = server.ask("/api/memory")[1]["leases"]
+    used_running = card_used_bytes()
+    server.ask(f"/api/jobs/{job}/pause", {})
+    paused_s = until(server, job, "paused")
+    leases = server.ask("/api/memory")[1]["leases"]
+    worker = server.gpu_worker()
+    started = time.perf_counter()
+    for other in [server.submit(**SD) for _ in range(8)]:
+        server.ended(other)
+    others_s = time.perf_counter() - started
+    server.ask(f"/api/jobs/{job}/resume", {})
+    view = server.ended(job)
+
+    def working(leases: list[Any]) -> int:
+        return sum(lease["bytes"] for lease in leases if lease["kind"] != "weights")
+
+    artifacts = [one["result"]["images"][0]["artifact"] for one in (whole, view)]
+    return {
+        "paused_s": paused_s,
+        "leased_beside_weights_running_bytes": working(running),
+        "leased_beside_weights_paused_bytes": working(leases),
+        "card_used_running_bytes": used_running,
+        "card_used_after_others_bytes": card_used_bytes(),
+        "state_of_worker_while_paused": worker["state"],
+        "eight_others_meanwhile_s": others_s,
+        "attempts": view["attempts"],
+        "same_pixels": artifacts[0] == artifacts[1],
+    }
+
+
+def sensors(server: Server) -> dict[str, Any]:
+    """The card's figures at rest and in the middle of a picture, beside the driver's own."""
+    server.draw(**SD)
+    fields = ("utilization.gpu", "temperature.gpu", "power.draw", "clocks.sm", "memory.free")
+
+    def figures() -> dict[str, Any]:
+        device = cards(server)[0]["device"]
+        return {
+            "server": {name: device.get(name) for name in SENSORS},
+            "nvidia-smi": dict(zip(fields, nvidia_smi(f"--query-gpu={','.join(fields)}", "-i", "0")[0])),
+        }
+
+    time.sleep(3)  # for the card to come to rest
+    found = {"idle": figures()}
+    jobs = [server.submit(**(SD | {"steps": 150})) for _ in range(4)]
+    steps_done(server, jobs[0], 75)
+    found["busy"] = figures()
+    for job in jobs:
+        server.ended(job)
+    return found
+
+
+@contextmanager
+def visible(cards: str) -> Iterator[None]:
+    """`CUDA_VISIBLE_DEVICES` for the servers that are started within."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = cards
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
+
+
+def hidden(program: Path, place: Path) -> dict[str, Any]:
+    """Each card alone, by index and by UUID: what the server calls it, and the card that its worker really holds."""
+    uuids = [uuid for (uuid,) in nvidia_smi("--query-gpu=uuid")]
+    found = {}
+    for index, uuid in enumerate(uuids):
+        for name in (str(index), uuid):
+            with visible(name), serving(program, place, f"visible-{name}") as server:
+                server.draw(**(SD | {"steps": 2}))
+                named = cards(server)
+                pid = str(named[0]["workers"][0]["pid"])
+                held = [row[0] for row in nvidia_smi("--query-compute-apps=gpu_uuid,pid") if row[1] == pid]
+                told = [one["device"].get("uuid") for one in named]
+                found[name] = {"told": told, "held": held, "incarnation": named[0]["workers"][0]["incarnation"]}
+                # Where the driver does not tell processes apart, as in some virtual machines, `held` is empty.
+                found[name]["right"] = told == [uuid] and held in ([uuid], [])
+    with visible("none-such"):
+        server = Server(program, place / "visible-none", place / "models", [])
+        found["a card that there is not"] = {"told": [one["device"].get("uuid") for one in cards(server)]}
+        server.stop()
+    return found
+
+
+def shared(program: Path, place: Path) -> dict[str, Any]:
+    """What two cards gain over one, and how often two models are loaded that each take a card."""
+
+    def crowd(server: Server) -> float:
+        for _ in range(2):
+            started = time.perf_counter()
+            for job in [server.submit(**SD) for _ in range(16)]:
+                server.ended(job)
+        return time.perf_counter() - started
+
+    with visible("0"), serving(program, place, "one-card") as server:
+        found: dict[str, Any] = {"sixteen_on_one_s": crowd(server)}
+    with serving(program, place, "two-cards") as server:
+        found["sixteen_on_two_s"] = crowd(server)
+    found["gain"] = found["sixteen_on_one_s"] / found["sixteen_on_two_s"]
+    with serving(program, place, "in-turn", "--memory-share", share_of_card(11.2)) as server:
+        for _ in range(6):
+            for model in ("sdxl-a", "sdxl-b"):
+                server.draw(model=model, **(XL | {"steps": 4}))
+        found["loads_in_turn"] = [(row["model"], row["worker"]) for row in server.loads()]
+    return found
+
+
+def main() -> None:
+    """Checks what was asked for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--calotype", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, default=Path("/tmp/calotype-cards"))
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    asked = parser.parse_args()
+    shutil.rmtree(asked.folder, ignore_errors=True)
+    asked.folder.mkdir(parents=True)
+    write_models(asked.folder / "models")
+    found: dict[str, Any] = {"devices": [torch.cuda.get_device_name(card) for card in range(torch.cuda.device_count())]}
+
+    def tell(part: str, values: dict[str, Any]) -> None:
+        found[part] = values
+        print(json.dumps({part: values}, indent=1), flush=True)
+        if asked.json:
+            asked.json.write_text(json.dumps(found, indent=1))
+
+    for part, check in (("pauses", pauses), ("sensors", sensors)):
+        if part in asked.parts:
+            with serving(asked.calotype, asked.folder, part) as server:
+                tell(part, check(server))
+    if "hidden" in asked.parts:
+        tell("hidden", hidden(asked.calotype, asked.folder))
+    if "shared" in asked.parts and torch.cuda.device_count() > 1:
+        tell("shared", shared(asked.calotype, asked.folder))
+
+
+if __name__ == "__main__":
+    main()
