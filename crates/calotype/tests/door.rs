@@ -13,12 +13,7 @@ use support::Server;
 
 /// A server whose worker takes `step_ms` a step.
 fn serve(dir: &Path, step_ms: u32, options: &[&str]) -> Server {
-    let fake_worker = Path::new(env!("CARGO_BIN_EXE_calotype")).with_file_name("fake_worker");
-    assert!(fake_worker.is_file(), "`cargo xtask test` builds it");
-    let fake_worker = fake_worker.display().to_string();
-    let mut all = vec!["--worker-program", &fake_worker, "--worker-arg", "good"];
-    all.extend(options);
-    Server::start_in(dir, &all, &[("FAKE_STEP_MS", &step_ms.to_string())])
+    Server::with_fake_worker(dir, step_ms, options)
 }
 
 fn request(steps: u32) -> Value {

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use axum::body::to_bytes;
 use axum::extract::{FromRequest, Request};
+use axum::http::HeaderMap;
+use axum::http::header::{CONTENT_LENGTH, EXPECT};
 use calotype_engine::{Code, Error};
+use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 
 use crate::App;
@@ -45,11 +48,7 @@ impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
                     .advice("send `Content-Type: application/json`"),
             ));
         }
-        let announced = request
-            .headers()
-            .get("content-length")
-            .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-        if announced.is_some_and(|bytes| bytes > limit as u64) {
+        if is_announced_larger(request.headers(), limit) {
             return Err(too_large());
         }
         let bytes = tokio::time::timeout(ARRIVES_WITHIN, to_bytes(request.into_body(), limit))
@@ -63,6 +62,35 @@ impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
             .map_err(|_| too_large())?;
         parse(&bytes).map(Self).map_err(Refused)
     }
+}
+
+/// Whether the headers say that the body is larger than `limit` bytes.
+fn is_announced_larger(headers: &HeaderMap, limit: usize) -> bool {
+    let announced = headers
+        .get(CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    announced.is_some_and(|bytes| bytes > limit as u64)
+}
+
+/// Reads a body of at most `limit` bytes without keeping any of it. A connection that is closed before its request was read
+/// may be reset, and its client then never sees the answer. A client that waits for `100 Continue` is not asked to send.
+pub(crate) async fn discard(request: Request, limit: usize) {
+    let headers = request.headers();
+    if headers.contains_key(EXPECT) || is_announced_larger(headers, limit) {
+        return;
+    }
+    let mut pieces = request.into_body().into_data_stream();
+    let reading = async {
+        let mut read_bytes = 0;
+        while let Some(Ok(piece)) = pieces.next().await {
+            read_bytes += piece.len();
+            if read_bytes > limit {
+                break;
+            }
+        }
+    };
+    // The answer is the same for a body that did not arrive in time.
+    let _ = tokio::time::timeout(ARRIVES_WITHIN, reading).await;
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {

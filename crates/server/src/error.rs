@@ -9,9 +9,49 @@ use calotype_protocol::JobId;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// An error on its way out. Handlers return it; `request_id` turns it into the envelope.
+/// An error on its way out, as handlers return it.
 #[derive(Debug, Clone)]
 pub(crate) struct Refused(pub(crate) Error);
+
+/// An error with its status and domain, which `request_id` turns into the envelope.
+#[derive(Debug, Clone)]
+pub(crate) struct Refusal {
+    status: StatusCode,
+    domain: Domain,
+    pub(crate) error: Error,
+}
+
+/// The status of a planned operation. Its code, `NOT_SUPPORTED`, has another one where a value of a request is refused.
+pub(crate) const NOT_SERVED: StatusCode = StatusCode::NOT_IMPLEMENTED;
+
+impl Refusal {
+    /// The refusal of a planned operation, which belongs to the domain of its route.
+    pub(crate) fn not_served(domain: Domain, error: Error) -> Self {
+        Self {
+            status: NOT_SERVED,
+            domain,
+            error,
+        }
+    }
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self {
+            status: status(error.code),
+            domain: error.code.domain(),
+            error,
+        }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let mut response = self.status.into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
 
 impl From<Error> for Refused {
     fn from(error: Error) -> Self {
@@ -21,9 +61,7 @@ impl From<Error> for Refused {
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
-        let mut response = status(self.0.code).into_response();
-        response.extensions_mut().insert(self);
-        response
+        Refusal::from(self.0).into_response()
     }
 }
 
@@ -59,18 +97,23 @@ pub(crate) struct Body {
 }
 
 /// The answer of an error.
-pub(crate) fn envelope(error: &Error, request_id: &str) -> Response {
+pub(crate) fn envelope(refusal: &Refusal, request_id: &str) -> Response {
+    let Refusal {
+        status,
+        domain,
+        error,
+    } = refusal;
     let body = Body {
         code: error.code,
         message: error.message.clone(),
-        domain: error.code.domain(),
+        domain: *domain,
         field: error.field.clone(),
         retryable: error.code.retryable(),
         advice: error.advice.clone(),
         job: error.job.clone(),
         request_id: request_id.to_owned(),
     };
-    let mut response = (status(error.code), Json(Envelope { error: body })).into_response();
+    let mut response = (*status, Json(Envelope { error: body })).into_response();
     if let Some(after_ms) = error.retry_after_ms {
         response
             .headers_mut()
@@ -128,7 +171,7 @@ mod tests {
     #[test]
     fn a_full_queue_says_when_to_come_back() {
         let error = Error::new(Code::QueueFull, "full").retry_after_ms(1500);
-        let response = envelope(&error, "req_1");
+        let response = envelope(&Refusal::from(error), "req_1");
         assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
         assert_eq!(response.headers()[RETRY_AFTER], "2");
     }

@@ -11,6 +11,7 @@ mod range;
 mod request_id;
 mod routes;
 mod segment;
+mod unserved;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -185,11 +186,9 @@ fn router(engine: Engine, config: ServerConfig, stopping: watch::Receiver<()>) -
     }
     router
         .fallback(async || error::Refused(no_route()))
-        .method_not_allowed_fallback(async || {
-            let error = Error::new(Code::MethodNotAllowed, "this route does not take that method");
-            error::Refused(error.advice("GET /openapi.json lists the routes"))
-        })
+        .method_not_allowed_fallback(async || error::Refused(no_method()))
         .layer(from_fn(query::check))
+        .layer(from_fn_with_state(app.clone(), unserved::check))
         .layer(from_fn_with_state(app.clone(), auth::check))
         .layer(from_fn(request_id::give))
         .with_state(app)
@@ -197,6 +196,11 @@ fn router(engine: Engine, config: ServerConfig, stopping: watch::Receiver<()>) -
 
 fn no_route() -> Error {
     Error::new(Code::NotFound, "there is no such route").advice("GET /openapi.json lists them")
+}
+
+fn no_method() -> Error {
+    Error::new(Code::MethodNotAllowed, "this route does not take that method")
+        .advice("GET /openapi.json lists the routes")
 }
 
 /// The process's one recorder; absent where another program part installed its own.

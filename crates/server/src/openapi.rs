@@ -9,8 +9,8 @@ use schemars::generate::SchemaSettings;
 use schemars::{Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
-use crate::error::{Envelope, status};
-use crate::routes::{Content, Parameter, Route, TABLE};
+use crate::error::{Envelope, NOT_SERVED, status};
+use crate::routes::{Content, PLANNED, Parameter, Planned, Route, TABLE};
 
 pub(crate) fn document() -> Value {
     let settings = SchemaSettings::draft2020_12().with(|settings| {
@@ -45,13 +45,7 @@ pub(crate) fn document() -> Value {
             operation["requestBody"] =
                 json!({ "required": true, "content": { "application/json": { "schema": schema } } });
         }
-        let in_path = route
-            .path
-            .split('/')
-            .filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
-        let mut parameters: Vec<Value> = in_path
-            .map(|name| json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } }))
-            .collect();
+        let mut parameters = in_path(route.path);
         for Parameter {
             place,
             name,
@@ -68,16 +62,51 @@ pub(crate) fn document() -> Value {
         let path = paths.entry(route.path).or_insert_with(|| json!({}));
         path[route.method] = operation;
     }
+    for planned in PLANNED {
+        let path = paths.entry(planned.path).or_insert_with(|| json!({}));
+        for method in planned.methods {
+            path[*method] = not_served(planned, &refused);
+        }
+    }
     json!({
         "openapi": "3.1.0",
         "info": {
             "title": "Calotype",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "Pictures from text. Times are milliseconds, sizes bytes; errors have a stable code.",
+            "description": "Pictures from text. Times are milliseconds, sizes bytes; errors have a stable code. Operations \
+                            with `x-not-served` are planned: they answer 501 with the reason.",
         },
         "paths": paths,
         "components": { "schemas": generator.take_definitions(true) },
     })
+}
+
+/// A planned operation: its one answer, which says why it is not served.
+fn not_served(planned: &Planned, envelope: &Schema) -> Value {
+    let mut responses: Map<String, Value> = Map::new();
+    responses.insert(
+        NOT_SERVED.as_str().into(),
+        refusal(NOT_SERVED, &[Code::NotSupported], envelope),
+    );
+    let mut operation = json!({
+        "summary": planned.summary,
+        "description": format!("Not served: {}.", planned.reason),
+        "x-not-served": true,
+        "responses": responses,
+    });
+    let parameters = in_path(planned.path);
+    if !parameters.is_empty() {
+        operation["parameters"] = Value::from(parameters);
+    }
+    operation
+}
+
+/// The parameters that a path has in braces.
+fn in_path(path: &str) -> Vec<Value> {
+    path.split('/')
+        .filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'))
+        .map(|name| json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } }))
+        .collect()
 }
 
 /// What comes with a route's usual answer; `None` for nothing.
@@ -185,6 +214,24 @@ mod tests {
             assert!(document.pointer(pointer).is_some(), "{target}");
         }
     }
+
+    #[test]
+    fn a_planned_route_is_described_with_the_one_answer_that_it_gives() {
+        let document = document();
+        for planned in PLANNED {
+            for method in planned.methods {
+                let operation = &document["paths"][planned.path][*method];
+                assert_eq!(operation["x-not-served"], true, "{method} {}", planned.path);
+                let statuses: Vec<&String> = operation["responses"].as_object().unwrap().keys().collect();
+                assert_eq!(statuses, ["501"], "{method} {}", planned.path);
+            }
+        }
+        // A route that is served beside it keeps its own description.
+        let model = &document["paths"]["/api/models/{id}"];
+        assert!(model["get"]["x-not-served"].is_null() && model["get"]["responses"]["200"].is_object());
+        assert_eq!(model["patch"]["parameters"], model["get"]["parameters"]);
+    }
+
     #[test]
     fn parameters_have_the_types_that_the_routes_read() {
         let document = document();

@@ -2,14 +2,13 @@
 //! somebody meant it to.
 
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{MatchedPath, Query, Request};
-use axum::http::Method;
+use axum::extract::{Query, Request};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use calotype_engine::{Code, Error};
 
 use crate::error::Refused;
-use crate::routes::TABLE;
+use crate::routes::{answered_as, served};
 
 pub(crate) async fn check(request: Request, next: Next) -> Response {
     match unknown(&request) {
@@ -21,14 +20,8 @@ pub(crate) async fn check(request: Request, next: Next) -> Response {
 /// The first parameter that the route does not take. A method or path that no route has is refused elsewhere.
 fn unknown(request: &Request) -> Option<Error> {
     request.uri().query().filter(|query| !query.is_empty())?;
-    let path = request.extensions().get::<MatchedPath>()?.as_str();
-    let method = match request.method() {
-        &Method::HEAD => Method::GET,
-        method => method.clone(),
-    };
-    let is_asked =
-        |path_of: &str, method_of: &str| path_of == path && method_of.eq_ignore_ascii_case(method.as_str());
-    let route = TABLE.iter().find(|route| is_asked(route.path, route.method))?;
+    let route = served(request)?;
+    let (method, path) = (answered_as(request.method()), route.path);
     let allowed: Vec<&str> = route
         .parameters
         .iter()

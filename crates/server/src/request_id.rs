@@ -5,10 +5,11 @@ use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request};
 use axum::http::HeaderValue;
+use axum::http::header::ALLOW;
 use axum::middleware::Next;
 use axum::response::Response;
 
-use crate::error::{Refused, envelope};
+use crate::error::{Refusal, envelope};
 
 const HEADER: &str = "x-request-id";
 const LONGEST: usize = 128;
@@ -32,9 +33,14 @@ pub(crate) async fn give(request: Request, next: Next) -> Response {
         .get::<MatchedPath>()
         .map_or("none".to_owned(), |path| path.as_str().to_owned());
     let mut response = next.run(request).await;
-    if let Some(Refused(error)) = response.extensions_mut().remove::<Refused>() {
-        tracing::debug!(request.id = %id, "Refused: {error}");
-        response = envelope(&error, &id);
+    if let Some(refusal) = response.extensions_mut().remove::<Refusal>() {
+        tracing::debug!(request.id = %id, "Refused: {}", refusal.error);
+        // The methods of a path are a header of the answer, not a part of the error.
+        let allow = response.headers_mut().remove(ALLOW);
+        response = envelope(&refusal, &id);
+        if let Some(allow) = allow {
+            response.headers_mut().insert(ALLOW, allow);
+        }
     }
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(HEADER, value);

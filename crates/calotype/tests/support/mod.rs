@@ -62,6 +62,16 @@ impl Server {
         }
     }
 
+    /// One whose worker is `fake_worker` and takes `step_ms` a step.
+    pub fn with_fake_worker(data_dir: &Path, step_ms: u32, options: &[&str]) -> Self {
+        let fake_worker = Path::new(env!("CARGO_BIN_EXE_calotype")).with_file_name("fake_worker");
+        assert!(fake_worker.is_file(), "`cargo xtask test` builds it");
+        let fake_worker = fake_worker.display().to_string();
+        let mut all = vec!["--worker-program", &fake_worker, "--worker-arg", "good"];
+        all.extend(options);
+        Self::start_in(data_dir, &all, &[("FAKE_STEP_MS", &step_ms.to_string())])
+    }
+
     /// Kills it as a power failure would, and waits until it is gone.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
@@ -116,6 +126,23 @@ impl Server {
             response.status().as_u16(),
             response.body_mut().read_to_vec().unwrap(),
         )
+    }
+
+    /// The answer to any method. Its body is not read: it may have no end.
+    pub fn ask(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl ureq::AsSendBody,
+    ) -> ureq::http::Response<ureq::Body> {
+        let mut request = ureq::http::Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.url));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        self.agent.run(request.body(body).unwrap()).unwrap()
     }
 
     /// Status of a DELETE.

@@ -1,5 +1,5 @@
-//! One file a domain; the table of all routes, from which both the router and `/openapi.json` are made. `route` is what a
-//! line of the table says.
+//! One file a domain; the table of all routes that are served, from which both the router and `/openapi.json` are made.
+//! `route` is what a line of the table says; `planned` is the table of the routes that are not served yet.
 
 mod artifacts;
 mod devices;
@@ -8,15 +8,23 @@ mod inference;
 mod jobs;
 mod memory;
 mod models;
+mod operations;
+mod planned;
 mod route;
 mod whole;
 
+use axum::extract::{MatchedPath, Request};
+use axum::http::Method;
 use axum::routing::{delete, get, post};
 use calotype_engine::inference::GenerateRequest;
 use calotype_engine::model::ModelRecord;
 use calotype_engine::processing::{JobState, JobView};
 use calotype_engine::{Code, DeviceView, Event, Health, JobPage, MemoryView, Submitted, Validation};
 
+use operations::DomainOperations;
+pub(crate) use planned::{PLANNED, Planned};
+#[cfg(test)]
+pub(crate) use route::domain_of;
 use route::{
     AFTER, ANY, ASKS, Also, BODY, CHANGES, CLASS, EVENTS, JSON, KEY, NAMED, PICTURES, PRIORITY, SUBMITS,
     WAITS, deed, in_header, in_query, limit, one, schema, shown,
@@ -29,6 +37,7 @@ pub(crate) const TABLE: &[Route] = &[
         media: &[JSON, PICTURES[0], PICTURES[1], PICTURES[2]],
         parameters: &[CLASS, PRIORITY, KEY],
         refusals: &[ANY, ASKS, BODY, SUBMITS, WAITS],
+        operations: &["I3", "I13", "I14", "I15"],
         ..deed(
             "/api/inference/generate",
             "make pictures and wait: the job as JSON, or the bytes of the first picture where Accept names its type; a client that leaves cancels the job",
@@ -39,6 +48,7 @@ pub(crate) const TABLE: &[Route] = &[
         request: Some(schema::<GenerateRequest>),
         response: Some(schema::<Validation>),
         refusals: &[ANY, ASKS, BODY, &[Code::DoesNotFit]],
+        operations: &["I5", "I16"],
         ..deed(
             "/api/inference/validate",
             "check a request without running it",
@@ -56,6 +66,7 @@ pub(crate) const TABLE: &[Route] = &[
             content: Content::AsUsual,
         }],
         refusals: &[ANY, ASKS, BODY, SUBMITS],
+        operations: &["I17"],
         ..deed("/api/jobs", "submit a durable job", || post(jobs::submit))
     },
     Route {
@@ -68,6 +79,7 @@ pub(crate) const TABLE: &[Route] = &[
                 schema::<u64>,
             ),
         ],
+        operations: &["I17"],
         ..shown(
             "/api/jobs",
             "list jobs, newest first",
@@ -80,13 +92,15 @@ pub(crate) const TABLE: &[Route] = &[
         "show a job",
         || get(jobs::show),
         schema::<JobView>,
-    ),
+    )
+    .serves(&["I17"]),
     Route {
         method: "delete",
         response: None,
         status: "204",
         media: &[],
         refusals: &[ANY, ASKS, NAMED, CHANGES],
+        operations: &["I17"],
         ..shown(
             "/api/jobs/{id}",
             "forget a job that has ended",
@@ -96,13 +110,16 @@ pub(crate) const TABLE: &[Route] = &[
     },
     deed("/api/jobs/{id}/cancel", "end a job at its next step", || {
         post(jobs::cancel)
-    }),
+    })
+    .serves(&["I10", "P6"]),
     deed("/api/jobs/{id}/pause", "hold a job at its next step", || {
         post(jobs::pause)
-    }),
+    })
+    .serves(&["I17", "P6"]),
     deed("/api/jobs/{id}/resume", "let a paused job go on", || {
         post(jobs::resume)
-    }),
+    })
+    .serves(&["I17", "P6"]),
     Route {
         media: &[EVENTS],
         parameters: &AFTER,
@@ -169,31 +186,45 @@ pub(crate) const TABLE: &[Route] = &[
         "devices and their workers",
         || get(devices::list),
         schema::<Vec<DeviceView>>,
-    ),
+    )
+    .serves(&["D1", "D8", "D10"]),
     one(
         "/api/devices/{id}",
         "one device",
         || get(devices::show),
         schema::<DeviceView>,
-    ),
+    )
+    .serves(&["D9", "D11", "D17"]),
     shown(
         "/api/models",
         "everything in the model folders: models, LoRAs, ControlNets, VAEs, embeddings and the rest",
         || get(models::list),
         schema::<Vec<ModelRecord>>,
-    ),
+    )
+    .serves(&["O1", "O16", "O18"]),
     one(
         "/api/models/{id}",
         "one of them by its id, or by its name where only one has it",
         || get(models::show),
         schema::<ModelRecord>,
-    ),
+    )
+    .serves(&["O20"]),
     shown(
         "/api/memory",
         "budgets and leases",
         || get(memory::list),
         schema::<Vec<MemoryView>>,
-    ),
+    )
+    .serves(&["M1", "M3"]),
+    Route {
+        refusals: &[ANY],
+        ..shown(
+            "/api/operations",
+            "every operation by domain: those that are served, and those that are planned and answer 501 with the reason",
+            || get(operations::list),
+            schema::<Vec<DomainOperations>>,
+        )
+    },
     Route {
         also: &[Also {
             status: "503",
@@ -230,3 +261,20 @@ pub(crate) const TABLE: &[Route] = &[
         )
     },
 ];
+
+/// The route that serves this request, if one does.
+pub(crate) fn served(request: &Request) -> Option<&'static Route> {
+    let path = request.extensions().get::<MatchedPath>()?.as_str();
+    let method = answered_as(request.method());
+    TABLE
+        .iter()
+        .find(|route| route.path == path && route.method.eq_ignore_ascii_case(method))
+}
+
+/// The method whose route answers a request: a `HEAD` is answered as a `GET`.
+pub(crate) fn answered_as(method: &Method) -> &str {
+    match method.as_str() {
+        "HEAD" => "GET",
+        other => other,
+    }
+}

@@ -1,8 +1,8 @@
 //! What a route is, and what the document says of it: parameters, answers, refusals.
 
 use axum::routing::MethodRouter;
-use calotype_engine::Code;
 use calotype_engine::processing::{Class, JobView};
+use calotype_engine::{Code, Domain};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
 use crate::App;
@@ -14,6 +14,8 @@ pub(crate) struct Route {
     pub(crate) method: &'static str,
     pub(crate) path: &'static str,
     pub(crate) summary: &'static str,
+    /// Numbers of the original system's operations that it serves, for instance `D1`.
+    pub(crate) operations: &'static [&'static str],
     pub(crate) handler: fn() -> MethodRouter<App>,
     pub(crate) request: Option<SchemaOf>,
     pub(crate) response: Option<SchemaOf>,
@@ -25,6 +27,32 @@ pub(crate) struct Route {
     pub(crate) also: &'static [Also],
     /// Codes of the errors that it can answer.
     pub(crate) refusals: &'static [&'static [Code]],
+}
+
+impl Route {
+    pub(crate) fn domain(&self) -> Domain {
+        domain_of(self.path)
+    }
+
+    pub(super) const fn serves(self, operations: &'static [&'static str]) -> Self {
+        Self { operations, ..self }
+    }
+}
+
+/// The domain that a path belongs to by its first word behind `/api`.
+pub(crate) fn domain_of(path: &str) -> Domain {
+    let word = path.strip_prefix("/api/").and_then(|rest| rest.split('/').next());
+    match word {
+        Some("devices") => Domain::Device,
+        Some("memory") => Domain::Memory,
+        Some("models") => Domain::Model,
+        Some("jobs" | "events" | "ws" | "artifacts" | "workflows" | "sessions" | "batches" | "queue") => {
+            Domain::Processing
+        }
+        Some("inference") => Domain::Inference,
+        Some("postprocessing") => Domain::Postprocessing,
+        Some(_) | None => Domain::Server,
+    }
 }
 
 /// A parameter of a route. Those in the query are the only ones that it takes.
@@ -155,6 +183,7 @@ pub(super) const fn shown(
         method: "get",
         path,
         summary,
+        operations: &[],
         handler,
         request: None,
         response: Some(response),
