@@ -33,7 +33,7 @@ const fn group(name: &'static str, any_commit: bool, rounds: usize) -> Group {
 
 const GROUPS: &[Group] = &[
     group("pipe", false, 1),
-    group("control", true, 3),
+    group("control", true, 8),
     group("queue", true, 1),
     group("watch", true, 1),
     group("pictures", false, 1),
@@ -63,7 +63,12 @@ pub(crate) fn run(arguments: &[String]) -> Done {
     for group in groups {
         let other = other.as_ref().filter(|_| group.any_commit);
         let (mut ours, mut theirs, mut stopped) = (Vec::new(), Vec::new(), false);
-        for _ in 0..if other.is_some() { group.rounds } else { 1 } {
+        for round in 0..if other.is_some() { group.rounds } else { 1 } {
+            // By turns: what one leaves to the disk and its caches the next one meets.
+            let ours_first = round % 2 == 1;
+            if ours_first {
+                ours.push(of_this_tree(group)?);
+            }
             if let Some(other) = other {
                 let (rows, end) = measured(group, &other.name, &other.programs())?;
                 theirs.push(rows);
@@ -73,9 +78,9 @@ pub(crate) fn run(arguments: &[String]) -> Done {
                     stopped = true;
                 }
             }
-            let (rows, end) = measured(group, "this tree", &[])?;
-            end?;
-            ours.push(rows);
+            if !ours_first {
+                ours.push(of_this_tree(group)?);
+            }
         }
         remove_kept(group)?;
         let mut text = table(&ours, other.map(|other| (other.name.as_str(), theirs.as_slice())));
@@ -129,9 +134,18 @@ impl Arguments {
     }
 }
 
+fn of_this_tree(group: &Group) -> Result<Vec<Row>, String> {
+    let (rows, end) = measured(group, "this tree", &[])?;
+    end?;
+    Ok(rows)
+}
+
 /// One round of a group, with the programs that the arguments name: its rows, and whether it came to its end.
 fn measured(group: &Group, whose: &str, programs: &[String]) -> Result<(Vec<Row>, Done), String> {
     eprintln!("{}: {whose}", group.name);
+    // Nobody pays for what another has left to write.
+    #[cfg(unix)]
+    sh("sync", &[], &[])?;
     let mut child = Command::new("cargo")
         .args([
             "bench",

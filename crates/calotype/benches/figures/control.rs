@@ -15,7 +15,7 @@ use super::server::{Server, request};
 const GROUP: &str = "control";
 const ALONE: usize = 1000;
 const CLIENTS: u64 = 32;
-const LASTS: Duration = Duration::from_secs(10);
+const LASTS: Duration = Duration::from_secs(5);
 
 /// All rows.
 pub fn measure(programs: &Programs) {
