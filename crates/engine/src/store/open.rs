@@ -166,6 +166,10 @@ fn prepare(dir: &Path, found: Found) -> Result<(Connection, Marked), StoreError>
         "INSERT INTO facts VALUES ('journal_id', ?1) ON CONFLICT (name) DO NOTHING",
         [id.cast_signed()],
     )?;
+    connection.execute(
+        "INSERT INTO facts VALUES ('commits', 0) ON CONFLICT (name) DO NOTHING",
+        [],
+    )?;
     let commits = writer::count_commit(&connection)?;
     connection.execute_batch("COMMIT")?;
     Ok((connection, Marked { id, commits }))

@@ -1,5 +1,5 @@
-//! Which artifacts a job refers to. An artifact that loses its last job is written down as loose, and only loose ones are
-//! ever swept.
+//! Which artifacts a job refers to. An artifact that loses its last job is written down as loose, and only loose ones that no
+//! other job has come to refer to are ever swept.
 
 use rusqlite::Connection;
 
@@ -15,9 +15,6 @@ pub(super) fn add<'a>(
         connection
             .prepare_cached("INSERT OR IGNORE INTO artifact_refs (hash, job) VALUES (?1, ?2)")?
             .execute((&hash.0, job))?;
-        connection
-            .prepare_cached("DELETE FROM loose WHERE hash = ?1")?
-            .execute([&hash.0])?;
     }
     Ok(())
 }

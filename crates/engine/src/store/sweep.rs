@@ -99,8 +99,10 @@ impl Store {
 
     async fn loose(&self, until_ms: u64) -> Result<Vec<Loose>, StoreError> {
         self.read(move |connection| {
-            let mut query = connection
-                .prepare_cached("SELECT hash, since_ms FROM loose WHERE since_ms <= ?1 ORDER BY since_ms")?;
+            let mut query = connection.prepare_cached(
+                "SELECT hash, since_ms FROM loose WHERE since_ms <= ?1
+                 AND NOT EXISTS (SELECT 1 FROM artifact_refs WHERE artifact_refs.hash = loose.hash) ORDER BY since_ms",
+            )?;
             let rows = query.query_map([until_ms.cast_signed()], |row| {
                 Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?))
             })?;

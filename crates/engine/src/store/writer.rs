@@ -348,10 +348,7 @@ fn execute(connection: &Connection, sql: &str) -> rusqlite::Result<()> {
 /// Counts a durable commit inside it; `marker` says what for.
 pub(super) fn count_commit(connection: &Connection) -> rusqlite::Result<u64> {
     let count: i64 = connection
-        .prepare_cached(
-            "INSERT INTO facts VALUES ('commits', 1) ON CONFLICT (name) DO UPDATE SET value = value + 1
-             RETURNING value",
-        )?
+        .prepare_cached("UPDATE facts SET value = value + 1 WHERE name = 'commits' RETURNING value")?
         .query_row([], |row| row.get(0))?;
     Ok(count.unsigned_abs())
 }

@@ -151,7 +151,10 @@ impl Fleet {
     pub(super) fn sum_queues(&mut self) {
         let wanted = &self.wanted;
         let of_model = |model| wanted.get(model).copied().unwrap_or_default().each_ms();
-        let queues = self.workers.iter().map(|worker| worker.models().map(of_model).sum());
+        let queues = self
+            .workers
+            .iter()
+            .map(|worker| worker.models().map(of_model).sum::<f64>());
         self.queues_ms.clear();
         self.queues_ms.extend(queues);
     }

@@ -184,8 +184,7 @@ fn choose(asked: Asked<'_>, fleet: &Fleet, estimates: &Estimates, now: Duration)
         }
         let best_ms = soonest.map_or(f64::INFINITY, |(ms, ..)| ms);
         let (mut ms, missing) = done_after_ms(asked, fleet, (id, worker), (estimates, now), best_ms);
-        let starts_now =
-            holds_models && worker.pending.is_none() && worker.runs.len() < fleet.places(worker);
+        let starts_now = holds_models && worker.pending.is_none() && worker.runs.len() < fleet.places(worker);
         if !starts_now {
             // Others wait for the models there: another worker is worth a load if less waits for what it has.
             let own_ms = if holds_models { asked.own_ms } else { 0.0 };

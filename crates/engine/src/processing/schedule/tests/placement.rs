@@ -623,6 +623,7 @@ fn a_job_goes_where_it_is_done_first() {
     // With others waiting before it, the load is worth it.
     let wanted = ModelId::from("m");
     stage.fleet.count_wanted([(&wanted, 1, 20.0)].into_iter());
+    stage.fleet.sum_queues();
     assert_eq!(stage.goes_to(&demand()), "cuda1");
     stage.hold(1, "m", 50, 1);
     assert_eq!(
