@@ -185,8 +185,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     asked = parser.parse_args()
-    shutil.rmtree(asked.folder, ignore_errors=True)
-    asked.folder.mkdir(parents=True)
+    asked.folder.mkdir(parents=True, exist_ok=True)
+    for old in asked.folder.iterdir():
+        if old.is_dir() and old.name != "models":
+            shutil.rmtree(old)
     write_models(asked.folder / "models")
     found: dict[str, Any] = {"devices": [torch.cuda.get_device_name(card) for card in range(torch.cuda.device_count())]}
 
