@@ -41,8 +41,8 @@ PROMPT = "a red apple on the beach"
 PARTS = ("families", "pictures", "loras", "switches", "offload", "killed")
 LORA_RANK = 16
 LOADED = re.compile(
-    r"Loaded `(\S+)` into (\S+): (\d+) bytes in (\d+) ms, "
-    r"(\d+) components from memory and (\d+) from files \((.*)\)"
+    r"`(\S+)` took (\d+) components from memory and (\d+) from files\n"
+    r"(?:.*\n)*?.*Loaded `\1` into (\S+): (\d+) bytes in (\d+) ms \((.*)\)"
 )
 
 
@@ -154,8 +154,18 @@ class Server:
     def loads(self) -> list[dict[str, Any]]:
         """What its log tells of loads."""
         rows = LOADED.findall(self.log.read_text())
-        names = ("model", "worker", "bytes", "ms", "from_memory", "from_files", "phases")
-        return [dict(zip(names, [*row[:2], *map(int, row[2:6]), row[6]])) for row in rows]
+        return [
+            {
+                "model": model,
+                "worker": worker,
+                "bytes": int(taken),
+                "ms": int(ms),
+                "from_memory": int(from_memory),
+                "from_files": int(from_files),
+                "phases": phases,
+            }
+            for model, from_memory, from_files, worker, taken, ms, phases in rows
+        ]
 
     def gpu_worker(self) -> Any:
         """The worker of the card."""
