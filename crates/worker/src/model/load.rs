@@ -4,6 +4,7 @@ use std::cell::OnceCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::thread::ScopedJoinHandle;
 use std::time::Instant;
 
 use calotype_protocol::{Failure, Load, ModelFormat, ModelSpec, Outcome};
@@ -194,25 +195,31 @@ fn diffusers(
             ),
         ));
     }
-    let (mut convert_ms, mut upload_ms, mut done) = (0.0, 0.0, 0u64);
-    let mut graph = |weights: &Weights, layout: &Component| -> Result<Box<dyn Graph>, Failure> {
-        let started = Instant::now();
-        let bytes = weights.fill(layout, |_, _| Ok(()))?;
-        convert_ms += ms(started);
-        let started = Instant::now();
-        let graph = bind(engine, layout, bytes)?;
-        upload_ms += ms(started);
-        done += layout.bytes as u64;
+    // The small parts beside the large one, because a start to the first picture waits for this; so the phases overlap, and the
+    // longest of each is told.
+    let mut done = 0;
+    let mut told = |part: &Made| {
+        done += part.bytes;
         progress(done, total);
-        Ok(graph)
     };
-    let text_graph = graph(&text, &text_layout)?;
-    let unet_graph = graph(&unet, &unet_layout)?;
-    let vae_decoder = graph(&vae, &decoder_layout)?;
+    let (text_made, unet_made, decoder_made) = std::thread::scope(|scope| {
+        let text = scope.spawn(|| make(engine, &text, &text_layout));
+        let decoder = scope.spawn(|| make(engine, &vae, &decoder_layout));
+        let unet = make(engine, &unet, &unet_layout).inspect(&mut told);
+        let text = joined(text).inspect(&mut told);
+        let decoder = joined(decoder).inspect(&mut told);
+        Ok::<_, Failure>((text?, unet?, decoder?))
+    })?;
+    let parts = [&text_made, &unet_made, &decoder_made];
+    let longest = |phase: fn(&Made) -> f64| parts.into_iter().map(phase).fold(0.0, f64::max);
+    let phases_ms = BTreeMap::from([
+        ("convert".into(), longest(|part| part.convert_ms)),
+        ("upload".into(), longest(|part| part.upload_ms)),
+    ]);
     Ok(Parts {
-        text: text_graph,
-        unet: unet_graph,
-        vae_decoder,
+        text: text_made.graph,
+        unet: unet_made.graph,
+        vae_decoder: decoder_made.graph,
         late_encoder: Box::new(move |engine| {
             bind(engine, &encoder_layout, vae.fill(&encoder_layout, |_, _| Ok(()))?)
         }),
@@ -223,8 +230,34 @@ fn diffusers(
             unet_layout,
         },
         bytes: done,
-        phases_ms: BTreeMap::from([("convert".into(), convert_ms), ("upload".into(), upload_ms)]),
+        phases_ms,
     })
+}
+
+/// A part of a model, ready to run.
+struct Made {
+    graph: Box<dyn Graph>,
+    bytes: u64,
+    convert_ms: f64,
+    upload_ms: f64,
+}
+
+fn make(engine: &dyn Engine, weights: &Weights, layout: &Component) -> Result<Made, Failure> {
+    let started = Instant::now();
+    let bytes = weights.fill(layout, |_, _| Ok(()))?;
+    let convert_ms = ms(started);
+    let started = Instant::now();
+    Ok(Made {
+        graph: bind(engine, layout, bytes)?,
+        bytes: layout.bytes as u64,
+        convert_ms,
+        upload_ms: ms(started),
+    })
+}
+
+fn joined(part: ScopedJoinHandle<'_, Result<Made, Failure>>) -> Result<Made, Failure> {
+    part.join()
+        .unwrap_or_else(|_| Err(bad_model("a graph could not be bound", "its thread panicked")))
 }
 
 fn optimum(

@@ -122,7 +122,7 @@ pub struct Port {
 }
 
 /// A graph with its weights, ready to run.
-pub trait Graph {
+pub trait Graph: Send {
     /// Runs once and gives the named outputs, in their order.
     fn run(&self, inputs: &[(&str, Value)], outputs: &[&str]) -> Result<Vec<Tensor>, RuntimeError>;
     /// The inputs as declared.
@@ -145,8 +145,8 @@ pub enum Source<'a> {
     Plain(&'a Path),
 }
 
-/// Turns files into graphs.
-pub trait Engine {
+/// Turns files into graphs; several at a time, on threads of their own.
+pub trait Engine: Sync {
     /// For instance `rten 0.27.0`.
     fn name(&self) -> String;
     /// Libraries that compute, name to version.
