@@ -151,10 +151,10 @@ pub(crate) struct Pass {
 impl Pass {
     /// The next decision; `None` when nothing more can be done now.
     pub(crate) fn next(&mut self, world: &mut World<'_>) -> Option<Decision> {
+        world.fleet.index_models();
         if !std::mem::replace(&mut self.has_counted, true) {
             count_wanted(world);
         }
-        world.fleet.sum_queues();
         loop {
             let head = self.head(world)?;
             let ask = (head.lane.demand, head.lane.bound_to);

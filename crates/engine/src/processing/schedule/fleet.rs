@@ -59,8 +59,10 @@ pub(crate) struct Fleet {
     pub(crate) generation: u64,
     /// What waits for each model, as of the last pass of the scheduler.
     wanted: FxHashMap<ModelId, Wanted>,
-    /// What waits for the models of each worker, in milliseconds, as of the scheduler's last decision.
-    queues_ms: Vec<f64>,
+    /// The workers that have each model or are loading it, in order.
+    holders: FxHashMap<ModelId, Vec<WorkerId>>,
+    /// The workers' `models_version`s added up, as `holders` was made from them.
+    holders_version: u64,
 }
 
 impl Fleet {
@@ -85,7 +87,8 @@ impl Fleet {
             most_runs,
             generation: 1,
             wanted: FxHashMap::default(),
-            queues_ms: Vec::new(),
+            holders: FxHashMap::default(),
+            holders_version: 0,
         }
     }
 
@@ -143,20 +146,45 @@ impl Fleet {
     }
 
     /// What waits for the models of a worker: its part of it, where others hold them too.
-    pub(super) fn queue_ms(&self, worker: WorkerId) -> f64 {
-        self.queues_ms.get(worker.0 as usize).copied().unwrap_or(0.0)
+    pub(super) fn queue_ms(&self, worker: &Worker) -> f64 {
+        if self.wanted.is_empty() {
+            return 0.0;
+        }
+        worker.models().map(|model| self.wanted(model).each_ms()).sum()
     }
 
-    /// Adds up what waits for the models of each worker: once before each decision, in which every waiting step may ask.
-    pub(super) fn sum_queues(&mut self) {
-        let wanted = &self.wanted;
-        let of_model = |model| wanted.get(model).copied().unwrap_or_default().each_ms();
-        let queues = self
-            .workers
-            .iter()
-            .map(|worker| worker.models().map(of_model).sum::<f64>());
-        self.queues_ms.clear();
-        self.queues_ms.extend(queues);
+    /// Brings the list of holders up to date, where a model has come or gone.
+    pub(crate) fn index_models(&mut self) {
+        let version = self.workers.iter().map(Worker::models_version).sum();
+        if version == self.holders_version {
+            return;
+        }
+        self.holders_version = version;
+        self.holders.clear();
+        for (worker, index) in self.workers.iter().zip(0..) {
+            for model in worker.models() {
+                // A model that is moved while it is resident is named twice.
+                match self.holders.get_mut(model) {
+                    Some(holders) if holders.last() == Some(&WorkerId(index)) => {}
+                    Some(holders) => holders.push(WorkerId(index)),
+                    None => {
+                        self.holders.insert(model.clone(), vec![WorkerId(index)]);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The workers that have a model or are loading it, in order; as of [`index_models`](Self::index_models).
+    pub(crate) fn holders(&self, model: &ModelId) -> &[WorkerId] {
+        self.holders.get(model).map_or(&[], Vec::as_slice)
+    }
+
+    /// Everything that the lists of holders say.
+    #[cfg(test)]
+    pub(crate) fn listed_holders(&self) -> impl Iterator<Item = (WorkerId, &ModelId)> {
+        let lists = self.holders.iter();
+        lists.flat_map(|(model, ids)| ids.iter().map(move |id| (*id, model)))
     }
 
     /// Counts anew what waits for each model: steps, and the device time that they take together.
@@ -174,13 +202,8 @@ impl Fleet {
             }
         }
         self.wanted.retain(|_, wanted| wanted.steps > 0);
-        if self.wanted.is_empty() {
-            return;
-        }
-        for model in self.workers.iter().flat_map(Worker::models) {
-            if let Some(wanted) = self.wanted.get_mut(model) {
-                wanted.holders += 1;
-            }
+        for (model, wanted) in &mut self.wanted {
+            wanted.holders = self.holders.get(model).map_or(0, Vec::len);
         }
     }
 

@@ -164,17 +164,11 @@ fn choose(asked: Asked<'_>, fleet: &Fleet, estimates: &Estimates, now: Duration)
         return Some(only);
     }
     let mut soonest: Option<(f64, usize, usize, WorkerId)> = None;
-    let has_models = |worker: &Worker| {
-        let mut models = asked.demand.models.iter();
-        models.all(|need| {
-            let pending = worker.pending.as_ref();
-            worker.resident.contains_key(&need.model)
-                || pending.is_some_and(|pending| pending.model == need.model)
-        })
-    };
-    let holds: Vec<bool> = equals.iter().map(|(_, worker)| has_models(worker)).collect();
-    let has_holder = holds.contains(&true);
-    for ((id, worker), holds_models) in equals.into_iter().zip(holds) {
+    let holders = holders(asked, fleet);
+    let holds = |id: &WorkerId| holders.as_ref().is_none_or(|ids| ids.binary_search(id).is_ok());
+    let has_holder = equals.iter().any(|(id, _)| holds(id));
+    for (id, worker) in equals {
+        let holds_models = holds(&id);
         if worker.is_reserved_for(asked.id) {
             return Some(id);
         }
@@ -188,7 +182,7 @@ fn choose(asked: Asked<'_>, fleet: &Fleet, estimates: &Estimates, now: Duration)
         if !starts_now {
             // Others wait for the models there: another worker is worth a load if less waits for what it has.
             let own_ms = if holds_models { asked.own_ms } else { 0.0 };
-            ms += (fleet.queue_ms(id) - own_ms).max(0.0);
+            ms += (fleet.queue_ms(worker) - own_ms).max(0.0);
         }
         let key = (ms, missing, worker.runs.len(), id);
         let is_better = soonest.is_none_or(|best| {
@@ -202,6 +196,17 @@ fn choose(asked: Asked<'_>, fleet: &Fleet, estimates: &Estimates, now: Duration)
         }
     }
     soonest.map(|(_, _, _, id)| id)
+}
+
+/// The workers that have every model of a demand or are loading it, in order; `None` for a demand without models.
+fn holders(asked: Asked<'_>, fleet: &Fleet) -> Option<Vec<WorkerId>> {
+    let (first, others) = asked.demand.models.split_first()?;
+    let mut ids = fleet.holders(&first.model).to_vec();
+    for need in others {
+        let holders = fleet.holders(&need.model);
+        ids.retain(|id| holders.binary_search(id).is_ok());
+    }
+    Some(ids)
 }
 
 /// When a worker would have done a step beside what is in it, apart from the step's own time; and how many models it lacks.

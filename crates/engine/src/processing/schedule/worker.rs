@@ -139,6 +139,8 @@ pub(crate) struct Worker {
     pub(crate) deaths: u32,
     pub(crate) resident: BTreeMap<ModelId, ResidentModel>,
     pub(crate) pending: Option<PendingMove>,
+    /// Grows whenever `resident` or `pending` name other models.
+    models_version: u64,
     /// Runs that hold a place.
     pub(crate) runs: BTreeMap<StepKey, Share>,
     /// Paused and suspended runs inside: they hold no place, and their models may be evicted once they are withdrawn.
@@ -190,6 +192,7 @@ impl Worker {
             deaths: 0,
             resident: BTreeMap::new(),
             pending: None,
+            models_version: 0,
             runs: BTreeMap::new(),
             parked: BTreeMap::new(),
             runs_alone: false,
@@ -212,6 +215,42 @@ impl Worker {
             .as_ref()
             .filter(|pending| matches!(pending.kind, MoveKind::Load { .. }));
         self.resident.keys().chain(loads.map(|pending| &pending.model))
+    }
+
+    /// Which version of [`models`](Self::models) this is.
+    pub(super) fn models_version(&self) -> u64 {
+        self.models_version
+    }
+
+    /// A load or unload begins.
+    pub(crate) fn begin_move(&mut self, pending: PendingMove) {
+        self.models_version += 1;
+        self.pending = Some(pending);
+    }
+
+    /// The load or unload under way has ended, if it is this one.
+    pub(crate) fn end_move(&mut self, id: &LoadId) -> Option<PendingMove> {
+        self.models_version += 1;
+        self.pending.take_if(|pending| pending.id == *id)
+    }
+
+    /// A model is resident from now on.
+    pub(crate) fn hold(&mut self, model: ModelId, resident: ResidentModel) {
+        self.models_version += 1;
+        self.resident.insert(model, resident);
+    }
+
+    /// A model is resident no longer.
+    pub(crate) fn drop_model(&mut self, model: &ModelId) {
+        self.models_version += 1;
+        self.resident.remove(model);
+    }
+
+    /// Its process is dead: nothing is resident, and what was on its way is lost.
+    pub(crate) fn lose_models(&mut self) -> Option<PendingMove> {
+        self.models_version += 1;
+        self.resident.clear();
+        self.pending.take()
     }
 
     /// How soon it takes work.

@@ -155,6 +155,7 @@ impl Core {
     pub(crate) fn settle(&mut self, now: Now) -> Vec<Effect> {
         self.probe_if_due(now);
         if std::mem::take(&mut self.dirty) {
+            self.fleet.index_models();
             self.decide(now);
         }
         if self.draining && !self.drained && self.is_quiet() {

@@ -83,7 +83,6 @@ impl Core {
         worker.process = ProcessState::Gone;
         worker.pid = None;
         worker.recycling = false;
-        worker.resident.clear();
         worker
             .unusable
             .retain(|_, (error, _)| error.code != Code::OutOfMemory);
@@ -95,7 +94,7 @@ impl Core {
         if !matches!(report.cause, ExitCause::Recycled { .. } | ExitCause::Stopped) {
             worker.deaths += 1;
         }
-        let pending = worker.pending.take();
+        let pending = worker.lose_models();
         let mut inside: Vec<StepKey> = worker.runs.keys().chain(worker.parked.keys()).copied().collect();
         inside.sort_unstable();
         metrics::counter!("calotype_worker_exits_total").increment(1);

@@ -49,7 +49,7 @@ impl Core {
         self.loads += 1;
         let load = LoadId(format!("load_{}", self.loads));
         if let Some(worker) = self.fleet.worker_mut(id) {
-            worker.pending = Some(PendingMove {
+            worker.begin_move(PendingMove {
                 id: load.clone(),
                 model: model.clone(),
                 kind: MoveKind::Load {
@@ -105,7 +105,7 @@ impl Core {
         self.loads += 1;
         let unload = LoadId(format!("unload_{}", self.loads));
         if let Some(worker) = self.fleet.worker_mut(id) {
-            worker.pending = Some(PendingMove {
+            worker.begin_move(PendingMove {
                 id: unload.clone(),
                 model: model.clone(),
                 kind: MoveKind::Unload,
@@ -141,7 +141,7 @@ impl Core {
         else {
             return;
         };
-        let Some(pending) = worker.pending.take_if(|pending| pending.id == loaded.load) else {
+        let Some(pending) = worker.end_move(&loaded.load) else {
             return;
         };
         let MoveKind::Load {
@@ -162,7 +162,7 @@ impl Core {
             last_use: self.uses,
             was_used: false,
         };
-        worker.resident.insert(loaded.model.clone(), resident);
+        worker.hold(loaded.model.clone(), resident);
         let (name, kind) = (worker.spec.name.to_string(), worker.spec.kind.clone());
         let took = now.since_start.saturating_sub(pending.began);
         let phases: Vec<String> = loaded
@@ -202,7 +202,7 @@ impl Core {
         let Some(worker) = self.fleet.worker_mut(id) else {
             return;
         };
-        let Some(pending) = worker.pending.take_if(|pending| pending.id == *load) else {
+        let Some(pending) = worker.end_move(load) else {
             return;
         };
         let name = worker.spec.name.to_string();
@@ -234,11 +234,11 @@ impl Core {
         let Some(worker) = self.fleet.worker_mut(id) else {
             return;
         };
-        let Some(pending) = worker.pending.take_if(|pending| pending.id == *unload) else {
+        let Some(pending) = worker.end_move(unload) else {
             return;
         };
         let model = pending.model;
-        worker.resident.remove(&model);
+        worker.drop_model(&model);
         worker
             .unusable
             .retain(|_, (error, _)| error.code != Code::OutOfMemory);

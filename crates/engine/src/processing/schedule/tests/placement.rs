@@ -145,7 +145,7 @@ impl Stage {
             last_use,
             was_used: true,
         };
-        self.worker(index).resident.insert(name.into(), resident);
+        self.worker(index).hold(name.into(), resident);
     }
 
     /// A run is in a worker that takes memory.
@@ -166,7 +166,8 @@ impl Stage {
         self.worker(index).memory_features = MemoryFeatures::of(&plans);
     }
 
-    fn place(&self, demand: &Demand) -> Placement {
+    fn place(&mut self, demand: &Demand) -> Placement {
+        self.fleet.index_models();
         let working = self.working;
         let derived = Derived::of(demand, &self.fleet, |_, slicing| working[slicing.index()]);
         let asked = Asked {
@@ -181,7 +182,7 @@ impl Stage {
     }
 
     /// The name of the worker where something happens for it, or why not.
-    fn goes_to(&self, demand: &Demand) -> String {
+    fn goes_to(&mut self, demand: &Demand) -> String {
         let id = match self.place(demand) {
             Placement::Start { worker, .. } | Placement::Load { worker, .. } => worker,
             Placement::Wait { reason, .. } => return reason.code().to_owned(),
@@ -192,7 +193,7 @@ impl Stage {
             .map_or_else(String::new, |worker| worker.spec.name.to_string())
     }
 
-    fn why(&self, demand: &Demand) -> WaitReason {
+    fn why(&mut self, demand: &Demand) -> WaitReason {
         match self.place(demand) {
             Placement::Wait { reason, .. } => reason,
             other => panic!("it does not wait: {other:?}"),
@@ -250,7 +251,7 @@ fn a_parked_run_takes_no_place() {
 fn a_model_that_is_being_loaded_is_waited_for_and_not_loaded_twice() {
     let mut stage = stage(&[("cpu0", 100, 1)]);
     assert!(matches!(stage.place(&demand()), Placement::Load { .. }));
-    stage.worker(0).pending = Some(PendingMove {
+    stage.worker(0).begin_move(PendingMove {
         id: LoadId("load".into()),
         model: "m".into(),
         kind: MoveKind::Load {
@@ -432,7 +433,7 @@ fn a_model_too_large_for_its_device_waits_in_host_memory_where_the_worker_can_do
     let mut stage = stage(&[("cuda0", 100, 0)]);
     stage.worker(0).precision = Precision::Half;
     stage.plans(0, &OFFLOADS);
-    let offload = |stage: &Stage, bytes| match stage.place(&with_models(&[model("m", bytes)])) {
+    let offload = |stage: &mut Stage, bytes| match stage.place(&with_models(&[model("m", bytes)])) {
         Placement::Load {
             residency,
             weights_bytes,
@@ -441,11 +442,11 @@ fn a_model_too_large_for_its_device_waits_in_host_memory_where_the_worker_can_do
         Placement::Refuse(_) => None,
         other => panic!("{other:?}"),
     };
-    assert_eq!(offload(&stage, 180), Some((Offload::None, 90)));
-    assert_eq!(offload(&stage, 200), Some((Offload::Model, 87)));
-    assert_eq!(offload(&stage, 600), Some((Offload::Sequential, 60)));
+    assert_eq!(offload(&mut stage, 180), Some((Offload::None, 90)));
+    assert_eq!(offload(&mut stage, 200), Some((Offload::Model, 87)));
+    assert_eq!(offload(&mut stage, 600), Some((Offload::Sequential, 60)));
     stage.plans(0, &[]);
-    assert_eq!(offload(&stage, 600), None);
+    assert_eq!(offload(&mut stage, 600), None);
 }
 
 #[test]
@@ -527,21 +528,24 @@ fn what_loras_change_is_leased_once_for_all_jobs_with_the_same_set() {
         ..demand()
     };
     let mut stage = one();
-    let lora = |stage: &Stage, set| match stage.place(&styled(set)) {
+    let lora = |stage: &mut Stage, set| match stage.place(&styled(set)) {
         Placement::Start { lora_bytes, .. } => Some(lora_bytes),
         _ => None,
     };
-    assert_eq!(lora(&stage, "m x:1"), Some(20));
+    assert_eq!(lora(&mut stage, "m x:1"), Some(20));
     let uses = Uses {
         models: demand().models,
         adapters: styled("m x:1").adapters,
     };
     stage.worker(0).admit(StepKey(1), uses, 1000.0, Duration::ZERO);
     stage.others_have(0, 20);
-    assert_eq!(lora(&stage, "m x:1"), Some(0));
-    assert_eq!(lora(&stage, "m x:0.5"), Some(20));
+    assert_eq!(lora(&mut stage, "m x:1"), Some(0));
+    assert_eq!(lora(&mut stage, "m x:0.5"), Some(20));
     stage.others_have(0, 21);
-    assert_eq!((lora(&stage, "m x:1"), lora(&stage, "m x:0.5")), (Some(0), None));
+    assert_eq!(
+        (lora(&mut stage, "m x:1"), lora(&mut stage, "m x:0.5")),
+        (Some(0), None)
+    );
 }
 
 #[test]
@@ -586,7 +590,7 @@ fn a_model_is_loaded_anew_with_attention_in_slices_for_a_job_that_needs_it_even_
         resident.residency.attention_slicing = true;
     }
     assert!(matches!(stage.place(&demand()), Placement::Start { .. }));
-    stage.worker(0).resident.clear();
+    stage.worker(0).lose_models();
     stage.others_have(0, 0);
     let owner = Owner::Weights {
         worker: "cpu0".into(),
@@ -623,7 +627,6 @@ fn a_job_goes_where_it_is_done_first() {
     // With others waiting before it, the load is worth it.
     let wanted = ModelId::from("m");
     stage.fleet.count_wanted([(&wanted, 1, 20.0)].into_iter());
-    stage.fleet.sum_queues();
     assert_eq!(stage.goes_to(&demand()), "cuda1");
     stage.hold(1, "m", 50, 1);
     assert_eq!(

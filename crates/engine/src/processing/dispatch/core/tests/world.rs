@@ -722,6 +722,22 @@ impl World {
                 }
             }
         }
+        let fleet = &self.core.fleet;
+        for id in fleet.ids() {
+            for model in fleet.worker(id).into_iter().flat_map(|worker| worker.models()) {
+                assert!(
+                    fleet.holders(model).contains(&id),
+                    "{model} is in {id:?}, which no list says"
+                );
+            }
+        }
+        for (id, model) in fleet.listed_holders() {
+            let mut models = fleet.worker(id).into_iter().flat_map(|worker| worker.models());
+            assert!(
+                models.any(|held| held == model),
+                "{model} is not in {id:?} any more"
+            );
+        }
         let mut waiting = 0;
         for step in self.core.steps.iter() {
             let state = step.state();
