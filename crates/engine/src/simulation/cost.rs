@@ -8,7 +8,7 @@ use calotype_protocol::{Attempt, Beat, JobId, Phase, Progress, Up};
 use super::Report;
 use super::workload::{DeviceSpec, Dice, Job, Model};
 use super::world::{Watch, World};
-use crate::processing::dispatch::core::{Effect, Input};
+use crate::processing::dispatch::core::{Effect, Input, Then};
 use crate::processing::schedule::WorkerId;
 
 const GROUP: &str = "Cost of the core, 64 workers and 10 000 waiting";
@@ -34,7 +34,15 @@ impl Watch for Stopwatch {
         let effects = work();
         let took = began.elapsed();
         if self.is_on {
-            let is_claim = |effect: &&Effect| matches!(effect, Effect::Prepare { .. });
+            let is_claim = |effect: &&Effect| {
+                matches!(
+                    effect,
+                    Effect::Journal {
+                        then: Then::Claimed(_),
+                        ..
+                    }
+                )
+            };
             let claims = effects.iter().filter(is_claim).count();
             self.all += took;
             self.claims += claims;

@@ -57,7 +57,9 @@ pub(crate) enum AfterWithdrawal {
 pub(crate) enum StepState {
     /// Waits in its lane.
     Ready,
-    /// A worker was chosen and leases were granted; its inputs are being read and its work is being built.
+    /// A worker was chosen and leases were granted; the claim is being journaled.
+    Claiming(Wish),
+    /// The claim is journaled; its inputs are being read and its work is being built.
     Preparing(Wish),
     /// `run` went down to the worker.
     Running,
@@ -86,6 +88,8 @@ pub(crate) enum StepState {
 pub(crate) enum Move {
     /// It was chosen for a worker.
     Claim,
+    /// The claim is in the journal.
+    Claimed,
     /// `run` goes down.
     Run,
     /// A client wants it held.
@@ -106,7 +110,7 @@ pub(crate) enum Move {
     Withdraw,
     /// The worker dropped a run that was being withdrawn.
     IsWithdrawn,
-    /// It goes back to its lane: the worker died, or the attempt failed.
+    /// It goes back to its lane: the worker died, the attempt failed, or the claim could not be journaled.
     Requeue,
     /// The worker delivered.
     Deliver,
@@ -129,8 +133,11 @@ pub(crate) struct IllegalMove {
 impl StepState {
     /// Every state, for tables and tests.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 17] = [
+    pub(crate) const ALL: [Self; 20] = [
         Self::Ready,
+        Self::Claiming(Wish::GoOn),
+        Self::Claiming(Wish::Pause),
+        Self::Claiming(Wish::Cancel),
         Self::Preparing(Wish::GoOn),
         Self::Preparing(Wish::Pause),
         Self::Preparing(Wish::Cancel),
@@ -153,10 +160,12 @@ impl StepState {
     pub(crate) fn on(self, step: Move) -> Result<Self, IllegalMove> {
         use StepState as S;
         let next = match (self, step) {
-            (S::Ready, Move::Claim) => S::Preparing(Wish::GoOn),
+            (S::Ready, Move::Claim) => S::Claiming(Wish::GoOn),
+            (S::Claiming(wish), Move::Claimed) => S::Preparing(wish),
             (S::Preparing(Wish::GoOn), Move::Run) => S::Running,
 
             (S::Ready, Move::Pause) => S::Paused(Kept::Nowhere),
+            (S::Claiming(Wish::GoOn | Wish::Pause), Move::Pause) => S::Claiming(Wish::Pause),
             (S::Preparing(Wish::GoOn | Wish::Pause), Move::Pause) => S::Preparing(Wish::Pause),
             (S::Running | S::Resuming | S::Pausing(_), Move::Pause) => S::Pausing(PausedBy::Client),
             (S::Suspended, Move::Pause) => S::Paused(Kept::InWorker),
@@ -166,6 +175,7 @@ impl StepState {
             (S::Pausing(PausedBy::Client), Move::IsPaused) => S::Paused(Kept::InWorker),
             (S::Pausing(PausedBy::Scheduler), Move::IsPaused) => S::Suspended,
 
+            (S::Claiming(Wish::GoOn | Wish::Pause), Move::Resume) => S::Claiming(Wish::GoOn),
             (S::Preparing(Wish::GoOn | Wish::Pause), Move::Resume) => S::Preparing(Wish::GoOn),
             (S::Pausing(PausedBy::Client), Move::Resume) => S::Resuming,
             (S::Paused(Kept::Nowhere), Move::Resume) => S::Ready,
@@ -178,6 +188,7 @@ impl StepState {
             (S::Suspended, Move::GoOn) => S::Resuming,
             (S::Resuming, Move::IsResumed) => S::Running,
 
+            (S::Claiming(_), Move::Cancel) => S::Claiming(Wish::Cancel),
             (S::Preparing(_), Move::Cancel) => S::Preparing(Wish::Cancel),
             (
                 S::Running
@@ -195,13 +206,14 @@ impl StepState {
             (S::Withdrawing(after), Move::IsWithdrawn) => after.into(),
 
             // What a client asked for before the worker died still holds.
-            (S::Preparing(Wish::Pause), Move::Requeue) => S::Paused(Kept::Nowhere),
+            (S::Claiming(Wish::Pause) | S::Preparing(Wish::Pause), Move::Requeue) => S::Paused(Kept::Nowhere),
             (S::Pausing(PausedBy::Client) | S::Paused(Kept::InWorker), Move::Requeue) => {
                 S::Paused(Kept::Nowhere)
             }
             (S::Withdrawing(after), Move::Requeue) => after.into(),
             (
-                S::Preparing(Wish::GoOn)
+                S::Claiming(Wish::GoOn)
+                | S::Preparing(Wish::GoOn)
                 | S::Running
                 | S::Pausing(PausedBy::Scheduler)
                 | S::Suspended
@@ -221,6 +233,7 @@ impl StepState {
             ) => S::Finishing,
             (
                 S::Ready
+                | S::Claiming(_)
                 | S::Preparing(_)
                 | S::Running
                 | S::Pausing(_)
@@ -235,6 +248,7 @@ impl StepState {
             (S::Ending, Move::EndIsJournaled) => S::Ended,
             (
                 S::Ready
+                | S::Claiming(_)
                 | S::Preparing(_)
                 | S::Running
                 | S::Pausing(_)
@@ -261,7 +275,12 @@ impl StepState {
     pub(crate) fn holds_place(self) -> bool {
         matches!(
             self,
-            Self::Preparing(_) | Self::Running | Self::Pausing(_) | Self::Resuming | Self::Cancelling
+            Self::Claiming(_)
+                | Self::Preparing(_)
+                | Self::Running
+                | Self::Pausing(_)
+                | Self::Resuming
+                | Self::Cancelling
         )
     }
 
@@ -283,7 +302,8 @@ impl StepState {
     pub(crate) fn is_held(self) -> bool {
         matches!(
             self,
-            Self::Preparing(Wish::Pause)
+            Self::Claiming(Wish::Pause)
+                | Self::Preparing(Wish::Pause)
                 | Self::Pausing(PausedBy::Client)
                 | Self::Paused(_)
                 | Self::Withdrawing(AfterWithdrawal::StaysPaused)
@@ -296,9 +316,10 @@ impl StepState {
             Self::Ready if loads => JobState::Loading,
             Self::Ready | Self::Suspended => JobState::Queued,
             Self::Withdrawing(AfterWithdrawal::IsReady) => JobState::Queued,
-            Self::Preparing(Wish::Pause) => JobState::Pausing,
+            Self::Claiming(Wish::Pause) | Self::Preparing(Wish::Pause) => JobState::Pausing,
             Self::Pausing(PausedBy::Client) => JobState::Pausing,
-            Self::Preparing(_)
+            Self::Claiming(_)
+            | Self::Preparing(_)
             | Self::Running
             | Self::Pausing(PausedBy::Scheduler)
             | Self::Resuming
@@ -323,6 +344,7 @@ impl fmt::Display for StepState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Ready => "ready",
+            Self::Claiming(_) => "claiming",
             Self::Preparing(_) => "preparing",
             Self::Running => "running",
             Self::Pausing(_) => "pausing",
@@ -342,6 +364,7 @@ impl fmt::Display for Move {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Claim => "be claimed",
+            Self::Claimed => "have its claim journaled",
             Self::Run => "be run",
             Self::Pause => "be paused",
             Self::Preempt => "be preempted",
@@ -366,8 +389,9 @@ mod tests {
 
     use super::*;
 
-    const MOVES: [Move; 15] = [
+    const MOVES: [Move; 16] = [
         Move::Claim,
+        Move::Claimed,
         Move::Run,
         Move::Pause,
         Move::Preempt,
@@ -388,6 +412,7 @@ mod tests {
     fn a_step_without_trouble_passes_from_ready_to_ended() {
         let moves = [
             Move::Claim,
+            Move::Claimed,
             Move::Run,
             Move::Deliver,
             Move::End,
@@ -444,7 +469,8 @@ mod tests {
                         prop_assert!(
                             matches!(
                                 next,
-                                StepState::Preparing(Wish::Cancel)
+                                StepState::Claiming(Wish::Cancel)
+                                    | StepState::Preparing(Wish::Cancel)
                                     | StepState::Cancelling
                                     | StepState::Finishing
                                     | StepState::Ending

@@ -1,6 +1,5 @@
-//! From a claim to the line that goes down: its work was built while the claim is on its way into the journal, and `run` is
-//! sent, unless the world has changed meanwhile. Nobody waits for the journal here: a claim that is lost is a queued job
-//! after a restart, as is one that was written.
+//! From a claim to the line that goes down: the claim is journaled, its work is built, and `run` is sent, unless the world has
+//! changed meanwhile.
 
 use calotype_protocol::{Attempt, Blob, Down, Frame, Run, StepId, Work};
 
@@ -13,6 +12,36 @@ use crate::processing::job::{Class, JobState, RunId, StepKey};
 use crate::processing::schedule::ProcessState;
 
 impl Core {
+    /// A claim is in the journal: its work may be built.
+    pub(super) fn claimed(&mut self, run: RunId, now: Now) {
+        let Some(step) = self.steps.get(run.step).filter(|step| step.run() == run) else {
+            return;
+        };
+        let job = step.job.clone();
+        match self.steps.advance(run.step, Move::Claimed) {
+            Ok(StepState::Preparing(Wish::GoOn)) => self.effects.push(Effect::Prepare { run, job }),
+            // Nothing was built yet: what the client asked for is done at once.
+            Ok(StepState::Preparing(Wish::Pause)) => self.put_back(run.step, None, now),
+            Ok(StepState::Preparing(Wish::Cancel)) => self.end(run.step, JobState::Cancelled, None, now),
+            Ok(_) | Err(_) => {}
+        }
+    }
+
+    /// A claim could not be journaled: the step waits again, as the journal says.
+    pub(super) fn claim_failed(&mut self, run: RunId, now: Now) {
+        let Some(step) = self.steps.get_mut(run.step).filter(|step| step.run() == run) else {
+            return;
+        };
+        match step.state() {
+            StepState::Claiming(Wish::Cancel) => self.end(run.step, JobState::Cancelled, None, now),
+            StepState::Claiming(_) => {
+                step.attempts -= 1;
+                self.put_back(run.step, None, now);
+            }
+            _ => {}
+        }
+    }
+
     /// The work is ready to go down, unless the world has changed meanwhile.
     pub(super) fn prepared(&mut self, run: RunId, work: Result<(Box<Work>, Vec<Blob>), Error>, now: Now) {
         let Some(step) = self.steps.get(run.step).filter(|step| step.run() == run) else {

@@ -127,6 +127,11 @@ impl Core {
 
     pub(super) fn journaled(&mut self, then: Then, outcome: Result<(), StoreFault>, now: Now) {
         match (then, outcome) {
+            (Then::Claimed(run), Ok(())) => self.claimed(run, now),
+            (Then::Claimed(run), Err(fault)) => {
+                self.outage_began(&fault, now);
+                self.claim_failed(run, now);
+            }
             (Then::EndTold(key), Ok(())) => self.end_journaled(key, now),
             (Then::EndTold(key), Err(fault)) => {
                 self.outage_began(&fault, now);

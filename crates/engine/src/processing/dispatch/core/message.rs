@@ -141,6 +141,8 @@ pub(crate) struct Outputs {
 /// What a write was for; comes back with its outcome.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Then {
+    /// A claim: the run may be prepared.
+    Claimed(RunId),
     /// A step's end: it may be told.
     EndTold(StepKey),
     /// A client waits to hear that its wish is kept.

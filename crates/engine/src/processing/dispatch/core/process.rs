@@ -132,7 +132,10 @@ impl Core {
             return;
         };
         let state = step.state();
-        let is_cancelled = matches!(state, StepState::Cancelling | StepState::Preparing(Wish::Cancel));
+        let is_cancelled = matches!(
+            state,
+            StepState::Cancelling | StepState::Claiming(Wish::Cancel) | StepState::Preparing(Wish::Cancel)
+        );
         if is_cancelled {
             self.end(key, JobState::Cancelled, None, now);
             return;
@@ -157,8 +160,8 @@ impl Core {
             self.end(key, JobState::Failed, Some(error), now);
             return;
         }
-        // One whose work is still being built is put back when it is prepared.
-        if matches!(state, StepState::Preparing(_)) {
+        // One whose claim is still being journaled is put back when it is prepared.
+        if matches!(state, StepState::Claiming(_) | StepState::Preparing(_)) {
             return;
         }
         if is_suspect {

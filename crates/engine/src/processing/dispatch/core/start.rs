@@ -243,16 +243,15 @@ impl Core {
         let (run, attempt) = (step.run(), step.attempts);
         self.tell_state(key);
         let write = Write::Claim {
-            job: job.clone(),
+            job,
             attempt,
             worker: name,
             at_ms: now.wall_ms,
         };
         self.effects.push(Effect::Journal {
             writes: vec![write],
-            then: Then::Kept(vec![key]),
+            then: Then::Claimed(run),
         });
-        self.effects.push(Effect::Prepare { run, job });
     }
 
     /// A suspended run has its place again.

@@ -212,6 +212,12 @@ fn world_with_a_in(state: StepState) -> World {
             world.submit(job("b"));
             world.submit(job("a"));
         }
+        StepState::Claiming(Wish::GoOn) => {
+            world.submit(job("b"));
+            world.cancel("b");
+            world.manual.journal = true;
+            world.submit(job("a"));
+        }
         StepState::Preparing(Wish::GoOn) => {
             world.manual.prepare = true;
             world.submit(job("a"));
@@ -264,6 +270,7 @@ fn world_with_a_in(state: StepState) -> World {
 fn a_cancel_is_final_in_every_state() {
     for state in [
         StepState::Ready,
+        StepState::Claiming(Wish::GoOn),
         StepState::Preparing(Wish::GoOn),
         StepState::Running,
         StepState::Pausing(PausedBy::Client),
@@ -314,6 +321,7 @@ fn a_job_whose_pictures_are_being_stored_cannot_be_cancelled_paused_or_resumed_a
 fn a_pause_is_on_the_disk_before_it_is_answered_and_survives_a_restart_in_every_state() {
     for state in [
         StepState::Ready,
+        StepState::Claiming(Wish::GoOn),
         StepState::Preparing(Wish::GoOn),
         StepState::Running,
         StepState::Pausing(PausedBy::Scheduler),

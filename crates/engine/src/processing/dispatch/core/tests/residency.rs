@@ -284,9 +284,9 @@ fn a_worker_is_not_kept_free_for_a_job_that_was_paused_or_cancelled_meanwhile() 
         world.wait_ms(1_000);
         world.submit(job("c"));
         assert_eq!(world.why("c"), Some("reserved"));
-        world.manual.prepare = true;
+        world.manual.journal = true;
         world.ask("b", action);
-        assert_eq!(world.state("c"), StepState::Preparing(Wish::GoOn), "{action:?}");
+        assert_eq!(world.state("c"), StepState::Claiming(Wish::GoOn), "{action:?}");
     }
 }
 
