@@ -49,6 +49,8 @@ def until(server: Server, job: str, state: str) -> float:
         for event in server.events(f"/api/jobs/{job}/events"):
             if event["event"] == "job" and event["state"] == state:
                 break
+        else:
+            raise RuntimeError(f"{job} ended and never was {state}")
     return time.perf_counter() - started
 
 
@@ -58,6 +60,7 @@ def steps_done(server: Server, job: str, least: int) -> None:
         progress = event.get("progress") or {}
         if progress.get("phase") == "denoise" and progress["done"] >= least:
             return
+    raise RuntimeError(f"{job} ended before its step {least}")
 
 
 def pauses(server: Server) -> dict[str, Any]:
@@ -149,8 +152,11 @@ def hidden(program: Path, place: Path) -> dict[str, Any]:
                 found[name]["right"] = told == [uuid] and held in ([uuid], [])
     with visible("none-such"):
         server = Server(program, place / "visible-none", place / "models", [])
-        found["a card that there is not"] = {"told": [one["device"].get("uuid") for one in cards(server)]}
-        server.stop()
+        try:
+            told = [one["device"].get("uuid") for one in cards(server)]
+        finally:
+            server.stop()
+        found["a card that there is not"] = {"told": told, "right": told == []}
     return found
 
 

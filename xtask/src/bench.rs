@@ -62,6 +62,7 @@ pub(crate) fn run(arguments: &[String]) -> Done {
     )?;
     for group in groups {
         let other = other.as_ref().filter(|_| group.any_commit);
+        remove_kept(group)?; // of a run that was broken off
         let (mut ours, mut theirs, mut stopped) = (Vec::new(), Vec::new(), false);
         for round in 0..if other.is_some() { group.rounds } else { 1 } {
             // By turns: what one leaves to the disk and its caches the next one meets.
@@ -82,7 +83,6 @@ pub(crate) fn run(arguments: &[String]) -> Done {
                 ours.push(of_this_tree(group)?);
             }
         }
-        remove_kept(group)?;
         let mut text = table(&ours, other.map(|other| (other.name.as_str(), theirs.as_slice())));
         if let Some(other) = other.filter(|_| stopped) {
             text.push_str(&format!(
@@ -94,6 +94,7 @@ pub(crate) fn run(arguments: &[String]) -> Done {
         if !only_print {
             page::keep(group.name, &format!("{}\n{text}", page::machine(other)?))?;
         }
+        remove_kept(group)?;
     }
     Ok(())
 }
@@ -191,9 +192,12 @@ fn measured(group: &Group, whose: &str, programs: &[String]) -> Result<(Vec<Row>
 fn remove_kept(group: &Group) -> Done {
     let told = |error: std::io::Error| format!("failed to remove what the benchmark left: {error}");
     let prefix = format!("{}-", group.name);
-    for entry in std::fs::read_dir(root().join("target/tmp")).map_err(told)? {
+    let Ok(entries) = std::fs::read_dir(root().join("target/tmp")) else {
+        return Ok(());
+    };
+    for entry in entries {
         let entry = entry.map_err(told)?;
-        if entry.file_name().to_string_lossy().starts_with(&prefix) {
+        if entry.file_name().to_string_lossy().starts_with(&prefix) && entry.path().is_dir() {
             std::fs::remove_dir_all(entry.path()).map_err(told)?;
         }
     }

@@ -1,4 +1,4 @@
-//! What is asked of the journal: jobs, counts, peaks, event numbers.
+//! What is asked of the journal: jobs, peaks, event numbers.
 
 use calotype_protocol::JobId;
 use rusqlite::{Connection, OptionalExtension, Params, params};
@@ -65,19 +65,11 @@ impl Store {
                 .map_or(i64::MAX, |before| i64::try_from(before).unwrap_or(i64::MAX));
             let limit = i64::try_from(filter.limit).unwrap_or(i64::MAX);
             match filter.state {
-                Some(state) => {
-                    // Each of the two has an index of its own, which holds only such jobs.
-                    let has_ended = if state.is_final() {
-                        "IS NOT NULL"
-                    } else {
-                        "IS NULL"
-                    };
-                    let sql = format!(
-                        "WHERE finished_at_ms {has_ended} AND state = ?1 AND sequence < ?2
-                         ORDER BY sequence DESC LIMIT ?3"
-                    );
-                    records(connection, &sql, params![text(&state)?, before, limit])
-                }
+                Some(state) => records(
+                    connection,
+                    &of_state(state),
+                    params![text(&state)?, before, limit],
+                ),
                 None => {
                     let sql = "WHERE sequence < ?1 ORDER BY sequence DESC LIMIT ?2";
                     records(connection, sql, params![before, limit])
@@ -127,6 +119,18 @@ impl Store {
             })
             .await
     }
+}
+
+/// Jobs in a state, newest first. Those that have ended and the others have an index each.
+pub(super) fn of_state(state: JobState) -> String {
+    let has_ended = if state.is_final() {
+        "IS NOT NULL"
+    } else {
+        "IS NULL"
+    };
+    format!(
+        "WHERE finished_at_ms {has_ended} AND state = ?1 AND sequence < ?2 ORDER BY sequence DESC LIMIT ?3"
+    )
 }
 
 pub(super) fn by_key(connection: &Connection, key: &str) -> Result<Option<(JobRecord, String)>, StoreError> {

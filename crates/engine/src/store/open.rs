@@ -148,8 +148,10 @@ fn prepare(dir: &Path, found: Found) -> Result<(Connection, Marked), StoreError>
     }
     // Until the writer takes over nothing is folded.
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
-    // A reader may hold up a fold for long; what the log has grown to meanwhile is cut off again.
-    connection.pragma_update(None, "journal_size_limit", writer::LOG_MOST_BYTES.cast_signed())?;
+    // A reader may hold up a fold for long; what the log has grown to meanwhile is cut off again. Not to the size at which it
+    // is folded: it would be cut, and grow again, each time.
+    let log_kept_bytes = 2 * writer::LOG_MOST_BYTES;
+    connection.pragma_update(None, "journal_size_limit", log_kept_bytes.cast_signed())?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     migrate(&connection)?;
     let id = match found {

@@ -96,6 +96,9 @@ fn doomed(
         max_bytes,
     } = retention;
     let surplus = max_jobs.map_or(0, |most| finished.unsigned_abs().saturating_sub(most));
+    if surplus == 0 && max_age.is_none() && max_bytes.is_none() {
+        return Ok(Vec::new());
+    }
     let oldest_ms = max_age.map_or(0, ago);
     let mut weight = max_bytes.map(|_| Weight::of(connection, artifacts)).transpose()?;
     let mut query = connection.prepare_cached(

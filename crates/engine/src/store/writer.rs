@@ -263,9 +263,10 @@ impl Hand {
     }
 
     fn begin(&self, is_durable: bool) -> rusqlite::Result<()> {
-        if self.waits_for_disk.replace(is_durable) != is_durable {
+        if self.waits_for_disk.get() != is_durable {
             let level = if is_durable { "FULL" } else { "NORMAL" };
             self.connection.pragma_update(None, "synchronous", level)?;
+            self.waits_for_disk.set(is_durable);
         }
         execute(&self.connection, "BEGIN IMMEDIATE")
     }
@@ -310,7 +311,10 @@ impl Hand {
             .busy_timeout(patience)
             .and_then(|()| fold(&self.connection, how));
         match folded {
-            Ok(()) => {
+            Ok(is_whole) => {
+                if is_whole {
+                    self.log_frames.store(0, Ordering::Relaxed);
+                }
                 if let Some(Err(error)) = self.mark.as_ref().map(Mark::sync) {
                     tracing::warn!("Failed to sync the journal's mark: {error}");
                 }
@@ -362,8 +366,8 @@ pub(super) enum Fold {
     AndEmpty,
 }
 
-/// Moves all of the log into the journal.
-pub(super) fn fold(connection: &Connection, how: Fold) -> rusqlite::Result<()> {
+/// Moves the log into the journal. Says whether all of it: a reader may hold up the rest.
+pub(super) fn fold(connection: &Connection, how: Fold) -> rusqlite::Result<bool> {
     let sql = match how {
         Fold::InPlace => "PRAGMA wal_checkpoint(RESTART)",
         Fold::AndEmpty => "PRAGMA wal_checkpoint(TRUNCATE)",
@@ -372,7 +376,7 @@ pub(super) fn fold(connection: &Connection, how: Fold) -> rusqlite::Result<()> {
     if is_busy {
         tracing::debug!("A reader holds up the folding of the journal's log");
     }
-    Ok(())
+    Ok(!is_busy)
 }
 
 fn in_savepoint<T>(

@@ -80,7 +80,7 @@ planned! {
             instead "GET /api/jobs/{id} shows the measured `timings_ms` of a job";
         post "/api/devices/{id}/reset" [D14]
             "trim a device's caches, or restart its worker processes"
-            because "a worker process is restarted only after a fault"
+            because "a worker process is restarted only after a fault, or to get its memory back"
             instead "restart the server: each worker process is new then, and jobs that have not ended go on";
         post "/api/devices/{id}/drain" [D13 D20]
             "let a device finish what runs and start nothing new on it"

@@ -2,9 +2,10 @@
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, VecDeque};
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::thread::ScopedJoinHandle;
+use std::thread::{self, Builder, ScopedJoinHandle};
 use std::time::Instant;
 
 use calotype_protocol::{Failure, Load, ModelFormat, ModelSpec, Outcome};
@@ -17,6 +18,9 @@ use super::{Bound, LateGraph, Model, Origin};
 use crate::failure::{bad_model, detailed, unsupported};
 use crate::runtime::{Engine, Graph, Source};
 use crate::sampler::NoiseSchedule;
+
+/// Parts of a larger model are made one after the other: side by side they would all be in memory twice at once.
+const SIDE_BY_SIDE_MOST_BYTES: u64 = 1 << 30;
 
 /// The folder of a role: said, or below the root.
 fn place(spec: &ModelSpec, role: &str) -> Result<PathBuf, Failure> {
@@ -202,12 +206,19 @@ fn diffusers(
         done += part.bytes;
         progress(done, total);
     };
-    let (text_made, unet_made, decoder_made) = std::thread::scope(|scope| {
-        let text = scope.spawn(|| make(engine, &text, &text_layout));
-        let decoder = scope.spawn(|| make(engine, &vae, &decoder_layout));
+    let make_text = || make(engine, &text, &text_layout);
+    let make_decoder = || make(engine, &vae, &decoder_layout);
+    let (text_made, unet_made, decoder_made) = thread::scope(|scope| {
+        let side_by_side = total <= SIDE_BY_SIDE_MOST_BYTES;
+        // Where no thread can be had either, they follow.
+        let text = side_by_side.then(|| Builder::new().spawn_scoped(scope, make_text).ok());
+        let decoder = side_by_side.then(|| Builder::new().spawn_scoped(scope, make_decoder).ok());
         let unet = make(engine, &unet, &unet_layout).inspect(&mut told);
-        let text = joined(text).inspect(&mut told);
-        let decoder = joined(decoder).inspect(&mut told);
+        let text = text.flatten().map_or_else(make_text, joined).inspect(&mut told);
+        let decoder = decoder
+            .flatten()
+            .map_or_else(make_decoder, joined)
+            .inspect(&mut told);
         Ok::<_, Failure>((text?, unet?, decoder?))
     })?;
     let parts = [&text_made, &unet_made, &decoder_made];
@@ -256,8 +267,8 @@ fn make(engine: &dyn Engine, weights: &Weights, layout: &Component) -> Result<Ma
 }
 
 fn joined(part: ScopedJoinHandle<'_, Result<Made, Failure>>) -> Result<Made, Failure> {
-    part.join()
-        .unwrap_or_else(|_| Err(bad_model("a graph could not be bound", "its thread panicked")))
+    // As on the thread that loads: the process says it and ends.
+    part.join().unwrap_or_else(|panic| resume_unwind(panic))
 }
 
 fn optimum(

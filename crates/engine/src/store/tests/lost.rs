@@ -164,13 +164,17 @@ async fn a_log_that_grows_is_folded_while_the_server_works_and_readers_are_open(
     let store = Store::open(dir.path()).unwrap();
     let mut job = new("job_0", None, "");
     job.plan.prompt = "x".repeat(100_000);
+    let mut before = 0;
     for number in 0..250 {
         job.id = format!("job_{number}").as_str().into();
         store.insert(job.clone()).await.unwrap();
         store.unfinished().await.unwrap();
         let log = fs::metadata(dir.path().join("journal.sqlite-wal")).unwrap().len();
         assert!(log < 9 << 20, "{log} bytes");
+        assert!(log >= before, "written over, and not emptied");
+        before = log;
     }
+    assert!(before > 8 << 20, "25 MB were written, and folded");
     drop(store);
     assert!(
         !dir.path().join("journal.sqlite-wal").exists(),

@@ -97,6 +97,46 @@ async fn a_version_2_journal_is_carried_over_with_the_artifacts_of_its_jobs() {
 }
 
 #[tokio::test]
+async fn a_version_3_journal_is_carried_over_and_knows_what_its_jobs_refer_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let artifacts = Artifacts::open(&dir.path().join("artifacts")).unwrap();
+    let given = artifacts.put(b"given".to_vec()).await.unwrap();
+    let made = artifacts.put(b"made".to_vec()).await.unwrap();
+    version_2(dir.path(), &given, &made);
+    let connection = rusqlite::Connection::open(dir.path().join("journal.sqlite")).unwrap();
+    connection
+        .execute_batch(concat!(
+            include_str!("../migrations/3.sql"),
+            include_str!("../migrations/fill_refs.sql"),
+            "PRAGMA user_version = 3;"
+        ))
+        .unwrap();
+    drop(connection);
+    let report = crate::store::rescue::check(dir.path()).unwrap();
+    assert_eq!((report.problems.len(), report.artifacts), (0, 2));
+    let store = Store::open(dir.path()).unwrap();
+    let sweep = async |manner| store.sweep_as(manner, u64::MAX >> 1).await.unwrap();
+    store.delete(&"job_2".into()).await.unwrap();
+    let mut again = new("job_3", None, "d");
+    again.plan.init_image = Some(made.clone());
+    store.insert(again).await.unwrap();
+    sweep(crate::store::sweep::Manner::Gently).await;
+    assert!(
+        artifacts.read(&made).await.unwrap().is_some(),
+        "it was loose, and job_3 refers to it"
+    );
+    store.finish("job_3", cancelled()).await.unwrap();
+    store.delete(&"job_3".into()).await.unwrap();
+    sweep(crate::store::sweep::Manner::AtOnce).await;
+    assert_eq!(
+        artifacts.read(&made).await.unwrap(),
+        None,
+        "nobody refers to it any more"
+    );
+    assert!(artifacts.read(&given).await.unwrap().is_some(), "job_1 does");
+}
+
+#[tokio::test]
 async fn an_older_program_refuses_a_journal_of_this_version_by_name() {
     // It reads the version of the file first, and knows fewer.
     let dir = tempfile::tempdir().unwrap();

@@ -180,7 +180,9 @@ pub(crate) struct Forecast {
 
 impl Core {
     /// Where the scheduler would place a demand now: the same `place` that the dispatcher asks.
-    pub(crate) fn forecast(&self, demand: &Demand, now: Now) -> Forecast {
+    pub(crate) fn forecast(&mut self, demand: &Demand, now: Now) -> Forecast {
+        // Models may have come and gone in messages that nothing was decided on yet.
+        self.fleet.index_models();
         let working = |worker: &Worker, slicing| {
             let spec = &worker.spec;
             inference::need_bytes(&demand.shape, &spec.device_kind, &spec.kind, slicing, &self.peaks)
