@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn operations_have_the_numbers_of_the_original_system() {
+    fn operations_have_numbers_of_the_list() {
         let served = TABLE.iter().flat_map(|route| route.operations);
         let planned = PLANNED.iter().flat_map(|planned| planned.operations);
         for number in served.chain(planned) {

@@ -41,7 +41,8 @@ struct Operation {
     served: bool,
     /// What it does, or will do.
     summary: &'static str,
-    /// Numbers of the original system's operations that it stands for, for instance `D1`.
+    /// Numbers of the operations that it stands for, for instance `D1`: the first of the domain `device` in the list of 136 that
+    /// this project sets out to serve.
     numbers: &'static [&'static str],
     /// Why a planned operation is not served.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -9,7 +9,8 @@ pub(crate) struct Planned {
     pub(crate) methods: &'static [&'static str],
     pub(crate) path: &'static str,
     pub(crate) domain: Domain,
-    /// Numbers of the original system's operations that it will serve, for instance `D14`.
+    /// Numbers of the operations that it will serve, for instance `D14`: the fourteenth of the domain `device` in the list of 136
+    /// that this project sets out to serve.
     pub(crate) operations: &'static [&'static str],
     /// What it will do, as words behind "it will".
     pub(crate) summary: &'static str,

@@ -14,7 +14,7 @@ pub(crate) struct Route {
     pub(crate) method: &'static str,
     pub(crate) path: &'static str,
     pub(crate) summary: &'static str,
-    /// Numbers of the original system's operations that it serves, for instance `D1`.
+    /// Numbers of the operations that it serves, for instance `D1`; `planned` says of which list.
     pub(crate) operations: &'static [&'static str],
     pub(crate) handler: fn() -> MethodRouter<App>,
     pub(crate) request: Option<SchemaOf>,

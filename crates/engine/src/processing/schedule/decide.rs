@@ -205,6 +205,11 @@ impl Pass {
                     residency,
                     weights_bytes,
                 } => {
+                    let reserved = world.fleet.worker(worker).and_then(|worker| worker.reserved_for);
+                    if head.lane.class == Class::Critical && reserved.is_some_and(|of| of.demand != ask.0) {
+                        // Else the one that has reserved the worker would evict what is loaded here, for ever.
+                        keep_for(world.fleet, worker, ask.0);
+                    }
                     return Some(Decision::Load {
                         head,
                         worker,

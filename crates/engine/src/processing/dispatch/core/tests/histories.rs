@@ -357,7 +357,7 @@ proptest! {
         check(&events)?;
     }
 
-    /// Fails: critical jobs for more models than fit load and evict them in turns, and none of them starts.
+    /// Critical jobs for more models than fit once loaded and evicted them in turns, and none of them started.
     #[test]
     fn nor_where_jobs_are_critical(events in prop::collection::vec(any_event(0..4), 0..120)) {
         check(&events)?;
@@ -549,6 +549,85 @@ fn a_reservation_has_those_asked_again_that_were_asked_before_it() {
             client: 0,
             models: 6,
             working: 11,
+            priority: 0,
+        },
+    ]);
+}
+
+#[test]
+fn what_a_critical_job_loads_is_not_evicted_by_one_that_had_reserved_the_worker() {
+    replay(&[
+        Submit {
+            class: 0,
+            client: 0,
+            models: 7,
+            working: 1,
+            priority: 0,
+        },
+        Submit {
+            class: 0,
+            client: 1,
+            models: 11,
+            working: 11,
+            priority: 0,
+        },
+        DiskFails,
+        Everything,
+        Submit {
+            class: 1,
+            client: 0,
+            models: 13,
+            working: 1,
+            priority: 0,
+        },
+        Submit {
+            class: 0,
+            client: 0,
+            models: 0,
+            working: 1,
+            priority: 0,
+        },
+        Submit {
+            class: 0,
+            client: 0,
+            models: 4,
+            working: 1,
+            priority: 0,
+        },
+        Submit {
+            class: 0,
+            client: 0,
+            models: 7,
+            working: 5,
+            priority: 0,
+        },
+        Cancel(3),
+        Submit {
+            class: 1,
+            client: 0,
+            models: 4,
+            working: 9,
+            priority: 0,
+        },
+        Submit {
+            class: 0,
+            client: 0,
+            models: 8,
+            working: 1,
+            priority: 0,
+        },
+        Submit {
+            class: 0,
+            client: 0,
+            models: 4,
+            working: 1,
+            priority: 0,
+        },
+        Submit {
+            class: 1,
+            client: 0,
+            models: 1,
+            working: 8,
             priority: 0,
         },
     ]);
