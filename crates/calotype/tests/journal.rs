@@ -27,7 +27,7 @@ fn a_journal_is_checked_copied_and_after_a_loss_recovered() {
     let checked = calotype(dir.path(), &["check", "--json"]);
     assert_eq!(checked.status.code(), Some(0), "{}", text(&checked.stdout));
     let report: Value = serde_json::from_slice(&checked.stdout).unwrap();
-    assert_eq!((&report["sound"], &report["version"]), (&true.into(), &3.into()));
+    assert_eq!((&report["sound"], &report["version"]), (&true.into(), &4.into()));
 
     let copy = dir.path().join("copy.sqlite");
     let copied = calotype(dir.path(), &["backup", copy.to_str().unwrap()]);
