@@ -1,5 +1,5 @@
-//! Which artifacts a job refers to. An artifact that loses its last job is written down as loose, and only loose ones that no
-//! other job has come to refer to are ever swept.
+//! The table `artifact_refs`: a row for each artifact that a job was given or has made. When the last job of an artifact is
+//! deleted, the artifact gets a row in the table `loose`. A sweep takes artifacts in `loose` that no job refers to by then.
 
 use rusqlite::Connection;
 

@@ -217,7 +217,7 @@ impl Worker {
         self.resident.keys().chain(loads.map(|pending| &pending.model))
     }
 
-    /// Which version of [`models`](Self::models) this is.
+    /// A number that is another one whenever [`models`](Self::models) gives other models.
     pub(super) fn models_version(&self) -> u64 {
         self.models_version
     }
