@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from packing import order, pack
 from recipes import RecipeMaker, collate
-from render import order, pack
 
 T0 = time.time()
 

@@ -24,8 +24,9 @@ from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditio
 from torch import nn
 
 from models import SCHEDULE, build_text
+from packing import order, pack
 from recipes import RecipeMaker, collate
-from render import Compositor, S, load_atlas, order, pack
+from render import Compositor, S, load_atlas
 from sample import PROMPTS
 from stream import PackedStream, Tok, _same, log, to_pil
 
