@@ -23,10 +23,11 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditionModel
 from torch import nn
 
+from canvas import S
 from models import SCHEDULE, build_text
 from packing import order, pack
 from recipes import RecipeMaker, collate
-from render import Compositor, S, load_atlas
+from render import Compositor, load_atlas
 from sample import PROMPTS
 from stream import PackedStream, Tok, _same, log, to_pil
 
