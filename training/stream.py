@@ -101,3 +101,12 @@ def save_grid(img, captions, path, cols=8, cell=256, pad=26):
             d.text((x + 2, y + 1), captions[i][:k], fill="black")
             d.text((x + 2, y + 12), captions[i][k : 2 * k], fill="black")
     out.save(path)
+
+
+def sheet(rows, path, cell=192):
+    """A PNG with one row of pictures a list."""
+    out = Image.new("RGB", (max(map(len, rows)) * cell, len(rows) * cell))
+    for j, r in enumerate(rows):
+        for i, im in enumerate(r):
+            out.paste(im.resize((cell, cell), Image.LANCZOS), (i * cell, j * cell))
+    out.save(path)

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from diffusers import LCMScheduler
 
+from lora import Flat, Lora
+from lora_training import Base, loop, options
 from models import MAX_LEN, SCHEDULE
 from recipes import RecipeMaker
 from sample import PROMPTS
-from stream import Tok, _same, log
-from train_lora import Base, Flat, Lora, loop, options, sheet
+from stream import Tok, _same, log, sheet
 
 STAGES = (999, 759, 499, 259)  # LCMScheduler's 4 of its 50
 
