@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from bench.program import SD, XL, Server, card_used_bytes, serving, share_of_card, write_models
+from bench.models import SD, XL, write_models
+from bench.server import Server, card_used_bytes, serving, share_of_card
 
 PARTS = ("pauses", "sensors", "hidden", "shared")
 SENSORS = ("utilisation_percent", "temperature_c", "power_mw", "clock_mhz", "free_bytes")
