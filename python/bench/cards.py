@@ -8,8 +8,6 @@ leaves the card, and that two cards share the work.
 Needs what `bench/program.py` needs. With one card the last part is left out.
 """
 
-import argparse
-import json
 import os
 import shutil
 import subprocess
@@ -24,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
+from bench.command import Report, parse
 from bench.models import SD, XL, write_models
 from bench.server import Server, card_used_bytes, serving, share_of_card
 
@@ -186,33 +185,22 @@ def shared(program: Path, place: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Checks what was asked for."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--calotype", type=Path, required=True)
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/calotype-cards"))
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    asked = parser.parse_args()
+    asked = parse(__doc__, PARTS, Path("/tmp/calotype-cards"))
     asked.folder.mkdir(parents=True, exist_ok=True)
     for old in asked.folder.iterdir():
         if old.is_dir() and old.name != "models":
             shutil.rmtree(old)
     write_models(asked.folder / "models")
-    found: dict[str, Any] = {"devices": [torch.cuda.get_device_name(card) for card in range(torch.cuda.device_count())]}
-
-    def tell(part: str, values: dict[str, Any]) -> None:
-        found[part] = values
-        print(json.dumps({part: values}, indent=1), flush=True)
-        if asked.json:
-            asked.json.write_text(json.dumps(found, indent=1))
-
+    devices = [torch.cuda.get_device_name(card) for card in range(torch.cuda.device_count())]
+    report = Report(asked.json, devices=devices)
     for part, check in (("pauses", pauses), ("sensors", sensors)):
         if part in asked.parts:
             with serving(asked.calotype, asked.folder, part) as server:
-                tell(part, check(server))
+                report.add(part, check(server))
     if "hidden" in asked.parts:
-        tell("hidden", hidden(asked.calotype, asked.folder))
+        report.add("hidden", hidden(asked.calotype, asked.folder))
     if "shared" in asked.parts and torch.cuda.device_count() > 1:
-        tell("shared", shared(asked.calotype, asked.folder))
+        report.add("shared", shared(asked.calotype, asked.folder))
 
 
 if __name__ == "__main__":

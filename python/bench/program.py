@@ -8,10 +8,8 @@ memory; models that only fit in parts; a worker and a server that are killed. Ne
 16 GB in /dev/shm.
 """
 
-import argparse
 import base64
 import io
-import json
 import os
 import shutil
 import signal
@@ -25,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from PIL import Image, ImageDraw
 
+from bench.command import Report, parse
 from bench.models import SD, XL, write_models
 from bench.server import PROMPT, Server, card_used_bytes, serving, share_of_card
 from tests import folders
@@ -199,47 +198,36 @@ def _disc() -> str:
 
 def main() -> None:
     """Measures what was asked for."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--calotype", type=Path, required=True)
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/calotype-program"))
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    asked = parser.parse_args()
+    asked = parse(__doc__, PARTS, Path("/tmp/calotype-program"))
     shutil.rmtree(asked.folder, ignore_errors=True)
     asked.folder.mkdir(parents=True)
     started = time.perf_counter()
     write_models(asked.folder / "models")
-    found: dict[str, Any] = {
-        "device": torch.cuda.get_device_name(0),
-        "torch": torch.__version__,
-        "models_written_s": time.perf_counter() - started,
-    }
-
-    def tell(part: str, values: dict[str, Any]) -> None:
-        found[part] = values
-        print(json.dumps({part: values}, indent=1), flush=True)
-        if asked.json:
-            asked.json.write_text(json.dumps(found, indent=1))
-
+    report = Report(
+        asked.json,
+        device=torch.cuda.get_device_name(0),
+        torch=torch.__version__,
+        models_written_s=time.perf_counter() - started,
+    )
     if "families" in asked.parts:
         folders.write(asked.folder / "small")
         with serving(asked.calotype, asked.folder, "small", "--models", str(asked.folder / "small")) as server:
-            tell("families", families(server))
+            report.add("families", families(server))
     if "pictures" in asked.parts:
         with serving(asked.calotype, asked.folder, "pictures") as server:
-            tell("pictures", pictures(server))
+            report.add("pictures", pictures(server))
     if "loras" in asked.parts:
         with serving(asked.calotype, asked.folder, "loras") as server:
-            tell("loras", loras(server))
+            report.add("loras", loras(server))
     if "switches" in asked.parts:
         with serving(asked.calotype, asked.folder, "switches", "--memory-share", share_of_card(11.2)) as server:
-            tell("switches", switches(server))
+            report.add("switches", switches(server))
     if "offload" in asked.parts:
         for name, gb in (("vae_tiling", 9.0), ("offload_model", 7.5), ("offload_sequential", 5.0)):
             with serving(asked.calotype, asked.folder, name, "--memory-share", share_of_card(gb)) as server:
-                tell(name, offloaded(server))
+                report.add(name, offloaded(server))
     if "killed" in asked.parts:
-        tell("killed", killed(asked.calotype, asked.folder))
+        report.add("killed", killed(asked.calotype, asked.folder))
 
 
 if __name__ == "__main__":
