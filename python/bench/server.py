@@ -18,10 +18,30 @@ import torch
 
 PYTHON = Path(__file__).resolve().parents[1]
 PROMPT = "a red apple on the beach"
-LOADED = re.compile(
-    r"`(\S+)` took (\d+) components from memory and (\d+) from files\n"
-    r"(?:.*\n)*?.*Loaded `\1` into (\S+): (\d+) bytes in (\d+) ms \((.*)\)"
-)
+LOG_LINE = r"\S+Z +INFO calotype_engine::\S+: "
+WEIGHTS_READ = re.compile(LOG_LINE + r"`([^`]+)` took (\d+) components from memory and (\d+) from files")
+LOADED = re.compile(LOG_LINE + r"Loaded `([^`]+)` into (\S+): (\d+) bytes in (\d+) ms \((.*)\)")
+
+
+def loads_in(log: str) -> list[dict[str, Any]]:
+    """The loads that a server's log tells of, in order.
+
+    The server's dispatcher, a single task, logs two lines for each load: first where its weights came from, without
+    the worker's name, then which worker has it. No other load's line is between them. A load that its worker did not
+    survive has the first line alone.
+    """
+    rows: list[dict[str, Any]] = []
+    read: tuple[str, int, int] | None = None
+    for line in log.splitlines():
+        if found := WEIGHTS_READ.fullmatch(line):
+            read = found[1], int(found[2]), int(found[3])
+        elif found := LOADED.fullmatch(line):
+            if read is None or read[0] != found[1]:
+                raise RuntimeError(f"the log does not tell where these weights came from: {line}")
+            sizes = {"bytes": int(found[3]), "ms": int(found[4]), "from_memory": read[1], "from_files": read[2]}
+            rows.append({"model": found[1], "worker": found[2], **sizes, "phases": found[5]})
+            read = None
+    return rows
 
 
 class Server:
@@ -99,20 +119,8 @@ class Server:
         return sum(segment["state"] == "ready" for segment in cache["segments"])
 
     def loads(self) -> list[dict[str, Any]]:
-        """What its log tells of loads."""
-        rows = LOADED.findall(self.log.read_text())
-        return [
-            {
-                "model": model,
-                "worker": worker,
-                "bytes": int(taken),
-                "ms": int(ms),
-                "from_memory": int(from_memory),
-                "from_files": int(from_files),
-                "phases": phases,
-            }
-            for model, from_memory, from_files, worker, taken, ms, phases in rows
-        ]
+        """The loads since its log began."""
+        return loads_in(self.log.read_text())
 
     def gpu_worker(self) -> Any:
         """The worker of the card."""
