@@ -13,7 +13,7 @@ use rustc_hash::FxHashMap;
 use super::demand::{DemandId, Demands};
 use super::estimates::Estimates;
 use super::fleet::{Fleet, WorkerId};
-use super::lanes::{Ask, Head, Lanes};
+use super::lanes::{Ask, Asks, Head, Lanes};
 use super::placement::{Asked, Placement, place};
 use super::reason::{Refusal, WaitReason};
 use super::reservation::{keep_for, reserve, reserve_after, unreserve};
@@ -60,8 +60,19 @@ pub(crate) enum Decision {
 pub(crate) struct Waits {
     /// Why each blocked ask waits.
     reasons: FxHashMap<Ask, WaitReason>,
-    /// Since when each has waited for others to give something up, and where.
-    since: FxHashMap<Ask, (WorkerId, Duration)>,
+    /// The asks that have waited for others to give something up.
+    starving: FxHashMap<Ask, Starving>,
+}
+
+/// An ask that waits for others to give something up.
+#[derive(Debug)]
+struct Starving {
+    /// Where.
+    worker: WorkerId,
+    /// Since when.
+    since: Duration,
+    /// When the worker is reserved for it.
+    due: Duration,
 }
 
 impl Waits {
@@ -73,13 +84,13 @@ impl Waits {
     /// How many asks it knows anything about.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
-        self.reasons.len() + self.since.len()
+        self.reasons.len() + self.starving.len()
     }
 
     /// A demand that nobody has any more.
     pub(crate) fn forget(&mut self, demand: DemandId) {
         self.reasons.retain(|(id, _), _| *id != demand);
-        self.since.retain(|(id, _), _| *id != demand);
+        self.starving.retain(|(id, _), _| *id != demand);
     }
 }
 
@@ -94,7 +105,7 @@ pub(crate) enum Victim {
 
 /// What a pass looks at.
 pub(crate) struct World<'a> {
-    pub(crate) lanes: &'a Lanes,
+    pub(crate) lanes: &'a mut Lanes,
     pub(crate) demands: &'a Demands,
     pub(crate) derived: &'a mut DerivedTable,
     pub(crate) fleet: &'a mut Fleet,
@@ -135,6 +146,27 @@ impl DerivedTable {
     }
 }
 
+/// Asks that are worth a look, and when that was found.
+#[derive(Debug)]
+struct Candidates {
+    asks: Asks,
+    /// Asks that had come then.
+    asks_come: u64,
+    /// The workers that took a run then, where no worker could load.
+    open: Option<Vec<WorkerId>>,
+}
+
+impl Candidates {
+    /// Whether nothing else can be worth a look now: no other worker is open.
+    fn hold_for(&self, open: &Option<Vec<WorkerId>>) -> bool {
+        match (&self.open, open) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(before), Some(now)) => now.iter().all(|id| before.contains(id)),
+        }
+    }
+}
+
 /// The pass under way: asks that it has found blocked, and when it must be made again at the latest.
 #[derive(Debug, Default)]
 pub(crate) struct Pass {
@@ -143,24 +175,23 @@ pub(crate) struct Pass {
     preempted: Vec<WorkerId>,
     /// Whether asks were passed over because no worker takes anything: their reasons stand.
     passed_over: bool,
-    /// Whether it is counted which models are waited for.
-    has_counted: bool,
-    pub(crate) wake_at: Option<Duration>,
+    /// The asks that are still worth a look.
+    candidates: Option<Candidates>,
 }
 
 impl Pass {
     /// The next decision; `None` when nothing more can be done now.
     pub(crate) fn next(&mut self, world: &mut World<'_>) -> Option<Decision> {
         world.fleet.index_models();
-        if !std::mem::replace(&mut self.has_counted, true) {
-            count_wanted(world);
-        }
+        world
+            .fleet
+            .count_wanted(world.lanes, world.demands, world.step_ms, world.now);
         loop {
             let head = self.head(world)?;
             let ask = (head.lane.demand, head.lane.bound_to);
             let Some(demand) = world.demands.get(head.lane.demand).cloned() else {
                 // No lane outlives its demand.
-                self.blocked.insert(ask, WaitReason::NoWorker);
+                self.set_blocked(ask, WaitReason::NoWorker);
                 continue;
             };
             let (fleet, working_bytes) = (&*world.fleet, world.working_bytes);
@@ -184,13 +215,11 @@ impl Pass {
                     working_bytes,
                     lora_bytes,
                 } => {
-                    world.waits.since.remove(&ask);
+                    world.waits.starving.remove(&ask);
                     if unreserve(world.fleet, ask.0) {
                         // Those that it held up may start in this pass.
-                        self.blocked
-                            .retain(|_, reason| !matches!(reason, WaitReason::Reserved { .. }));
+                        self.unblock(|reason| matches!(reason, WaitReason::Reserved { .. }));
                     }
-                    world.fleet.wants_less(&demand.models);
                     return Some(Decision::Start {
                         head,
                         worker,
@@ -225,24 +254,15 @@ impl Pass {
                     }
                     let name = worker.and_then(|id| world.fleet.worker(id));
                     let worker = name.map_or_else(String::new, |worker| worker.spec.name.to_string());
-                    self.blocked.insert(ask, WaitReason::WorkerMovesModels { worker });
+                    self.set_blocked(ask, WaitReason::WorkerMovesModels { worker });
                     return Some(Decision::Evict { models });
                 }
-                Placement::Recycle { worker } => {
-                    let name = world
-                        .fleet
-                        .worker(worker)
-                        .map(|worker| worker.spec.name.to_string());
+                Placement::Recycle { worker: id } => {
+                    let worker = world.fleet.worker(id).map(|worker| worker.spec.name.to_string());
+                    let worker = worker.unwrap_or_default();
                     let why = "its process is being replaced to free its memory".to_owned();
-                    let worker_name = name.unwrap_or_default();
-                    self.blocked.insert(
-                        ask,
-                        WaitReason::WorkerNotReady {
-                            worker: worker_name,
-                            why,
-                        },
-                    );
-                    return Some(Decision::Recycle { worker });
+                    self.set_blocked(ask, WaitReason::WorkerNotReady { worker, why });
+                    return Some(Decision::Recycle { worker: id });
                 }
                 Placement::Wake { worker } => return Some(Decision::Wake { head, worker }),
                 Placement::Refuse(why) => return Some(Decision::Refuse { head, why }),
@@ -266,46 +286,65 @@ impl Pass {
         }
     }
 
-    /// The step whose turn it is among those that are worth a look. While no worker can load, an ask that waited for a place
-    /// where its models are still waits for one, unless a worker that has them has a place.
+    /// The step whose turn it is among those that are worth a look.
     fn head(&mut self, world: &mut World<'_>) -> Option<Head> {
-        let Some(open) = world.fleet.only_runs_in() else {
-            return world.lanes.next(|ask| self.blocked.contains_key(&ask));
-        };
-        if !self.passed_over {
+        let open = world.fleet.only_runs_in();
+        if open.is_some() && !self.passed_over {
             self.passed_over = true;
             let still_waits = |ask: &Ask| world.lanes.waiting_with(ask.0) > 0;
-            world.waits.since.retain(|ask, _| still_waits(ask));
+            world.waits.starving.retain(|ask, _| still_waits(ask));
         }
-        let fleet = &*world.fleet;
-        world.lanes.next_in_class(|class, ask| {
-            if self.blocked.contains_key(&ask) {
-                return true;
+        let asks_come = world.lanes.asks_come();
+        let known = self.candidates.take();
+        let candidates = match known.filter(|known| known.asks_come == asks_come && known.hold_for(&open)) {
+            Some(known) if known.open == open => known,
+            known => {
+                let is_candidate = |class, ask| {
+                    !self.blocked.contains_key(&ask) && is_worth_a_look(world, open.as_deref(), class, ask)
+                };
+                let asks = match known {
+                    Some(Candidates { mut asks, .. }) => {
+                        asks.retain(is_candidate);
+                        asks
+                    }
+                    None => world.lanes.asks(is_candidate),
+                };
+                Candidates {
+                    asks,
+                    asks_come,
+                    open,
+                }
             }
-            let waits_for_place = matches!(world.waits.reason(ask), Some(WaitReason::PlacesTaken { .. }));
-            if class == Class::Critical || !waits_for_place || open.is_empty() {
-                return class != Class::Critical && waits_for_place;
-            }
-            let models = world.demands.get(ask.0).map(|demand| &demand.models);
-            let mut models = models.into_iter().flat_map(|models| models.iter());
-            models.all(|need| {
-                let mut open = open.iter().filter_map(|id| fleet.worker(*id));
-                fleet.wanted(&need.model).holders > 0
-                    && !open.any(|worker| worker.resident.contains_key(&need.model))
-            })
-        })
+        };
+        let candidates = self.candidates.insert(candidates);
+        world.lanes.next_of(&candidates.asks)
     }
 
-    /// The reasons of this pass become those that clients see.
-    pub(crate) fn finish(self, waits: &mut Waits) -> Option<Duration> {
+    /// An ask cannot go on in this pass.
+    fn set_blocked(&mut self, ask: Ask, reason: WaitReason) {
+        if let Some(candidates) = &mut self.candidates {
+            candidates.asks.remove(ask);
+        }
+        self.blocked.insert(ask, reason);
+    }
+
+    /// Asks that were blocked for such a reason are asked again.
+    fn unblock(&mut self, is_for: impl Fn(&WaitReason) -> bool) {
+        self.blocked.retain(|_, reason| !is_for(reason));
+        self.candidates = None;
+    }
+
+    /// The reasons of this pass become those that clients see. Says when another one must be made at the latest.
+    pub(crate) fn finish(self, waits: &mut Waits, now: Duration) -> Option<Duration> {
         if self.passed_over {
             waits.reasons.extend(self.blocked);
         } else {
             waits.reasons = self.blocked;
         }
-        let Waits { reasons, since } = waits;
-        since.retain(|ask, _| reasons.contains_key(ask));
-        self.wake_at
+        let Waits { reasons, starving } = waits;
+        starving.retain(|ask, _| reasons.contains_key(ask));
+        let dues = starving.values().map(|starving| starving.due);
+        dues.filter(|due| *due > now).min()
     }
 
     fn block(
@@ -321,24 +360,21 @@ impl Pass {
         if reason.can_starve()
             && let Some(worker) = worker
         {
-            let (_, since) = *world
-                .waits
-                .since
-                .entry(ask)
-                .and_modify(|(at, _)| *at = worker)
-                .or_insert((worker, world.now));
-            let due = since + reserve_after(world.fleet, world.estimates, worker, models);
-            if due <= world.now {
-                if reserve(world.fleet, worker, ask.0, is_critical) {
-                    // It may go on at once, and for others another worker may be the better one now.
-                    self.blocked.clear();
-                    return;
-                }
-            } else {
-                self.wake_at = Some(self.wake_at.map_or(due, |at| at.min(due)));
+            let patience = reserve_after(world.fleet, world.estimates, worker, models);
+            let starving = world.waits.starving.entry(ask).or_insert(Starving {
+                worker,
+                since: world.now,
+                due: world.now,
+            });
+            starving.worker = worker;
+            starving.due = starving.since + patience;
+            if starving.due <= world.now && reserve(world.fleet, worker, ask.0, is_critical) {
+                // It may go on at once, and for others another worker may be the better one now.
+                self.unblock(|_| true);
+                return;
             }
         }
-        self.blocked.insert(ask, reason);
+        self.set_blocked(ask, reason);
     }
 
     /// A run to pause so that a critical step can start in this worker.
@@ -367,15 +403,52 @@ impl Pass {
     }
 }
 
-/// What waits for each model.
-fn count_wanted(world: &mut World<'_>) {
-    let (demands, step_ms) = (world.demands, world.step_ms);
-    let waiting = world.lanes.demands().flat_map(|(id, steps, example)| {
-        let demand = demands.get(id).into_iter();
-        demand.flat_map(move |demand| {
-            let ms = step_ms(example, demand) * steps as f64;
-            demand.models.iter().map(move |need| (&need.model, steps, ms))
-        })
-    });
-    world.fleet.count_wanted(waiting);
+/// Whether an ask may have got another answer since the last pass. While no worker can load, one that waits goes on waiting as
+/// long as its reason holds, unless a worker that has its models has a place.
+fn is_worth_a_look(world: &World<'_>, open: Option<&[WorkerId]>, class: Class, ask: Ask) -> bool {
+    let Some(open) = open.filter(|_| class != Class::Critical) else {
+        return true;
+    };
+    let Some(reason) = world.waits.reason(ask) else {
+        return true;
+    };
+    if !still_holds(world, ask, reason) {
+        return true;
+    }
+    let waits_for_place = matches!(reason, WaitReason::PlacesTaken { .. });
+    let is_in_open = |need: &ModelNeed| {
+        let holders = world.fleet.holders(&need.model);
+        // Where it has a place beside others it may wait to be loaded, which it may not for ever.
+        holders.is_empty() && waits_for_place || open.iter().any(|id| holders.binary_search(id).is_ok())
+    };
+    let demand = world.demands.get(ask.0);
+    !open.is_empty()
+        && demand.is_some_and(|demand| demand.models.is_empty() || demand.models.iter().any(is_in_open))
+}
+
+/// Whether the reason for which an ask waits is true still, as long as no worker can load.
+fn still_holds(world: &World<'_>, ask: Ask, reason: &WaitReason) -> bool {
+    let fleet = &*world.fleet;
+    let find = |name: &str| fleet.worker(fleet.find(name)?);
+    match reason {
+        WaitReason::PlacesTaken { .. } => true,
+        WaitReason::WorkerMovesModels { worker } => {
+            find(worker).is_some_and(|worker| worker.pending.is_some())
+        }
+        WaitReason::ModelLoads { worker, model } => {
+            let pending = find(worker).and_then(|worker| worker.pending.as_ref());
+            pending.is_some_and(|pending| pending.model == *model)
+        }
+        WaitReason::Reserved { worker } => {
+            find(worker).is_some_and(|worker| fleet.is_reserved_for_another(worker, ask.0, false))
+        }
+        WaitReason::LoadWaitsForRuns { .. } | WaitReason::MemoryInUse { .. } => {
+            let starving = world.waits.starving.get(&ask);
+            starving.is_some_and(|starving| {
+                let worker = fleet.worker(starving.worker);
+                starving.due > world.now && worker.is_some_and(|worker| !worker.runs.is_empty())
+            })
+        }
+        _ => false,
+    }
 }

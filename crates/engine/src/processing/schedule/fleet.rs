@@ -3,14 +3,17 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use calotype_protocol::ModelId;
-use rustc_hash::FxHashMap;
 
-use super::demand::DemandId;
+use super::demand::{Demand, DemandId, Demands};
+use super::lanes::Lanes;
+use super::model_table::{ModelTable, Wanted};
 use super::worker::{Readiness, Worker, WorkerSpec};
-use crate::inference::ModelNeed;
 use crate::memory::Ledger;
+use crate::processing::job::StepKey;
 
 /// A worker, by its place in [`Fleet::workers`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,24 +30,6 @@ pub(crate) struct DeviceMemory {
     pub(crate) ledger: Ledger,
 }
 
-/// What waits for a model.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Wanted {
-    /// Waiting steps that need it.
-    pub(crate) steps: usize,
-    /// Device time that they take together, in milliseconds.
-    pub(crate) ms: f64,
-    /// Workers that have it or are loading it.
-    pub(crate) holders: usize,
-}
-
-impl Wanted {
-    /// The part of one holder.
-    pub(crate) fn each_ms(self) -> f64 {
-        self.ms / self.holders.max(1) as f64
-    }
-}
-
 /// Every worker and device.
 #[derive(Debug)]
 pub(crate) struct Fleet {
@@ -57,17 +42,17 @@ pub(crate) struct Fleet {
     most_runs: usize,
     /// Grows when capabilities, budgets or working sets change: what was derived from them is derived anew.
     pub(crate) generation: u64,
-    /// What waits for each model, as of the last pass of the scheduler.
-    wanted: FxHashMap<ModelId, Wanted>,
-    /// The workers that have each model or are loading it, in order.
-    holders: FxHashMap<ModelId, Vec<WorkerId>>,
-    /// The workers' `models_version`s added up, as `holders` was made from them.
-    holders_version: u64,
+    /// Who has each model, and what waits for it as of the last pass of the scheduler.
+    models: ModelTable,
+    /// Grows whenever a model comes to a worker or goes.
+    models_version: Arc<AtomicU64>,
 }
 
 impl Fleet {
     pub(crate) fn new(devices: Vec<DeviceMemory>, specs: Vec<WorkerSpec>, most_runs: usize) -> Self {
-        let workers: Vec<Worker> = specs.into_iter().map(Worker::new).collect();
+        let models_version = Arc::new(AtomicU64::new(0));
+        let workers = specs.into_iter().map(|spec| Worker::new(spec, &models_version));
+        let workers: Vec<Worker> = workers.collect();
         let by_name = workers
             .iter()
             .zip(0..)
@@ -86,9 +71,8 @@ impl Fleet {
             of_device,
             most_runs,
             generation: 1,
-            wanted: FxHashMap::default(),
-            holders: FxHashMap::default(),
-            holders_version: 0,
+            models: ModelTable::default(),
+            models_version,
         }
     }
 
@@ -142,79 +126,53 @@ impl Fleet {
 
     /// What waits for a model.
     pub(crate) fn wanted(&self, model: &ModelId) -> Wanted {
-        self.wanted.get(model).copied().unwrap_or_default()
+        self.models.wanted(model)
     }
 
     /// What waits for the models of a worker: its part of it, where others hold them too.
     pub(super) fn queue_ms(&self, worker: &Worker) -> f64 {
-        if self.wanted.is_empty() {
+        if !self.models.wants_anything() {
             return 0.0;
         }
         worker.models().map(|model| self.wanted(model).each_ms()).sum()
     }
 
-    /// Brings the list of holders up to date, where a model has come or gone.
+    /// Brings the lists of holders up to date, where a model has come or gone.
     pub(crate) fn index_models(&mut self) {
-        let version = self.workers.iter().map(Worker::models_version).sum();
-        if version == self.holders_version {
-            return;
-        }
-        self.holders_version = version;
-        self.holders.clear();
-        for (worker, index) in self.workers.iter().zip(0..) {
-            for model in worker.models() {
-                // A model that is moved while it is resident is named twice.
-                match self.holders.get_mut(model) {
-                    Some(holders) if holders.last() == Some(&WorkerId(index)) => {}
-                    Some(holders) => holders.push(WorkerId(index)),
-                    None => {
-                        self.holders.insert(model.clone(), vec![WorkerId(index)]);
-                    }
-                }
-            }
-        }
+        let version = self.models_version.load(Ordering::Relaxed);
+        self.models.index(&self.workers, version);
     }
 
     /// The workers that have a model or are loading it, in order; as of [`index_models`](Self::index_models).
     pub(crate) fn holders(&self, model: &ModelId) -> &[WorkerId] {
-        self.holders.get(model).map_or(&[], Vec::as_slice)
+        self.models.holders(model)
     }
 
-    /// Everything that the lists of holders say.
+    /// Everything that is known of the models.
     #[cfg(test)]
-    pub(crate) fn listed_holders(&self) -> impl Iterator<Item = (WorkerId, &ModelId)> {
-        let lists = self.holders.iter();
-        lists.flat_map(|(model, ids)| ids.iter().map(move |id| (*id, model)))
+    pub(crate) fn models(&self) -> &ModelTable {
+        &self.models
     }
 
-    /// Counts anew what waits for each model: steps, and the device time that they take together.
-    pub(super) fn count_wanted<'a>(&mut self, waiting: impl Iterator<Item = (&'a ModelId, usize, f64)>) {
-        for wanted in self.wanted.values_mut() {
-            *wanted = Wanted::default();
+    /// Brings up to date what waits for each model: of the demands that have changed, and of all now and then.
+    pub(super) fn count_wanted(
+        &mut self,
+        lanes: &mut Lanes,
+        demands: &Demands,
+        step_ms: &dyn Fn(StepKey, &Demand) -> f64,
+        now: Duration,
+    ) {
+        let mut changed = lanes.take_changed();
+        if self.models.begins_anew(now) {
+            changed = lanes.demands().collect();
         }
-        for (model, steps, ms) in waiting {
-            if !self.wanted.contains_key(model) {
-                self.wanted.insert(model.clone(), Wanted::default());
-            }
-            if let Some(wanted) = self.wanted.get_mut(model) {
-                wanted.steps += steps;
-                wanted.ms += ms;
-            }
-        }
-        self.wanted.retain(|_, wanted| wanted.steps > 0);
-        for (model, wanted) in &mut self.wanted {
-            wanted.holders = self.holders.get(model).map_or(0, Vec::len);
-        }
-    }
-
-    /// A step that waited for these models has started.
-    pub(super) fn wants_less(&mut self, models: &[ModelNeed]) {
-        for need in models {
-            if let Some(wanted) = self.wanted.get_mut(&need.model) {
-                let left = wanted.steps.saturating_sub(1);
-                wanted.ms *= left as f64 / wanted.steps.max(1) as f64;
-                wanted.steps = left;
-            }
+        for id in changed {
+            let demand = demands.get(id).map(|demand| &**demand);
+            let waiting = lanes.waiting_of(id).zip(demand);
+            let (steps, ms) = waiting.map_or((0, 0.0), |((steps, example), demand)| {
+                (steps, step_ms(example, demand) * steps as f64)
+            });
+            self.models.count(id, demand, steps, ms);
         }
     }
 

@@ -7,22 +7,23 @@
 //! Within a client the larger priority goes first, then the earlier arrival.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::WorkerId;
 use super::demand::DemandId;
+use super::flows::ClassFlows;
 use crate::processing::job::Class;
 use crate::processing::job::StepKey;
 
 /// Virtual time: microseconds of device time at weight 1.
-type VirtualMicros = u64;
+pub(super) type VirtualMicros = u64;
 
 /// The most that a flow may lag behind the present while its steps are blocked: it catches up by so much and no more, so
 /// that its return does not hold up everybody else.
-const CREDIT_MOST: VirtualMicros = 60_000_000;
+pub(super) const CREDIT_MOST: VirtualMicros = 60_000_000;
 
 /// Steps of one client and class that ask for the same.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,7 +36,7 @@ pub(crate) struct LaneKey {
 }
 
 /// The order within a client: larger priority, then earlier arrival.
-type Order = (Reverse<i32>, StepKey);
+pub(super) type Order = (Reverse<i32>, StepKey);
 
 /// What a lane may be asked for: its demand, and where its work lies.
 pub(crate) type Ask = (DemandId, Option<WorkerId>);
@@ -50,6 +51,8 @@ pub(crate) struct Lanes {
     waiting: usize,
     /// Steps of each demand.
     by_demand: FxHashMap<DemandId, Waiting>,
+    /// Demands whose steps have come or gone since [`take_changed`](Self::take_changed).
+    changed: FxHashSet<DemandId>,
 }
 
 /// The steps of a demand.
@@ -60,29 +63,24 @@ struct Waiting {
     last: StepKey,
 }
 
+/// Asks that are worth a look, by class.
 #[derive(Debug, Default)]
-struct ClassFlows {
-    finish: VirtualMicros,
-    /// The virtual time at which its next step starts.
-    turn: VirtualMicros,
-    /// Virtual time of the clients in it.
-    now: VirtualMicros,
-    /// Clients with waiting steps, the next one first.
-    turns: BTreeSet<(VirtualMicros, Arc<str>)>,
-    /// The same by what they ask for: thousands of clients whose ask is blocked are passed over at once.
-    by_ask: FxHashMap<Ask, BTreeSet<(VirtualMicros, Arc<str>)>>,
-    clients: HashMap<Arc<str>, ClientFlow>,
-    /// Clients without waiting steps that were kept when they were looked through last.
-    kept_idle: usize,
-}
+pub(crate) struct Asks([FxHashSet<Ask>; Class::COUNT]);
 
-#[derive(Debug, Default)]
-struct ClientFlow {
-    finish: VirtualMicros,
-    /// Its key in `turns`.
-    turn: VirtualMicros,
-    /// Its lanes by the order of their heads.
-    heads: BTreeMap<Order, LaneKey>,
+impl Asks {
+    /// Leaves out what is not worth a look.
+    pub(crate) fn retain(&mut self, is_worth_a_look: impl Fn(Class, Ask) -> bool) {
+        for (asks, class) in self.0.iter_mut().zip(Class::ALL) {
+            asks.retain(|ask| is_worth_a_look(class, *ask));
+        }
+    }
+
+    /// Leaves out an ask in every class.
+    pub(crate) fn remove(&mut self, ask: Ask) {
+        for asks in &mut self.0 {
+            asks.remove(&ask);
+        }
+    }
 }
 
 /// The step whose turn it is.
@@ -102,6 +100,7 @@ impl Lanes {
             return;
         }
         self.waiting += 1;
+        self.changed.insert(key.demand);
         let waiting = self.by_demand.entry(key.demand);
         let waiting = waiting.or_insert(Waiting { steps: 0, last: step });
         waiting.steps += 1;
@@ -122,6 +121,7 @@ impl Lanes {
             return false;
         }
         self.waiting -= 1;
+        self.changed.insert(key.demand);
         if let Some(waiting) = self.by_demand.get_mut(&key.demand) {
             waiting.steps -= 1;
             if waiting.last == step
@@ -143,28 +143,41 @@ impl Lanes {
         true
     }
 
-    /// The step whose turn it is, of those lanes whose ask is not blocked.
-    pub(crate) fn next(&self, is_blocked: impl Fn(Ask) -> bool) -> Option<Head> {
-        self.next_in_class(|_, ask| is_blocked(ask))
+    /// What the waiting steps ask for, where it is worth a look.
+    pub(crate) fn asks(&self, is_worth_a_look: impl Fn(Class, Ask) -> bool) -> Asks {
+        let mut all = Asks::default();
+        for ((asks, class), flows) in all.0.iter_mut().zip(Class::ALL).zip(&self.classes) {
+            asks.extend(flows.asks().filter(|ask| is_worth_a_look(class, *ask)));
+        }
+        all
     }
 
-    /// The same where an ask may be blocked for some classes.
-    pub(crate) fn next_in_class(&self, is_blocked: impl Fn(Class, Ask) -> bool) -> Option<Head> {
-        let mut order: Vec<(VirtualMicros, usize)> = self
-            .classes
-            .iter()
-            .enumerate()
-            .filter(|(_, class)| !class.turns.is_empty())
-            .map(|(index, class)| match Class::ALL.get(index) {
+    /// Grows whenever an ask comes that nobody had.
+    pub(crate) fn asks_come(&self) -> u64 {
+        self.classes.iter().map(ClassFlows::asks_come).sum()
+    }
+
+    /// The step whose turn it is, of those with one of these asks.
+    pub(crate) fn next_of(&mut self, asks: &Asks) -> Option<Head> {
+        let mut order: [(VirtualMicros, usize); Class::COUNT] = std::array::from_fn(|index| {
+            let turn = self.classes.get(index).map_or(0, |class| class.turn);
+            match Class::ALL.get(index) {
                 Some(Class::Critical) => (0, index),
-                _ => (class.turn.saturating_add(1), index),
-            })
-            .collect();
+                _ => (turn.saturating_add(1), index),
+            }
+        });
         order.sort_unstable();
-        order
-            .into_iter()
-            .filter_map(|(_, index)| self.classes.get(index).zip(Class::ALL.get(index)))
-            .find_map(|(flows, class)| flows.next(|ask| is_blocked(*class, ask)))
+        order.into_iter().find_map(|(_, index)| {
+            let (flows, asks) = self.classes.get_mut(index).zip(asks.0.get(index))?;
+            flows.next_of(asks)
+        })
+    }
+
+    /// The step whose turn it is, of those whose ask is not blocked.
+    #[cfg(test)]
+    pub(crate) fn next(&mut self, is_blocked: impl Fn(Ask) -> bool) -> Option<Head> {
+        let asks = self.asks(|_, ask| !is_blocked(ask));
+        self.next_of(&asks)
     }
 
     /// Charges a lane's client and class with the device time that its step will take.
@@ -198,20 +211,7 @@ impl Lanes {
             // Not `finish`: what it had before it was idle is not its to save up.
             flows.turn = shift(flows.turn, class.quarter_weight());
         }
-        let now = flows.now;
-        let known = flows.clients.get_key_value(client);
-        let Some(client) = known.map(|(client, _)| Arc::clone(client)) else {
-            return;
-        };
-        if let Some(flow) = flows.clients.get_mut(&client) {
-            flow.finish = shift(flow.finish, 4);
-            let turn = if flow.heads.is_empty() {
-                flow.finish.max(now)
-            } else {
-                flow.finish
-            };
-            flows.set_turn(&client, turn);
-        }
+        flows.correct(client, |finish| shift(finish, 4));
     }
 
     /// How many steps wait that have a demand.
@@ -219,17 +219,26 @@ impl Lanes {
         self.by_demand.get(&demand).map_or(0, |waiting| waiting.steps)
     }
 
-    /// The demands of all waiting steps, with how many have them and one of these.
-    pub(super) fn demands(&self) -> impl Iterator<Item = (DemandId, usize, StepKey)> + '_ {
-        self.by_demand
-            .iter()
-            .map(|(demand, waiting)| (*demand, waiting.steps, waiting.last))
+    /// How many steps wait that have a demand, and one of them.
+    pub(super) fn waiting_of(&self, demand: DemandId) -> Option<(usize, StepKey)> {
+        let waiting = self.by_demand.get(&demand)?;
+        Some((waiting.steps, waiting.last))
+    }
+
+    /// The demands of all waiting steps.
+    pub(super) fn demands(&self) -> impl Iterator<Item = DemandId> + '_ {
+        self.by_demand.keys().copied()
+    }
+
+    /// The demands whose steps have come or gone since the last call.
+    pub(super) fn take_changed(&mut self) -> Vec<DemandId> {
+        self.changed.drain().collect()
     }
 
     /// Whether a step of a class waits.
     pub(crate) fn has(&self, class: Class) -> bool {
         let class = self.classes.get(class as usize);
-        class.is_some_and(|class| !class.turns.is_empty())
+        class.is_some_and(|class| !class.is_empty())
     }
 
     /// How many steps wait.
@@ -268,7 +277,7 @@ impl Lanes {
     /// How many clients anything is remembered of.
     #[cfg(test)]
     pub(crate) fn clients(&self) -> usize {
-        self.classes.iter().map(|class| class.clients.len()).sum()
+        self.classes.iter().map(ClassFlows::clients).sum()
     }
 
     fn set_head(&mut self, key: &LaneKey, before: Option<Order>, after: Option<Order>) {
@@ -276,125 +285,12 @@ impl Lanes {
         let Some(class) = self.classes.get_mut(key.class as usize) else {
             return;
         };
-        let was_empty = class.turns.is_empty();
+        let was_empty = class.is_empty();
         class.set_head(key, before, after);
-        if was_empty && !class.turns.is_empty() {
+        if was_empty && !class.is_empty() {
             // A class that comes back starts now; a later correction counts from there.
             class.finish = class.finish.max(class_now);
             class.turn = class.finish;
-        }
-    }
-}
-
-impl ClassFlows {
-    fn set_head(&mut self, key: &LaneKey, before: Option<Order>, after: Option<Order>) {
-        let now = self.now;
-        let flow = self.clients.entry(Arc::clone(&key.client)).or_default();
-        let was_waiting = !flow.heads.is_empty();
-        if let Some(before) = before {
-            flow.heads.remove(&before);
-        }
-        if let Some(after) = after {
-            flow.heads.insert(after, key.clone());
-        }
-        let waits = !flow.heads.is_empty();
-        if !was_waiting && waits {
-            // One that comes back starts now; a later correction counts from there.
-            flow.finish = flow.finish.max(now);
-            flow.turn = flow.finish;
-        }
-        let (ask, turn) = ((key.demand, key.bound_to), (flow.turn, Arc::clone(&key.client)));
-        match (before, after) {
-            (None, Some(_)) => {
-                self.by_ask.entry(ask).or_default().insert(turn);
-            }
-            (Some(_), None) => {
-                if let Some(clients) = self.by_ask.get_mut(&ask) {
-                    clients.remove(&turn);
-                    if clients.is_empty() {
-                        self.by_ask.remove(&ask);
-                    }
-                }
-            }
-            (Some(_), Some(_)) | (None, None) => {}
-        }
-        match (was_waiting, waits) {
-            (false, true) => {
-                self.turns.insert((flow.turn, Arc::clone(&key.client)));
-            }
-            (true, false) => {
-                self.turns.remove(&(flow.turn, Arc::clone(&key.client)));
-                // What it has used beyond the present is remembered as long as it counts.
-                if flow.finish <= now {
-                    self.clients.remove(&key.client);
-                } else {
-                    self.forget_idle();
-                }
-            }
-            (true, true) | (false, false) => {}
-        }
-    }
-
-    /// Clients without waiting steps whose virtual time has passed need no entry: they would start at the present.
-    fn forget_idle(&mut self) {
-        const KEPT_IDLE_LEAST: usize = 1024;
-        const KEPT_IDLE_MOST: usize = 2048;
-        // Looked through when there are twice as many as last time, so that each costs a constant.
-        let idle = self.clients.len() - self.turns.len();
-        if idle > KEPT_IDLE_LEAST.max(2 * self.kept_idle) {
-            let now = self.now;
-            self.clients
-                .retain(|_, flow| !flow.heads.is_empty() || flow.finish > now);
-            self.kept_idle = self.clients.len() - self.turns.len();
-        }
-        if self.clients.len() > self.turns.len() + KEPT_IDLE_MOST {
-            // Too many are ahead of the present: those that are the least.
-            let idle = self.clients.iter().filter(|(_, flow)| flow.heads.is_empty());
-            let mut finishes: Vec<VirtualMicros> = idle.map(|(_, flow)| flow.finish).collect();
-            finishes.sort_unstable();
-            let least = finishes.get(finishes.len() / 2).copied().unwrap_or(0);
-            self.clients
-                .retain(|_, flow| !flow.heads.is_empty() || flow.finish > least);
-        }
-    }
-
-    fn next(&self, is_blocked: impl Fn(Ask) -> bool) -> Option<Head> {
-        let asks = self.by_ask.iter().filter(|(ask, _)| !is_blocked(**ask));
-        let (_, client) = asks.filter_map(|(_, clients)| clients.first()).min()?;
-        let mut heads = self.clients.get(client)?.heads.iter();
-        heads.find_map(|((_, step), lane)| {
-            (!is_blocked((lane.demand, lane.bound_to))).then(|| Head {
-                step: *step,
-                lane: lane.clone(),
-            })
-        })
-    }
-
-    fn charge(&mut self, client: &Arc<str>, device_micros: u64) {
-        let now = self.now;
-        let flow = self.clients.entry(Arc::clone(client)).or_default();
-        let start = flow.turn.max(now.saturating_sub(CREDIT_MOST));
-        flow.finish = start.saturating_add(device_micros);
-        let finish = flow.finish;
-        self.now = now.max(start);
-        self.set_turn(client, finish);
-    }
-
-    /// Gives a client another place among those that wait, if it waits.
-    fn set_turn(&mut self, client: &Arc<str>, turn: VirtualMicros) {
-        let Some(flow) = self.clients.get_mut(client) else {
-            return;
-        };
-        let before = (std::mem::replace(&mut flow.turn, turn), Arc::clone(client));
-        if !self.turns.remove(&before) {
-            return;
-        }
-        self.turns.insert((turn, Arc::clone(client)));
-        for lane in flow.heads.values() {
-            if let Some(clients) = self.by_ask.get_mut(&(lane.demand, lane.bound_to)) {
-                clients.remove(&before);
-                clients.insert((turn, Arc::clone(client)));
-            }
         }
     }
 }
@@ -412,7 +308,7 @@ mod tests {
         }
     }
 
-    fn next_client(lanes: &Lanes) -> Option<String> {
+    fn next_client(lanes: &mut Lanes) -> Option<String> {
         lanes.next(|_| false).map(|head| head.lane.client.to_string())
     }
 
@@ -433,9 +329,9 @@ mod tests {
         lanes.remove(&other, 0, StepKey(20));
         lanes.push(&other, 0, StepKey(21));
         lanes.correct(Class::Interactive, "other", 1_000_000, 900_000);
-        assert_eq!(next_client(&lanes).as_deref(), Some("other"));
+        assert_eq!(next_client(&mut lanes).as_deref(), Some("other"));
         lanes.charge(&other, 500_000);
-        assert_eq!(next_client(&lanes).as_deref(), Some("busy"));
+        assert_eq!(next_client(&mut lanes).as_deref(), Some("busy"));
     }
 
     #[test]

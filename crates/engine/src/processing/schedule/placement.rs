@@ -119,8 +119,75 @@ pub(crate) fn place(asked: Asked<'_>, fleet: &Fleet, estimates: &Estimates, now:
 
 /// The worker that suits best, among those that can do it or have not reported yet what they can.
 fn choose(asked: Asked<'_>, fleet: &Fleet, estimates: &Estimates, now: Duration) -> Option<WorkerId> {
+    let equals = best_devices(asked, fleet);
+    if let [(only, _)] = equals[..] {
+        return Some(only);
+    }
+    let reserved = equals.iter().find(|(_, worker)| worker.is_reserved_for(asked.id));
+    if let Some((id, _)) = reserved {
+        return Some(*id);
+    }
+    let holders = holders(asked, fleet);
+    let holds = |id: &WorkerId| holders.as_ref().is_none_or(|ids| ids.binary_search(id).is_ok());
+    let (holding, others): (Vec<_>, Vec<_>) = equals.into_iter().partition(|(id, _)| holds(id));
+    let (starting, queueing): (Vec<_>, Vec<_>) = holding
+        .iter()
+        .partition(|(_, worker)| worker.pending.is_none() && worker.runs.len() < fleet.places(worker));
+    let mut soonest = Soonest::default();
+    for (id, worker) in starting {
+        let (ms, missing) = done_after_ms(asked, fleet, (id, worker), (estimates, now), soonest.ms());
+        soonest.offer(ms, missing, worker, id);
+    }
+    // Others wait for the models there: another worker is worth a load if less waits for what it has.
+    let queue_ms = |worker: &Worker, own_ms: f64| (fleet.queue_ms(worker) - own_ms).max(0.0);
+    let least_ms = asked.demand.models.iter().map(|need| fleet.wanted(&need.model).each_ms());
+    let least_ms = least_ms.fold(0.0, f64::max) - asked.own_ms;
+    for (id, worker) in queueing {
+        // Where what waits for these models alone is later, nothing else needs to be looked at.
+        if least_ms > soonest.ms() {
+            break;
+        }
+        let (ms, missing) = done_after_ms(asked, fleet, (id, worker), (estimates, now), soonest.ms());
+        soonest.offer(ms + queue_ms(worker, asked.own_ms), missing, worker, id);
+    }
+    for (id, worker) in others {
+        // A copy on a busy worker adds no capacity, and costs the load.
+        if !holding.is_empty() && !takes_copy_now(asked, fleet, id, worker) {
+            continue;
+        }
+        let (ms, missing) = done_after_ms(asked, fleet, (id, worker), (estimates, now), soonest.ms());
+        soonest.offer(ms + queue_ms(worker, 0.0), missing, worker, id);
+    }
+    soonest.best.map(|(.., id)| id)
+}
+
+/// The worker that would have done a step soonest, of those offered: the time in milliseconds, the models that it lacks, its
+/// runs, and its id.
+#[derive(Default)]
+struct Soonest {
+    best: Option<(f64, usize, usize, WorkerId)>,
+}
+
+impl Soonest {
+    fn ms(&self) -> f64 {
+        self.best.map_or(f64::INFINITY, |(ms, ..)| ms)
+    }
+
+    fn offer(&mut self, ms: f64, missing: usize, worker: &Worker, id: WorkerId) {
+        let key = (missing, worker.runs.len(), id);
+        let is_better = self.best.is_none_or(|(best_ms, missing, runs, id)| {
+            ms.total_cmp(&best_ms).then(key.cmp(&(missing, runs, id))).is_lt()
+        });
+        if is_better {
+            self.best = Some((ms, key.0, key.1, key.2));
+        }
+    }
+}
+
+/// The workers of the best devices for a demand: equal by all that cannot change soon.
+fn best_devices<'a>(asked: Asked<'_>, fleet: &'a Fleet) -> Vec<(WorkerId, &'a Worker)> {
     let worth_a_wait = ModelNeed::sum(&asked.demand.models, Precision::Single) >= SMALL_BYTES;
-    let mut best: Option<(_, WorkerId)> = None;
+    let mut best = None;
     let mut equals: Vec<(WorkerId, &Worker)> = Vec::new();
     for (id, worker) in fleet.ids().zip(&fleet.workers) {
         let serves = asked.derived.of_worker(id);
@@ -151,51 +218,16 @@ fn choose(asked: Asked<'_>, fleet: &Fleet, estimates: &Estimates, now: Duration)
             readiness,
         );
         match &best {
-            Some((best_key, _)) if key > *best_key => {}
-            Some((best_key, _)) if key == *best_key => equals.push((id, worker)),
+            Some(best_key) if key > *best_key => {}
+            Some(best_key) if key == *best_key => equals.push((id, worker)),
             _ => {
-                best = Some((key, id));
+                best = Some(key);
                 equals.clear();
                 equals.push((id, worker));
             }
         }
     }
-    if let [(only, _)] = equals[..] {
-        return Some(only);
-    }
-    let mut soonest: Option<(f64, usize, usize, WorkerId)> = None;
-    let holders = holders(asked, fleet);
-    let holds = |id: &WorkerId| holders.as_ref().is_none_or(|ids| ids.binary_search(id).is_ok());
-    let has_holder = equals.iter().any(|(id, _)| holds(id));
-    for (id, worker) in equals {
-        let holds_models = holds(&id);
-        if worker.is_reserved_for(asked.id) {
-            return Some(id);
-        }
-        // A copy on a busy worker adds no capacity, and costs the load.
-        if has_holder && !holds_models && !takes_copy_now(asked, fleet, id, worker) {
-            continue;
-        }
-        let best_ms = soonest.map_or(f64::INFINITY, |(ms, ..)| ms);
-        let (mut ms, missing) = done_after_ms(asked, fleet, (id, worker), (estimates, now), best_ms);
-        let starts_now = holds_models && worker.pending.is_none() && worker.runs.len() < fleet.places(worker);
-        if !starts_now {
-            // Others wait for the models there: another worker is worth a load if less waits for what it has.
-            let own_ms = if holds_models { asked.own_ms } else { 0.0 };
-            ms += (fleet.queue_ms(worker) - own_ms).max(0.0);
-        }
-        let key = (ms, missing, worker.runs.len(), id);
-        let is_better = soonest.is_none_or(|best| {
-            key.0
-                .total_cmp(&best.0)
-                .then((key.1, key.2, key.3).cmp(&(best.1, best.2, best.3)))
-                .is_lt()
-        });
-        if is_better {
-            soonest = Some(key);
-        }
-    }
-    soonest.map(|(_, _, _, id)| id)
+    equals
 }
 
 /// The workers that have every model of a demand or are loading it, in order; `None` for a demand without models.

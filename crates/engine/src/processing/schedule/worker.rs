@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use calotype_protocol::{Capabilities, Hello, LoadId, ModelId, Ready};
@@ -139,8 +140,8 @@ pub(crate) struct Worker {
     pub(crate) deaths: u32,
     pub(crate) resident: BTreeMap<ModelId, ResidentModel>,
     pub(crate) pending: Option<PendingMove>,
-    /// Grows whenever `resident` or `pending` name other models.
-    models_version: u64,
+    /// Grows whenever `resident` or `pending` name other models, in any worker of the fleet.
+    models_version: Arc<AtomicU64>,
     /// Runs that hold a place.
     pub(crate) runs: BTreeMap<StepKey, Share>,
     /// Paused and suspended runs inside: they hold no place, and their models may be evicted once they are withdrawn.
@@ -173,7 +174,7 @@ impl Uses {
 }
 
 impl Worker {
-    pub(super) fn new(spec: WorkerSpec) -> Self {
+    pub(super) fn new(spec: WorkerSpec, models_version: &Arc<AtomicU64>) -> Self {
         Self {
             precision: Precision::of(&spec.device_kind),
             process: if spec.starts_when_needed {
@@ -192,7 +193,7 @@ impl Worker {
             deaths: 0,
             resident: BTreeMap::new(),
             pending: None,
-            models_version: 0,
+            models_version: Arc::clone(models_version),
             runs: BTreeMap::new(),
             parked: BTreeMap::new(),
             runs_alone: false,
@@ -217,38 +218,38 @@ impl Worker {
         self.resident.keys().chain(loads.map(|pending| &pending.model))
     }
 
-    /// A number that is another one whenever [`models`](Self::models) gives other models.
-    pub(super) fn models_version(&self) -> u64 {
-        self.models_version
+    /// [`models`](Self::models) gives other models from now on.
+    fn models_change(&self) {
+        self.models_version.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A load or unload begins.
     pub(crate) fn begin_move(&mut self, pending: PendingMove) {
-        self.models_version += 1;
+        self.models_change();
         self.pending = Some(pending);
     }
 
     /// The load or unload under way has ended, if it is this one.
     pub(crate) fn end_move(&mut self, id: &LoadId) -> Option<PendingMove> {
-        self.models_version += 1;
+        self.models_change();
         self.pending.take_if(|pending| pending.id == *id)
     }
 
     /// A model is resident from now on.
     pub(crate) fn hold(&mut self, model: ModelId, resident: ResidentModel) {
-        self.models_version += 1;
+        self.models_change();
         self.resident.insert(model, resident);
     }
 
     /// A model is resident no longer.
     pub(crate) fn drop_model(&mut self, model: &ModelId) {
-        self.models_version += 1;
+        self.models_change();
         self.resident.remove(model);
     }
 
     /// Its process is dead: nothing is resident, and what was on its way is lost.
     pub(crate) fn lose_models(&mut self) -> Option<PendingMove> {
-        self.models_version += 1;
+        self.models_change();
         self.resident.clear();
         self.pending.take()
     }

@@ -32,7 +32,7 @@ impl Core {
     /// Asks the scheduler until it has nothing more to say, and does each thing before the next is asked for.
     pub(super) fn decide(&mut self, now: Now) {
         self.decide_at = None;
-        if self.steps.lanes.len() == 0 || self.hold_all().is_some() {
+        if self.hold_all().is_some() {
             return;
         }
         unreserve_unwanted(&mut self.fleet, &self.steps.lanes);
@@ -54,7 +54,7 @@ impl Core {
                 break;
             }
         }
-        self.decide_at = pass.finish(&mut self.steps.waits);
+        self.decide_at = pass.finish(&mut self.steps.waits, now.since_start);
         has_decided
     }
 

@@ -207,7 +207,7 @@ fn a_blocked_ask_is_passed_over_and_the_next_of_the_same_client_goes() {
     lanes.push(&key(Class::Interactive, "a", demand[0]), 0, StepKey(1));
     lanes.push(&key(Class::Interactive, "a", demand[1]), 0, StepKey(2));
     lanes.push(&key(Class::Batch, "a", demand[1]), 0, StepKey(3));
-    let next = |blocked: &[DemandId]| lanes.next(|ask| blocked.contains(&ask.0)).map(|head| head.step);
+    let mut next = |blocked: &[DemandId]| lanes.next(|ask| blocked.contains(&ask.0)).map(|head| head.step);
     assert_eq!(next(&[]), Some(StepKey(1)));
     assert_eq!(next(&demand[..1]), Some(StepKey(2)));
     assert_eq!(next(&demand), None);

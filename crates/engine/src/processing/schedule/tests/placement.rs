@@ -12,9 +12,10 @@ use std::time::Duration;
 use calotype_protocol::{Capabilities, JobId, LoadId, Mode, ModelId, Offload, Sampler, Schedule, VaePlan};
 use proptest::prelude::*;
 
-use super::super::demand::{Demand, DemandId};
+use super::super::demand::{Demand, DemandId, Demands};
 use super::super::estimates::Estimates;
 use super::super::fleet::{DeviceId, DeviceMemory, Fleet, WorkerId};
+use super::super::lanes::{LaneKey, Lanes};
 use super::super::placement::{Asked, Placement, place};
 use super::super::reason::{Refusal, WaitReason};
 use super::super::serves::Derived;
@@ -25,7 +26,7 @@ use crate::error::{Code, Error};
 use crate::inference::{AdapterNeed, MissingFeature, ModelNeed, Needs};
 use crate::memory::memory_plan::{MemoryFeatures, MemoryPlan, Precision, Residency, Slicing};
 use crate::memory::{Ledger, Owner};
-use crate::processing::job::StepKey;
+use crate::processing::job::{Class, StepKey};
 
 const OFFLOADS: [&str; 2] = ["offload_model", "offload_sequential"];
 
@@ -181,6 +182,20 @@ impl Stage {
         place(asked, &self.fleet, &Estimates::default(), Duration::ZERO)
     }
 
+    /// A step with this demand waits that takes so long.
+    fn others_wait(&mut self, demand: &Demand, ms: f64) {
+        let (mut lanes, mut demands) = (Lanes::default(), Demands::default());
+        let lane = LaneKey {
+            class: Class::Interactive,
+            client: "other".into(),
+            demand: demands.intern(demand.clone()),
+            bound_to: None,
+        };
+        lanes.push(&lane, 0, StepKey(1));
+        self.fleet
+            .count_wanted(&mut lanes, &demands, &|_, _| ms, Duration::ZERO);
+    }
+
     /// The name of the worker where something happens for it, or why not.
     fn goes_to(&mut self, demand: &Demand) -> String {
         let id = match self.place(demand) {
@@ -327,7 +342,7 @@ fn what_can_never_fit_is_refused_with_the_numbers() {
 fn reservations_hold_up_others_and_not_what_is_critical() {
     let mut stage = one();
     let id = {
-        let mut demands = super::super::demand::Demands::default();
+        let mut demands = Demands::default();
         demands.intern(Demand::nothing())
     };
     stage.worker(0).reserved_for = Some(Reservation {
@@ -625,8 +640,7 @@ fn a_job_goes_where_it_is_done_first() {
     stage.run(0, 2, &demand().models, 1, 20.0);
     assert_eq!(stage.goes_to(&demand()), "places_taken");
     // With others waiting before it, the load is worth it.
-    let wanted = ModelId::from("m");
-    stage.fleet.count_wanted([(&wanted, 1, 20.0)].into_iter());
+    stage.others_wait(&demand(), 20.0);
     assert_eq!(stage.goes_to(&demand()), "cuda1");
     stage.hold(1, "m", 50, 1);
     assert_eq!(

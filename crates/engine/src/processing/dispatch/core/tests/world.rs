@@ -731,17 +731,23 @@ impl World {
                 );
             }
         }
-        for (id, model) in fleet.listed_holders() {
+        for (id, model) in fleet.models().listed_holders() {
             let mut models = fleet.worker(id).into_iter().flat_map(|worker| worker.models());
             assert!(
                 models.any(|held| held == model),
                 "{model} is not in {id:?} any more"
             );
         }
-        let mut waiting = 0;
+        let (mut waiting, mut wanted) = (0, BTreeMap::new());
         for step in self.core.steps.iter() {
             let state = step.state();
-            waiting += usize::from(state.is_waiting());
+            if state.is_waiting() {
+                waiting += 1;
+                let demand = self.core.steps.demands.get(step.demand);
+                for need in demand.iter().flat_map(|demand| demand.models.iter()) {
+                    *wanted.entry(&need.model).or_insert(0) += 1;
+                }
+            }
             let worker = step
                 .attempted
                 .as_ref()
@@ -777,6 +783,10 @@ impl World {
             waiting,
             "steps are lost or doubled in the lanes"
         );
+        if self.core.hold_all().is_none() {
+            let counted: BTreeMap<_, usize> = fleet.models().wanted_steps().collect();
+            assert_eq!(counted, wanted, "what waits for each model is counted wrong");
+        }
         for worker in &self.core.fleet.workers {
             let places = self.core.fleet.places(worker);
             assert!(
