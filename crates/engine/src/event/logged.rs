@@ -7,8 +7,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::event::{Event, EventKind};
 use crate::processing::job::JobView;
 
-/// JSON around a preview's picture: names, numbers and the job's id.
-const PREVIEW_JSON_BYTES: usize = 256;
+/// JSON beside the strings of an event: names, numbers and words of our own.
+const TEXT_BESIDE_STRINGS_BYTES: usize = 384;
+
+/// What JSON may make of one byte of a string: `\u0007`.
+const LONGEST_ESCAPE_BYTES: usize = 6;
 
 /// An event of the log, shared by its readers.
 #[derive(Debug)]
@@ -51,20 +54,31 @@ impl LoggedEvent {
         self.overtaken.load(Ordering::Relaxed)
     }
 
-    /// About how much memory it takes, its text included. Every string that it owns stands in its text as well, so they
-    /// are at most as long together; a preview's text is known from its picture and is not made for this.
+    /// The most memory that it takes, its text included, whether or not a reader has asked for the text yet. Every string
+    /// that it owns stands in its text as well.
     pub(super) fn bytes(&self) -> usize {
         let own = size_of::<Self>() + 2 * size_of::<usize>();
+        let with_text = |strings: usize| own + strings + TEXT_BESIDE_STRINGS_BYTES + LONGEST_ESCAPE_BYTES * strings;
         match &self.event.kind {
             EventKind::Preview { job, png, .. } => {
-                own + 2 * job.0.len() + png.len() + png.len().div_ceil(3) * 4 + PREVIEW_JSON_BYTES
+                with_text(job.0.len()) + png.len() + png.len().div_ceil(3) * 4
             }
+            // A whole job has too many strings to add up; its text is made.
             EventKind::Job { view: Some(_), .. } => own + size_of::<JobView>() + 2 * self.json().len(),
-            EventKind::Job { view: None, .. }
-            | EventKind::Progress { .. }
-            | EventKind::Worker { .. }
-            | EventKind::Segment { .. }
-            | EventKind::Gap { .. } => own + 2 * self.json().len(),
+            EventKind::Job {
+                job,
+                reason,
+                view: None,
+                ..
+            } => with_text(job.0.len() + length(reason)),
+            EventKind::Progress { job, .. } => with_text(job.0.len()),
+            EventKind::Worker { worker, reason, .. } => with_text(worker.len() + length(reason)),
+            EventKind::Segment { segment, reason, .. } => with_text(segment.len() + length(reason)),
+            EventKind::Gap { .. } => with_text(0),
         }
     }
+}
+
+fn length(text: &Option<String>) -> usize {
+    text.as_ref().map_or(0, String::len)
 }
