@@ -10,9 +10,6 @@ use crate::processing::job::JobView;
 /// JSON beside the strings of an event: names, numbers and words of our own.
 const TEXT_BESIDE_STRINGS_BYTES: usize = 384;
 
-/// What JSON may make of one byte of a string: `\u0007`.
-const LONGEST_ESCAPE_BYTES: usize = 6;
-
 /// An event of the log, shared by its readers.
 #[derive(Debug)]
 pub struct LoggedEvent {
@@ -58,10 +55,10 @@ impl LoggedEvent {
     /// that it owns stands in its text as well.
     pub(super) fn bytes(&self) -> usize {
         let own = size_of::<Self>() + 2 * size_of::<usize>();
-        let with_text = |strings: usize| own + strings + TEXT_BESIDE_STRINGS_BYTES + LONGEST_ESCAPE_BYTES * strings;
+        let with_text = |strings: usize| own + strings + TEXT_BESIDE_STRINGS_BYTES;
         match &self.event.kind {
             EventKind::Preview { job, png, .. } => {
-                with_text(job.0.len()) + png.len() + png.len().div_ceil(3) * 4
+                with_text(string_and_text_bytes(&job.0)) + png.len() + png.len().div_ceil(3) * 4
             }
             // A whole job has too many strings to add up; its text is made.
             EventKind::Job { view: Some(_), .. } => own + size_of::<JobView>() + 2 * self.json().len(),
@@ -70,15 +67,54 @@ impl LoggedEvent {
                 reason,
                 view: None,
                 ..
-            } => with_text(job.0.len() + length(reason)),
-            EventKind::Progress { job, .. } => with_text(job.0.len()),
-            EventKind::Worker { worker, reason, .. } => with_text(worker.len() + length(reason)),
-            EventKind::Segment { segment, reason, .. } => with_text(segment.len() + length(reason)),
+            } => with_text(string_and_text_bytes(&job.0) + reason.as_deref().map_or(0, both)),
+            EventKind::Progress { job, .. } => with_text(string_and_text_bytes(&job.0)),
+            EventKind::Worker { worker, reason, .. } => {
+                with_text(string_and_text_bytes(worker) + reason.as_deref().map_or(0, both))
+            }
+            EventKind::Segment { segment, reason, .. } => {
+                with_text(string_and_text_bytes(segment) + reason.as_deref().map_or(0, both))
+            }
             EventKind::Gap { .. } => with_text(0),
         }
     }
 }
 
-fn length(text: &Option<String>) -> usize {
-    text.as_ref().map_or(0, String::len)
+/// A string and what JSON makes of it, in bytes.
+fn string_and_text_bytes(text: &str) -> usize {
+    let escaped = text.bytes().map(|byte| match byte {
+        b'"' | b'\\' => 2,
+        // `\u0007`
+        0..0x20 => 6,
+        _ => 1,
+    });
+    text.len() + escaped.sum::<usize>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::event::WorkerChange;
+    use super::*;
+
+    #[test]
+    fn an_event_is_counted_with_no_less_than_its_strings_and_their_text() {
+        let reasons = [
+            "",
+            "\u{1}\u{2}\u{1f}",
+            "\"quoted\\",
+            "\n\t",
+            "ünïcode 写真",
+            "\u{7f}",
+        ];
+        for reason in reasons.map(|reason| reason.repeat(500)) {
+            let kind = EventKind::Worker {
+                worker: "cuda0".to_owned(),
+                state: WorkerChange::Starting,
+                reason: Some(reason.clone()),
+            };
+            let (id, at_ms) = (u64::MAX, u64::MAX);
+            let event = LoggedEvent::new(Event { id, at_ms, kind });
+            assert!(event.bytes() >= size_of::<LoggedEvent>() + reason.len() + event.json().len());
+        }
+    }
 }

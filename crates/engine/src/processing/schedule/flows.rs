@@ -195,7 +195,11 @@ impl ClassFlows {
 
     /// Moves the end of what a client was charged with.
     pub(super) fn correct(&mut self, client: &str, shift: impl Fn(VirtualMicros) -> VirtualMicros) {
-        let Some(client) = self.clients.get_key_value(client).map(|(client, _)| Arc::clone(client)) else {
+        let Some(client) = self
+            .clients
+            .get_key_value(client)
+            .map(|(client, _)| Arc::clone(client))
+        else {
             return;
         };
         if let Some(flow) = self.clients.get_mut(&client) {

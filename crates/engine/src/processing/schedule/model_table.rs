@@ -94,11 +94,13 @@ impl ModelTable {
 
     /// What waits for a model.
     pub(super) fn wanted(&self, model: &ModelId) -> Wanted {
-        self.entries.get(model).map_or_else(Wanted::default, |entry| Wanted {
-            steps: entry.steps,
-            ms: entry.ms,
-            holders: entry.holders.len(),
-        })
+        self.entries
+            .get(model)
+            .map_or_else(Wanted::default, |entry| Wanted {
+                steps: entry.steps,
+                ms: entry.ms,
+                holders: entry.holders.len(),
+            })
     }
 
     /// Whether anything waits for any model.

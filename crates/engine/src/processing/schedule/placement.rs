@@ -140,7 +140,11 @@ fn choose(asked: Asked<'_>, fleet: &Fleet, estimates: &Estimates, now: Duration)
     }
     // Others wait for the models there: another worker is worth a load if less waits for what it has.
     let queue_ms = |worker: &Worker, own_ms: f64| (fleet.queue_ms(worker) - own_ms).max(0.0);
-    let least_ms = asked.demand.models.iter().map(|need| fleet.wanted(&need.model).each_ms());
+    let least_ms = asked
+        .demand
+        .models
+        .iter()
+        .map(|need| fleet.wanted(&need.model).each_ms());
     let least_ms = least_ms.fold(0.0, f64::max) - asked.own_ms;
     for (id, worker) in queueing {
         // Where what waits for these models alone is later, nothing else needs to be looked at.
