@@ -67,13 +67,15 @@ impl LoggedEvent {
                 reason,
                 view: None,
                 ..
-            } => with_text(string_and_text_bytes(&job.0) + reason.as_deref().map_or(0, both)),
+            } => {
+                with_text(string_and_text_bytes(&job.0) + reason.as_deref().map_or(0, string_and_text_bytes))
+            }
             EventKind::Progress { job, .. } => with_text(string_and_text_bytes(&job.0)),
             EventKind::Worker { worker, reason, .. } => {
-                with_text(string_and_text_bytes(worker) + reason.as_deref().map_or(0, both))
+                with_text(string_and_text_bytes(worker) + reason.as_deref().map_or(0, string_and_text_bytes))
             }
             EventKind::Segment { segment, reason, .. } => {
-                with_text(string_and_text_bytes(segment) + reason.as_deref().map_or(0, both))
+                with_text(string_and_text_bytes(segment) + reason.as_deref().map_or(0, string_and_text_bytes))
             }
             EventKind::Gap { .. } => with_text(0),
         }
