@@ -18,6 +18,7 @@ use super::placement::{Asked, Placement, place};
 use super::reason::{Refusal, WaitReason};
 use super::reservation::{keep_for, reserve, reserve_after, unreserve};
 use super::serves::Derived;
+use super::waits::{Starving, Waits, is_worth_a_look};
 use super::worker::Worker;
 use crate::inference::ModelNeed;
 use crate::memory::memory_plan::{MemoryPlan, Residency, Slicing};
@@ -53,45 +54,6 @@ pub(crate) enum Decision {
     Preempt { worker: WorkerId, victim: StepKey },
     /// End the step: it can never run here.
     Refuse { head: Head, why: Refusal },
-}
-
-/// What is known of the asks that wait, kept from pass to pass.
-#[derive(Debug, Default)]
-pub(crate) struct Waits {
-    /// Why each blocked ask waits.
-    reasons: FxHashMap<Ask, WaitReason>,
-    /// The asks that have waited for others to give something up.
-    starving: FxHashMap<Ask, Starving>,
-}
-
-/// An ask that waits for others to give something up.
-#[derive(Debug)]
-struct Starving {
-    /// Where.
-    worker: WorkerId,
-    /// Since when.
-    since: Duration,
-    /// When the worker is reserved for it.
-    due: Duration,
-}
-
-impl Waits {
-    /// Why the steps of an ask wait, as of the last pass.
-    pub(crate) fn reason(&self, ask: Ask) -> Option<&WaitReason> {
-        self.reasons.get(&ask)
-    }
-
-    /// How many asks it knows anything about.
-    #[cfg(test)]
-    pub(crate) fn len(&self) -> usize {
-        self.reasons.len() + self.starving.len()
-    }
-
-    /// A demand that nobody has any more.
-    pub(crate) fn forget(&mut self, demand: DemandId) {
-        self.reasons.retain(|(id, _), _| *id != demand);
-        self.starving.retain(|(id, _), _| *id != demand);
-    }
 }
 
 /// Whom a critical step may have paused in a worker.
@@ -400,55 +362,5 @@ impl Pass {
         let victim = worker.pauses().then(|| (world.victim)(worker)).flatten()?;
         self.preempted.push(id);
         Some((id, victim))
-    }
-}
-
-/// Whether an ask may have got another answer since the last pass. While no worker can load, one that waits goes on waiting as
-/// long as its reason holds, unless a worker that has its models has a place.
-fn is_worth_a_look(world: &World<'_>, open: Option<&[WorkerId]>, class: Class, ask: Ask) -> bool {
-    let Some(open) = open.filter(|_| class != Class::Critical) else {
-        return true;
-    };
-    let Some(reason) = world.waits.reason(ask) else {
-        return true;
-    };
-    if !still_holds(world, ask, reason) {
-        return true;
-    }
-    let waits_for_place = matches!(reason, WaitReason::PlacesTaken { .. });
-    let is_in_open = |need: &ModelNeed| {
-        let holders = world.fleet.holders(&need.model);
-        // Where it has a place beside others it may wait to be loaded, which it may not for ever.
-        holders.is_empty() && waits_for_place || open.iter().any(|id| holders.binary_search(id).is_ok())
-    };
-    let demand = world.demands.get(ask.0);
-    !open.is_empty()
-        && demand.is_some_and(|demand| demand.models.is_empty() || demand.models.iter().any(is_in_open))
-}
-
-/// Whether the reason for which an ask waits is true still, as long as no worker can load.
-fn still_holds(world: &World<'_>, ask: Ask, reason: &WaitReason) -> bool {
-    let fleet = &*world.fleet;
-    let find = |name: &str| fleet.worker(fleet.find(name)?);
-    match reason {
-        WaitReason::PlacesTaken { .. } => true,
-        WaitReason::WorkerMovesModels { worker } => {
-            find(worker).is_some_and(|worker| worker.pending.is_some())
-        }
-        WaitReason::ModelLoads { worker, model } => {
-            let pending = find(worker).and_then(|worker| worker.pending.as_ref());
-            pending.is_some_and(|pending| pending.model == *model)
-        }
-        WaitReason::Reserved { worker } => {
-            find(worker).is_some_and(|worker| fleet.is_reserved_for_another(worker, ask.0, false))
-        }
-        WaitReason::LoadWaitsForRuns { .. } | WaitReason::MemoryInUse { .. } => {
-            let starving = world.waits.starving.get(&ask);
-            starving.is_some_and(|starving| {
-                let worker = fleet.worker(starving.worker);
-                starving.due > world.now && worker.is_some_and(|worker| !worker.runs.is_empty())
-            })
-        }
-        _ => false,
     }
 }

@@ -21,9 +21,10 @@ mod reservation;
 mod serves;
 #[cfg(test)]
 pub(crate) mod tests;
+mod waits;
 mod worker;
 
-pub(crate) use decide::{Decision, DerivedTable, Pass, Victim, Waits, World};
+pub(crate) use decide::{Decision, DerivedTable, Pass, Victim, World};
 pub(crate) use demand::{Demand, DemandId, Demands};
 pub(crate) use estimates::Estimates;
 pub(crate) use fleet::{DeviceId, DeviceMemory, Fleet, WorkerId};
@@ -32,6 +33,7 @@ pub(crate) use placement::{Asked, Placement, place};
 pub(crate) use reason::{Refusal, WaitReason};
 pub(crate) use reservation::{unreserve, unreserve_unwanted};
 pub(crate) use serves::{Derived, Serves};
+pub(crate) use waits::Waits;
 pub(crate) use worker::{
     MoveKind, PendingMove, ProcessState, Readiness, ResidentModel, Uses, Worker, WorkerSpec,
 };
