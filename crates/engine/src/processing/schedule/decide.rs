@@ -129,7 +129,7 @@ impl Candidates {
     }
 }
 
-/// The pass under way: asks that it has found blocked, and when it must be made again at the latest.
+/// The pass under way: the asks that it has found blocked, and those that it has still to look at.
 #[derive(Debug, Default)]
 pub(crate) struct Pass {
     blocked: FxHashMap<Ask, WaitReason>,

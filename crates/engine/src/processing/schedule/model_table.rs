@@ -55,9 +55,11 @@ struct Counted {
 #[derive(Debug, Default)]
 pub(crate) struct ModelTable {
     entries: FxHashMap<ModelId, Entry>,
-    /// Which the holders were taken from: [`Fleet`](super::Fleet) counts whenever a model comes to a worker or goes.
+    /// How often a model had come to a worker or gone from one when the holders were listed.
     version: u64,
+    /// What each demand has added to its models.
     counted: FxHashMap<DemandId, Counted>,
+    /// When all demands were counted last.
     counted_at: Option<Duration>,
 }
 

@@ -155,7 +155,7 @@ impl Core {
     pub(crate) fn settle(&mut self, now: Now) -> Vec<Effect> {
         self.probe_if_due(now);
         if std::mem::take(&mut self.dirty) {
-            // Also where nothing waits, so that no pass is made: readers find the list as the workers are.
+            // Also while nothing may start, so that no pass is made: readers find the list as the workers are.
             self.fleet.index_models();
             self.decide(now);
         }
