@@ -50,17 +50,9 @@ pub(crate) struct Lanes {
     now: VirtualMicros,
     waiting: usize,
     /// Steps of each demand.
-    by_demand: FxHashMap<DemandId, Waiting>,
+    by_demand: FxHashMap<DemandId, BTreeSet<StepKey>>,
     /// Demands whose steps have come or gone since [`take_changed`](Self::take_changed).
     changed: FxHashSet<DemandId>,
-}
-
-/// The steps of a demand.
-#[derive(Debug)]
-struct Waiting {
-    steps: usize,
-    /// The one that came last: an example of them.
-    last: StepKey,
 }
 
 /// Asks that are worth a look, by class.
@@ -101,10 +93,7 @@ impl Lanes {
         }
         self.waiting += 1;
         self.changed.insert(key.demand);
-        let waiting = self.by_demand.entry(key.demand);
-        let waiting = waiting.or_insert(Waiting { steps: 0, last: step });
-        waiting.steps += 1;
-        waiting.last = waiting.last.max(step);
+        self.by_demand.entry(key.demand).or_default().insert(step);
         if head_before.is_none_or(|head| order < head) {
             self.set_head(key, head_before, Some(order));
         }
@@ -122,14 +111,9 @@ impl Lanes {
         }
         self.waiting -= 1;
         self.changed.insert(key.demand);
-        if let Some(waiting) = self.by_demand.get_mut(&key.demand) {
-            waiting.steps -= 1;
-            if waiting.last == step
-                && let Some((_, other)) = lane.last()
-            {
-                waiting.last = *other;
-            }
-            if waiting.steps == 0 {
+        if let Some(steps) = self.by_demand.get_mut(&key.demand) {
+            steps.remove(&step);
+            if steps.is_empty() {
                 self.by_demand.remove(&key.demand);
             }
         }
@@ -216,13 +200,13 @@ impl Lanes {
 
     /// How many steps wait that have a demand.
     pub(crate) fn waiting_with(&self, demand: DemandId) -> usize {
-        self.by_demand.get(&demand).map_or(0, |waiting| waiting.steps)
+        self.by_demand.get(&demand).map_or(0, BTreeSet::len)
     }
 
     /// How many steps wait that have a demand, and one of them.
     pub(super) fn waiting_of(&self, demand: DemandId) -> Option<(usize, StepKey)> {
-        let waiting = self.by_demand.get(&demand)?;
-        Some((waiting.steps, waiting.last))
+        let steps = self.by_demand.get(&demand)?;
+        Some((steps.len(), *steps.last()?))
     }
 
     /// The demands of all waiting steps.
@@ -332,6 +316,15 @@ mod tests {
         assert_eq!(next_client(&mut lanes).as_deref(), Some("other"));
         lanes.charge(&other, 500_000);
         assert_eq!(next_client(&mut lanes).as_deref(), Some("busy"));
+    }
+
+    #[test]
+    fn the_example_of_a_demand_is_a_step_that_waits() {
+        let (mut lanes, demand) = (Lanes::default(), DemandId::none());
+        lanes.push(&key("early", demand), 0, StepKey(1));
+        lanes.push(&key("late", demand), 0, StepKey(2));
+        lanes.remove(&key("late", demand), 0, StepKey(2));
+        assert_eq!(lanes.waiting_of(demand), Some((1, StepKey(1))));
     }
 
     #[test]
