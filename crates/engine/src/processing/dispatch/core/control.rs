@@ -61,6 +61,8 @@ impl Core {
         // One that is being withdrawn was sent its `cancel` already.
         let was_sent = matches!(state, StepState::Withdrawing(_));
         if self.steps.advance(key, Move::Cancel).is_ok() {
+            // A suspended one waited for a place: what was kept free for it is free for others.
+            self.dirty = true;
             self.note(key, "leaves at the next step".to_owned());
             if is_in_worker && !was_sent {
                 self.send_about(key, |job, attempt| Down::Cancel { job, attempt });

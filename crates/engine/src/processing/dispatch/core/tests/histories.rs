@@ -632,3 +632,51 @@ fn what_a_critical_job_loads_is_not_evicted_by_one_that_had_reserved_the_worker(
         },
     ]);
 }
+
+#[test]
+fn an_answer_to_an_earlier_pause_promises_nothing_of_a_later_one() {
+    let job = Submit {
+        class: 0,
+        client: 0,
+        models: 0,
+        working: 1,
+        priority: 0,
+    };
+    replay(&[
+        job.clone(),
+        Pause(0),
+        Write,
+        Resume(0),
+        job,
+        Write,
+        Pause(2),
+        Hear(0),
+        ServerDies,
+    ]);
+}
+
+#[test]
+fn a_suspended_job_that_is_cancelled_waits_for_nothing_any_more() {
+    let job = Submit {
+        class: 1,
+        client: 0,
+        models: 0,
+        working: 1,
+        priority: 0,
+    };
+    replay(&[
+        job.clone(),
+        job.clone(),
+        job.clone(),
+        Everything,
+        job.clone(),
+        Pause(2),
+        job.clone(),
+        Starts(0),
+        Everything,
+        job,
+        Resume(2),
+        Wait(1),
+        Cancel(2),
+    ]);
+}

@@ -141,8 +141,9 @@ pub(super) struct World {
     pub(super) probes: usize,
     pub(super) answers: BTreeMap<u64, Result<(), Code>>,
     asked: BTreeMap<u64, (JobId, Action)>,
-    /// Jobs for which a client was told that they are held, and has asked for nothing since.
-    promised_held: BTreeMap<JobId, bool>,
+    /// Jobs that clients have asked to be held and nothing else since: the first token of these wishes, and whether one was
+    /// told that it is so.
+    promised_held: BTreeMap<JobId, (u64, bool)>,
     pub(super) ended: Vec<Ended>,
     pub(super) drained: usize,
     pub(super) manual: Manual,
@@ -324,8 +325,12 @@ impl World {
 
     fn answered(&mut self, token: Token, outcome: Result<(), Error>) {
         let (job, action) = self.asked[&token.0].clone();
-        if outcome.is_ok() && action == Action::Pause && self.promised_held.contains_key(&job) {
-            self.promised_held.insert(job, true);
+        if let Some((first, told)) = self.promised_held.get_mut(&job)
+            && outcome.is_ok()
+            && action == Action::Pause
+            && token.0 >= *first
+        {
+            *told = true;
         }
         let before = self.answers.insert(token.0, outcome.map_err(|error| error.code));
         assert!(before.is_none(), "a client was answered twice");
@@ -369,7 +374,9 @@ impl World {
         self.tokens += 1;
         let (token, job) = (self.tokens, id(name));
         if action == Action::Pause {
-            self.promised_held.entry(job.clone()).or_insert(false);
+            self.promised_held
+                .entry(job.clone())
+                .or_insert((self.tokens, false));
         } else {
             self.promised_held.remove(&job);
         }
@@ -637,7 +644,7 @@ impl World {
         for job in self
             .promised_held
             .iter()
-            .filter(|(_, told)| **told)
+            .filter(|(_, (_, told))| *told)
             .map(|(job, _)| job)
         {
             let state = self.rows[job].state;
