@@ -5,6 +5,7 @@
 //! reason for all its steps. One that has waited for others to give something up for longer than its bound has the worker
 //! reserved: nothing else starts there until it has run.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use calotype_protocol::ModelId;
@@ -14,16 +15,20 @@ use super::demand::{DemandId, Demands};
 use super::estimates::Estimates;
 use super::fleet::{Fleet, WorkerId};
 use super::lanes::{Ask, Asks, Head, Lanes};
-use super::placement::{Asked, Placement, place};
+use super::placement::{Asked, Copies, Placement, place};
 use super::reason::{Refusal, WaitReason};
 use super::reservation::{keep_for, reserve, reserve_after, unreserve};
 use super::serves::Derived;
-use super::waits::{Starving, Waits, is_worth_a_look};
+use super::waits::{OpenModels, Starving, Waits, is_worth_a_look};
 use super::worker::Worker;
 use crate::inference::ModelNeed;
 use crate::memory::memory_plan::{MemoryPlan, Residency, Slicing};
 use crate::processing::job::Class;
 use crate::processing::job::StepKey;
+
+/// Models for which waits at least this part of what waits for any are copied first: idle workers go where they are needed
+/// most.
+const COPIED_FROM: f64 = 0.5;
 
 /// What the dispatcher shall do.
 #[derive(Debug, Clone, PartialEq)]
@@ -135,6 +140,8 @@ pub(crate) struct Pass {
     blocked: FxHashMap<Ask, WaitReason>,
     /// Workers in which something is being freed or paused for somebody in this pass.
     preempted: Vec<WorkerId>,
+    /// Whether any model may be copied, and not only those for which most waits.
+    copies_any: bool,
     /// Whether asks were passed over because no worker takes anything: their reasons stand.
     passed_over: bool,
     /// The asks that are still worth a look.
@@ -149,7 +156,15 @@ impl Pass {
             .fleet
             .count_wanted(world.lanes, world.demands, world.step_ms, world.now);
         loop {
-            let head = self.head(world)?;
+            let Some(head) = self.head(world) else {
+                if self.copies_any || world.fleet.only_runs_in().is_some() {
+                    return None;
+                }
+                // No model for which more waits was copied to the workers that are still idle.
+                self.copies_any = true;
+                self.unblock(|reason| matches!(reason, WaitReason::PlacesTaken { .. }));
+                continue;
+            };
             let ask = (head.lane.demand, head.lane.bound_to);
             let Some(demand) = world.demands.get(head.lane.demand).cloned() else {
                 // No lane outlives its demand.
@@ -169,6 +184,12 @@ impl Pass {
                 bound_to: ask.1,
                 own_ms: (world.step_ms)(head.step, &demand),
                 is_critical: head.lane.class == Class::Critical,
+                copies: if self.copies_any {
+                    Copies::Any
+                } else {
+                    let ms = world.fleet.longest_ms() * COPIED_FROM;
+                    Copies::From { ms }
+                },
             };
             match place(asked, fleet, world.estimates, world.now) {
                 Placement::Start {
@@ -209,13 +230,13 @@ impl Pass {
                         weights_bytes,
                     });
                 }
-                Placement::Evict { models } => {
-                    let worker = models.first().map(|(worker, _)| *worker);
-                    if let Some(worker) = worker.filter(|_| head.lane.class == Class::Critical) {
-                        keep_for(world.fleet, worker, ask.0);
+                Placement::Evict { worker: id, models } => {
+                    if head.lane.class == Class::Critical {
+                        keep_for(world.fleet, id, ask.0);
                     }
-                    let name = worker.and_then(|id| world.fleet.worker(id));
-                    let worker = name.map_or_else(String::new, |worker| worker.spec.name.to_string());
+                    world.fleet.expect_models(id, &demand.models);
+                    let worker = world.fleet.worker(id).map(|worker| worker.spec.name.to_string());
+                    let worker = worker.unwrap_or_default();
                     self.set_blocked(ask, WaitReason::WorkerMovesModels { worker });
                     return Some(Decision::Evict { models });
                 }
@@ -261,8 +282,10 @@ impl Pass {
         let candidates = match known.filter(|known| known.asks_come == asks_come && known.hold_for(&open)) {
             Some(known) if known.open == open => known,
             known => {
+                let open_models = open.as_ref().map(|open| OpenModels::of(world.fleet, open));
                 let is_candidate = |class, ask| {
-                    !self.blocked.contains_key(&ask) && is_worth_a_look(world, open.as_deref(), class, ask)
+                    !self.blocked.contains_key(&ask)
+                        && is_worth_a_look(world, open_models.as_ref(), class, ask)
                 };
                 let asks = match known {
                     Some(Candidates { mut asks, .. }) => {
@@ -313,7 +336,7 @@ impl Pass {
         &mut self,
         world: &mut World<'_>,
         head: &Head,
-        models: &[ModelNeed],
+        models: &Arc<[ModelNeed]>,
         worker: Option<WorkerId>,
         reason: WaitReason,
     ) {
@@ -331,6 +354,7 @@ impl Pass {
             starving.worker = worker;
             starving.due = starving.since + patience;
             if starving.due <= world.now && reserve(world.fleet, worker, ask.0, is_critical) {
+                world.fleet.expect_models(worker, models);
                 // It may go on at once, and for others another worker may be the better one now.
                 self.unblock(|_| true);
                 return;

@@ -1,17 +1,18 @@
 //! Workers and devices as the scheduler sees them: who is ready, what is resident, which runs hold places, and the ledger
 //! of each device. Data and arithmetic; `dispatch::core` changes it, `placement` reads it.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use calotype_protocol::ModelId;
+use rustc_hash::FxHashMap;
 
 use super::demand::{Demand, DemandId, Demands};
 use super::lanes::Lanes;
 use super::model_table::{ModelTable, Wanted};
 use super::worker::{Readiness, Worker, WorkerSpec};
+use crate::inference::ModelNeed;
 use crate::memory::Ledger;
 use crate::processing::job::StepKey;
 
@@ -35,7 +36,7 @@ pub(crate) struct DeviceMemory {
 pub(crate) struct Fleet {
     pub(crate) workers: Vec<Worker>,
     pub(crate) devices: Vec<DeviceMemory>,
-    by_name: HashMap<Arc<str>, WorkerId>,
+    by_name: FxHashMap<Arc<str>, WorkerId>,
     /// The workers of each device.
     of_device: Vec<Vec<WorkerId>>,
     /// Most runs a worker, whatever it says itself; 0 for its own figure.
@@ -137,15 +138,27 @@ impl Fleet {
         worker.models().map(|model| self.wanted(model).each_ms()).sum()
     }
 
-    /// Brings the lists of holders up to date, where a model has come or gone.
-    pub(crate) fn index_models(&mut self) {
+    /// Brings the lists of holders up to date, where a model has come or gone. Says whether one has.
+    pub(crate) fn index_models(&mut self) -> bool {
         let version = self.models_version.load(Ordering::Relaxed);
-        self.models.index(&self.workers, version);
+        self.models.index(&self.workers, version)
     }
 
     /// The workers that have a model or are loading it, in order; as of [`index_models`](Self::index_models).
     pub(crate) fn holders(&self, model: &ModelId) -> &[WorkerId] {
         self.models.holders(model)
+    }
+
+    /// Room is made in a worker for these models: it counts as one of their holders until it loads.
+    pub(super) fn expect_models(&mut self, id: WorkerId, models: &Arc<[ModelNeed]>) {
+        if let Some(worker) = self.worker_mut(id) {
+            worker.expect(models);
+        }
+    }
+
+    /// The longest time that waits for any model, as the part of each of its holders.
+    pub(super) fn longest_ms(&self) -> f64 {
+        self.models.longest_ms()
     }
 
     /// Everything that is known of the models.

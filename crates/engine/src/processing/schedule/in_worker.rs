@@ -57,7 +57,7 @@ pub(super) fn act(
             .then(|| evictable(asked, fleet, worker, short_bytes))
             .flatten();
         if let Some(models) = idle.or_else(|| held_too_large(demand, id, worker, plan)) {
-            return Placement::Evict { models };
+            return Placement::Evict { worker: id, models };
         }
         if let Some(worker) = leaky(fleet, worker, short_bytes) {
             return Placement::Recycle { worker };

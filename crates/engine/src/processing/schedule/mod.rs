@@ -29,7 +29,7 @@ pub(crate) use demand::{Demand, DemandId, Demands};
 pub(crate) use estimates::Estimates;
 pub(crate) use fleet::{DeviceId, DeviceMemory, Fleet, WorkerId};
 pub(crate) use lanes::{Ask, Head, LaneKey, Lanes};
-pub(crate) use placement::{Asked, Placement, place};
+pub(crate) use placement::{Asked, Copies, Placement, place};
 pub(crate) use reason::{Refusal, WaitReason};
 pub(crate) use reservation::{unreserve, unreserve_unwanted};
 pub(crate) use serves::{Derived, Serves};

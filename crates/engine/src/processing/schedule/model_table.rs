@@ -64,10 +64,10 @@ pub(crate) struct ModelTable {
 }
 
 impl ModelTable {
-    /// Takes the holders from the workers, where a model has come or gone.
-    pub(super) fn index(&mut self, workers: &[Worker], version: u64) {
+    /// Takes the holders from the workers, where a model has come or gone. Says whether one has.
+    pub(super) fn index(&mut self, workers: &[Worker], version: u64) -> bool {
         if version == self.version {
-            return;
+            return false;
         }
         self.version = version;
         for entry in self.entries.values_mut() {
@@ -85,6 +85,7 @@ impl ModelTable {
         }
         self.entries
             .retain(|_, entry| !entry.holders.is_empty() || entry.steps > 0);
+        true
     }
 
     /// The workers that have a model or are loading it, in order.
@@ -103,6 +104,12 @@ impl ModelTable {
                 ms: entry.ms,
                 holders: entry.holders.len(),
             })
+    }
+
+    /// The longest time that waits for any model, as the part of each of its holders.
+    pub(super) fn longest_ms(&self) -> f64 {
+        let each = |entry: &Entry| entry.ms / entry.holders.len().max(1) as f64;
+        self.entries.values().map(each).fold(0.0, f64::max)
     }
 
     /// Whether anything waits for any model.

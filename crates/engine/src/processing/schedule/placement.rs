@@ -38,6 +38,17 @@ pub(crate) struct Asked<'a> {
     pub(crate) own_ms: f64,
     /// Whether reservations for others hold it up.
     pub(crate) is_critical: bool,
+    /// Whether it may have a copy of models that other workers hold.
+    pub(crate) copies: Copies,
+}
+
+/// Which models may be copied to another worker while some hold them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Copies {
+    /// Those of which so much waits for each holder, in milliseconds; also to a worker that is busy with others.
+    From { ms: f64 },
+    /// Any, to workers that are idle.
+    Any,
 }
 
 /// What must happen next for a step.
@@ -59,7 +70,11 @@ pub(crate) enum Placement {
         weights_bytes: u64,
     },
     /// Idle models make room.
-    Evict { models: Vec<(WorkerId, ModelId)> },
+    Evict {
+        /// Where the step will run; its idle models, and those of other workers of its device, are given up.
+        worker: WorkerId,
+        models: Vec<(WorkerId, ModelId)>,
+    },
     /// An idle process that holds memory nothing accounts for is replaced.
     Recycle { worker: WorkerId },
     /// A worker is started.
@@ -146,6 +161,7 @@ fn choose(asked: Asked<'_>, fleet: &Fleet, estimates: &Estimates, now: Duration)
         .iter()
         .map(|need| fleet.wanted(&need.model).each_ms());
     let least_ms = least_ms.fold(0.0, f64::max) - asked.own_ms;
+    let starts_now = soonest.best.is_some();
     for (id, worker) in queueing {
         // Where what waits for these models alone is later, nothing else needs to be looked at.
         if least_ms > soonest.ms() {
@@ -154,9 +170,16 @@ fn choose(asked: Asked<'_>, fleet: &Fleet, estimates: &Estimates, now: Duration)
         let (ms, missing) = done_after_ms(asked, fleet, (id, worker), (estimates, now), soonest.ms());
         soonest.offer(ms + queue_ms(worker, asked.own_ms), missing, worker, id);
     }
+    let (is_copied, is_switched) = match asked.copies {
+        Copies::From { ms } => (least_ms + asked.own_ms >= ms, !starts_now),
+        Copies::Any => (true, false),
+    };
     for (id, worker) in others {
-        // A copy on a busy worker adds no capacity, and costs the load.
-        if !holding.is_empty() && !takes_copy_now(asked, fleet, id, worker) {
+        // A copy on a busy worker costs the load, and adds no capacity unless little waits for what is there.
+        let takes_copy = || {
+            is_copied && (is_switched && may_be_switched(worker) || takes_copy_now(asked, fleet, id, worker))
+        };
+        if !holding.is_empty() && !takes_copy() {
             continue;
         }
         let (ms, missing) = done_after_ms(asked, fleet, (id, worker), (estimates, now), soonest.ms());
@@ -312,8 +335,28 @@ fn done_after_ms(
             };
             short_bytes = short_bytes.saturating_sub(resident.bytes);
         }
+        // What is in use goes once its runs have ended.
+        let in_use = worker
+            .resident
+            .iter()
+            .filter(|(model, _)| worker.is_in_use(model));
+        for (_, resident) in in_use {
+            if short_bytes == 0 || missing == 0 {
+                break;
+            }
+            ms += estimates.load_ms(&worker.spec.kind, resident.bytes) * SWITCHES_WAITED;
+            short_bytes = short_bytes.saturating_sub(resident.bytes);
+        }
     }
     (ms, missing)
+}
+
+/// Whether a worker that is busy with other models may be given to a demand that others hold already.
+fn may_be_switched(worker: &Worker) -> bool {
+    worker.readiness() == Readiness::Ready
+        && worker.pending.is_none()
+        && worker.reserved_for.is_none()
+        && !worker.runs_alone
 }
 
 /// Whether a worker can load the models of a demand at once, without anything that others use or wait for.

@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use rustc_hash::FxHashMap;
+use calotype_protocol::ModelId;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::decide::World;
 use super::demand::DemandId;
-use super::fleet::WorkerId;
+use super::fleet::{Fleet, WorkerId};
 use super::lanes::Ask;
 use super::reason::WaitReason;
+use super::worker::Worker;
 use crate::inference::ModelNeed;
 use crate::processing::job::Class;
 
@@ -32,6 +34,16 @@ pub(super) struct Starving {
     pub(super) due: Duration,
 }
 
+/// The models of the workers that take a run, where no worker can load.
+pub(super) struct OpenModels<'a>(FxHashSet<&'a ModelId>);
+
+impl<'a> OpenModels<'a> {
+    pub(super) fn of(fleet: &'a Fleet, open: &[WorkerId]) -> Self {
+        let workers = open.iter().filter_map(|id| fleet.worker(*id));
+        Self(workers.flat_map(Worker::models).collect())
+    }
+}
+
 impl Waits {
     /// Why the steps of an ask wait, as of the last pass.
     pub(crate) fn reason(&self, ask: Ask) -> Option<&WaitReason> {
@@ -53,8 +65,13 @@ impl Waits {
 
 /// Whether an ask may have got another answer since the last pass. While no worker can load, one that waits goes on waiting as
 /// long as its reason holds, unless a worker that has its models has a place.
-pub(super) fn is_worth_a_look(world: &World<'_>, open: Option<&[WorkerId]>, class: Class, ask: Ask) -> bool {
-    let Some(open) = open.filter(|_| class != Class::Critical) else {
+pub(super) fn is_worth_a_look(
+    world: &World<'_>,
+    open: Option<&OpenModels<'_>>,
+    class: Class,
+    ask: Ask,
+) -> bool {
+    let Some(OpenModels(open)) = open.filter(|_| class != Class::Critical) else {
         return true;
     };
     let Some(reason) = world.waits.reason(ask) else {
@@ -65,9 +82,8 @@ pub(super) fn is_worth_a_look(world: &World<'_>, open: Option<&[WorkerId]>, clas
     }
     let waits_for_place = matches!(reason, WaitReason::PlacesTaken { .. });
     let is_in_open = |need: &ModelNeed| {
-        let holders = world.fleet.holders(&need.model);
         // Where it has a place beside others it may wait to be loaded, which it may not for ever.
-        holders.is_empty() && waits_for_place || open.iter().any(|id| holders.binary_search(id).is_ok())
+        open.contains(&need.model) || waits_for_place && world.fleet.holders(&need.model).is_empty()
     };
     let demand = world.demands.get(ask.0);
     !open.is_empty()

@@ -140,7 +140,9 @@ pub(crate) struct Worker {
     pub(crate) deaths: u32,
     pub(crate) resident: BTreeMap<ModelId, ResidentModel>,
     pub(crate) pending: Option<PendingMove>,
-    /// Grows whenever `resident` or `pending` name other models, in any worker of the fleet.
+    /// Models for which room is being made.
+    expected: Option<Arc<[ModelNeed]>>,
+    /// Grows whenever `resident`, `pending` or `expected` name other models, in any worker of the fleet.
     models_version: Arc<AtomicU64>,
     /// Runs that hold a place.
     pub(crate) runs: BTreeMap<StepKey, Share>,
@@ -193,6 +195,7 @@ impl Worker {
             deaths: 0,
             resident: BTreeMap::new(),
             pending: None,
+            expected: None,
             models_version: Arc::clone(models_version),
             runs: BTreeMap::new(),
             parked: BTreeMap::new(),
@@ -209,13 +212,28 @@ impl Worker {
         }
     }
 
-    /// The models that it has or is loading.
+    /// The models that it has, is loading, or makes room for.
     pub(crate) fn models(&self) -> impl Iterator<Item = &ModelId> {
         let loads = self
             .pending
             .as_ref()
             .filter(|pending| matches!(pending.kind, MoveKind::Load { .. }));
-        self.resident.keys().chain(loads.map(|pending| &pending.model))
+        let expected = self.expected.iter().flat_map(|models| models.iter());
+        let expected = expected.filter(|need| !self.resident.contains_key(&need.model));
+        let loads = loads.map(|pending| &pending.model);
+        self.resident
+            .keys()
+            .chain(loads)
+            .chain(expected.map(|need| &need.model))
+    }
+
+    /// Room is made for these models.
+    pub(super) fn expect(&mut self, models: &Arc<[ModelNeed]>) {
+        let is_known = |expected: &Arc<[ModelNeed]>| Arc::ptr_eq(expected, models);
+        if !self.expected.as_ref().is_some_and(is_known) {
+            self.models_change();
+            self.expected = Some(Arc::clone(models));
+        }
     }
 
     /// [`models`](Self::models) gives other models from now on.
@@ -226,6 +244,9 @@ impl Worker {
     /// A load or unload begins.
     pub(crate) fn begin_move(&mut self, pending: PendingMove) {
         self.models_change();
+        if matches!(pending.kind, MoveKind::Load { .. }) {
+            self.expected = None;
+        }
         self.pending = Some(pending);
     }
 
@@ -251,6 +272,7 @@ impl Worker {
     pub(crate) fn lose_models(&mut self) -> Option<PendingMove> {
         self.models_change();
         self.resident.clear();
+        self.expected = None;
         self.pending.take()
     }
 
@@ -302,6 +324,9 @@ impl Worker {
 
     /// Gives a run a place.
     pub(crate) fn admit(&mut self, step: StepKey, uses: Uses, estimated_ms: f64, now: Duration) {
+        if self.expected.take().is_some() {
+            self.models_change();
+        }
         self.share_until(now);
         let began_at_ms = self.shared_ms;
         self.parked.remove(&step);

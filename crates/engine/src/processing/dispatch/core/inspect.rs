@@ -14,7 +14,7 @@ use crate::memory::memory_plan::{Precision, Slicing, lora_on_device_bytes, on_de
 use crate::processing::job::state::StepState;
 use crate::processing::job::{JobProgress, JobState, StepKey};
 use crate::processing::schedule::{
-    Asked, Demand, DemandId, Derived, Fleet, Placement, Readiness, Serves, WaitReason, Worker, place,
+    Asked, Copies, Demand, DemandId, Derived, Fleet, Placement, Readiness, Serves, WaitReason, Worker, place,
 };
 
 /// A live step as clients see it.
@@ -195,11 +195,14 @@ impl Core {
             bound_to: None,
             own_ms: 0.0,
             is_critical: false,
+            copies: Copies::Any,
         };
         let (chosen, waits_for, refusal) = match place(asked, &self.fleet, &self.estimates, now.since_start) {
-            Placement::Start { worker, .. } | Placement::Load { worker, .. } => (Some(worker), None, None),
-            Placement::Evict { models } => (models.first().map(|(worker, _)| *worker), None, None),
-            Placement::Recycle { worker } | Placement::Wake { worker } => (Some(worker), None, None),
+            Placement::Start { worker, .. }
+            | Placement::Load { worker, .. }
+            | Placement::Evict { worker, .. }
+            | Placement::Recycle { worker }
+            | Placement::Wake { worker } => (Some(worker), None, None),
             Placement::Wait { worker, reason } => (worker, Some(reason), None),
             Placement::Refuse(why) => (None, None, Some(self.refusal(why))),
         };

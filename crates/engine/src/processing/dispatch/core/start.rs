@@ -36,26 +36,24 @@ impl Core {
             return;
         }
         unreserve_unwanted(&mut self.fleet, &self.steps.lanes);
-        // A decision may make another worker the better one for a critical step that was asked before: it is asked again.
-        if self.pass(now) && self.steps.lanes.has(Class::Critical) && self.hold_all().is_none() {
-            self.pass(now);
-        }
+        // A decision may make another worker the better one for a step that was asked before: it is asked again.
+        while self.pass(now) && self.hold_all().is_none() {}
         // What the decisions themselves changed is decided on already.
         self.dirty = false;
     }
 
-    /// Goes over the lanes once. Says whether anything was decided.
+    /// Goes over the lanes once. Says whether anything was done.
     fn pass(&mut self, now: Now) -> bool {
-        let (mut pass, mut has_decided) = (Pass::default(), false);
+        let (mut pass, effects_before) = (Pass::default(), self.effects.len());
         while let Some(decision) = self.next_decision(&mut pass, now) {
-            has_decided = true;
             self.carry_out(decision, now);
             if self.hold_all().is_some() {
                 break;
             }
         }
         self.decide_at = pass.finish(&mut self.steps.waits, now.since_start);
-        has_decided
+        // Also what the last decision changed.
+        self.fleet.index_models() || self.effects.len() > effects_before
     }
 
     fn next_decision(&mut self, pass: &mut Pass, now: Now) -> Option<Decision> {

@@ -16,7 +16,7 @@ use super::super::demand::{Demand, DemandId, Demands};
 use super::super::estimates::Estimates;
 use super::super::fleet::{DeviceId, DeviceMemory, Fleet, WorkerId};
 use super::super::lanes::{LaneKey, Lanes};
-use super::super::placement::{Asked, Placement, place};
+use super::super::placement::{Asked, Copies, Placement, place};
 use super::super::reason::{Refusal, WaitReason};
 use super::super::serves::Derived;
 use super::super::worker::{
@@ -75,6 +75,7 @@ struct Stage {
     working: [u64; 6],
     is_critical: bool,
     bound_to: Option<WorkerId>,
+    copies: Copies,
 }
 
 /// Workers by name, budget of their device, and rank; on devices of their own.
@@ -105,6 +106,7 @@ fn stage(workers: &[(&str, u64, usize)]) -> Stage {
         working: [10; 6],
         is_critical: false,
         bound_to: None,
+        copies: Copies::Any,
     }
 }
 
@@ -178,6 +180,7 @@ impl Stage {
             bound_to: self.bound_to,
             own_ms: 0.0,
             is_critical: self.is_critical,
+            copies: self.copies,
         };
         place(asked, &self.fleet, &Estimates::default(), Duration::ZERO)
     }
@@ -227,6 +230,7 @@ fn start(worker: u32, working_bytes: u64) -> Placement {
 
 fn evict(models: &[(u32, &str)]) -> Placement {
     Placement::Evict {
+        worker: WorkerId(0),
         models: models
             .iter()
             .map(|(worker, model)| (WorkerId(*worker), ModelId::from(*model)))
@@ -722,7 +726,7 @@ proptest! {
                 prop_assert!(weights_bytes + working <= free_bytes);
                 prop_assert!(stage.fleet.workers[0].runs.is_empty());
             }
-            Placement::Evict { models } => {
+            Placement::Evict { models, .. } => {
                 prop_assert!(is_idle && free_bytes + held >= weights + working && free_bytes < weights + working);
                 prop_assert_eq!(models, vec![(WorkerId(0), ModelId::from("held"))]);
             }
@@ -738,4 +742,64 @@ proptest! {
             other => prop_assert!(false, "{other:?}"),
         }
     }
+}
+
+#[test]
+fn an_idle_worker_takes_a_copy_of_that_for_which_most_waits() {
+    let mut stage = stage(&[("holds", 100, 1), ("idle", 100, 1)]);
+    stage.hold(0, "m", 50, 1);
+    stage.run(0, 1, &[model("m", 50)], 5, 10.0);
+    stage.run(0, 2, &[model("m", 50)], 5, 10.0);
+    stage.others_wait(&demand(), 60_000.0);
+    stage.copies = Copies::From { ms: 60_001.0 };
+    assert_eq!(stage.goes_to(&demand()), "places_taken");
+    stage.copies = Copies::From { ms: 60_000.0 };
+    assert_eq!(stage.goes_to(&demand()), "idle");
+    stage.copies = Copies::Any;
+    assert_eq!(stage.goes_to(&demand()), "idle");
+}
+
+#[test]
+fn a_busy_worker_is_given_to_that_for_which_most_waits_and_to_nothing_else() {
+    let mut stage = stage(&[("holds", 100, 1), ("busy", 100, 1)]);
+    stage.hold(0, "m", 50, 1);
+    stage.run(0, 1, &[model("m", 50)], 5, 10.0);
+    stage.run(0, 2, &[model("m", 50)], 5, 10.0);
+    stage.hold(1, "other", 20, 1);
+    stage.run(1, 3, &[model("other", 20)], 5, 10.0);
+    stage.others_wait(&demand(), 60_000.0);
+    stage.copies = Copies::From { ms: 60_000.0 };
+    assert_eq!(stage.goes_to(&demand()), "load_waits_for_runs");
+    stage.copies = Copies::Any;
+    assert_eq!(stage.goes_to(&demand()), "places_taken");
+}
+
+#[test]
+fn a_worker_holds_a_model_from_when_it_makes_room_for_it_until_the_load_has_failed() {
+    let mut stage = stage(&[("cpu0", 100, 1)]);
+    let holders = |stage: &mut Stage| {
+        stage.fleet.index_models();
+        stage.fleet.holders(&"m".into()).to_vec()
+    };
+    stage.fleet.expect_models(WorkerId(0), &demand().models);
+    assert_eq!(holders(&mut stage), [WorkerId(0)]);
+    let id = LoadId("load_1".into());
+    let pending = PendingMove {
+        id: id.clone(),
+        model: "m".into(),
+        kind: MoveKind::Load {
+            residency: Residency::default(),
+            weights_bytes: 50,
+            wanted_by: StepKey(1),
+            expected_ms: 1.0,
+        },
+        began: Duration::ZERO,
+    };
+    stage.worker(0).begin_move(pending);
+    assert_eq!(holders(&mut stage), [WorkerId(0)]);
+    stage.worker(0).end_move(&id);
+    assert_eq!(holders(&mut stage), []);
+    stage.fleet.expect_models(WorkerId(0), &demand().models);
+    stage.worker(0).lose_models();
+    assert_eq!(holders(&mut stage), []);
 }

@@ -345,7 +345,7 @@ fn config() -> ProptestConfig {
     ProptestConfig {
         failure_persistence: None,
         max_shrink_iters: 2_000,
-        ..ProptestConfig::with_cases(100)
+        ..ProptestConfig::with_cases(400)
     }
 }
 
