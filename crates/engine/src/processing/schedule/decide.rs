@@ -11,11 +11,12 @@ use std::time::Duration;
 use calotype_protocol::ModelId;
 use rustc_hash::FxHashMap;
 
+use super::choice::Copies;
 use super::demand::{DemandId, Demands};
 use super::estimates::Estimates;
 use super::fleet::{Fleet, WorkerId};
 use super::lanes::{Ask, Asks, Head, Lanes};
-use super::placement::{Asked, Copies, Placement, place};
+use super::placement::{Asked, Placement, place};
 use super::reason::{Refusal, WaitReason};
 use super::reservation::{keep_for, reserve, reserve_after, unreserve};
 use super::serves::Derived;

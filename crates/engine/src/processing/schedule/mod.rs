@@ -6,6 +6,7 @@
 //!                                                       placement: one demand against every worker of the fleet
 //! ```
 
+mod choice;
 mod decide;
 mod demand;
 mod estimates;
@@ -24,12 +25,13 @@ pub(crate) mod tests;
 mod waits;
 mod worker;
 
+pub(crate) use choice::Copies;
 pub(crate) use decide::{Decision, DerivedTable, Pass, Victim, World};
 pub(crate) use demand::{Demand, DemandId, Demands};
 pub(crate) use estimates::Estimates;
 pub(crate) use fleet::{DeviceId, DeviceMemory, Fleet, WorkerId};
 pub(crate) use lanes::{Ask, Head, LaneKey, Lanes};
-pub(crate) use placement::{Asked, Copies, Placement, place};
+pub(crate) use placement::{Asked, Placement, place};
 pub(crate) use reason::{Refusal, WaitReason};
 pub(crate) use reservation::{unreserve, unreserve_unwanted};
 pub(crate) use serves::{Derived, Serves};

@@ -218,19 +218,17 @@ impl Worker {
             .pending
             .as_ref()
             .filter(|pending| matches!(pending.kind, MoveKind::Load { .. }));
+        let loads = loads.map(|pending| &pending.model);
         let expected = self.expected.iter().flat_map(|models| models.iter());
         let expected = expected.filter(|need| !self.resident.contains_key(&need.model));
-        let loads = loads.map(|pending| &pending.model);
-        self.resident
-            .keys()
-            .chain(loads)
-            .chain(expected.map(|need| &need.model))
+        let others = loads.into_iter().chain(expected.map(|need| &need.model));
+        self.resident.keys().chain(others)
     }
 
     /// Room is made for these models.
     pub(super) fn expect(&mut self, models: &Arc<[ModelNeed]>) {
-        let is_known = |expected: &Arc<[ModelNeed]>| Arc::ptr_eq(expected, models);
-        if !self.expected.as_ref().is_some_and(is_known) {
+        let known = self.expected.as_ref();
+        if known.is_none_or(|known| !Arc::ptr_eq(known, models)) {
             self.models_change();
             self.expected = Some(Arc::clone(models));
         }

@@ -12,11 +12,12 @@ use std::time::Duration;
 use calotype_protocol::{Capabilities, JobId, LoadId, Mode, ModelId, Offload, Sampler, Schedule, VaePlan};
 use proptest::prelude::*;
 
+use super::super::choice::Copies;
 use super::super::demand::{Demand, DemandId, Demands};
 use super::super::estimates::Estimates;
 use super::super::fleet::{DeviceId, DeviceMemory, Fleet, WorkerId};
 use super::super::lanes::{LaneKey, Lanes};
-use super::super::placement::{Asked, Copies, Placement, place};
+use super::super::placement::{Asked, Placement, place};
 use super::super::reason::{Refusal, WaitReason};
 use super::super::serves::Derived;
 use super::super::worker::{
