@@ -58,12 +58,8 @@ pub(super) fn choose(
     }
     // Others wait for the models there: another worker is worth a load if less waits for what it has.
     let queue_ms = |worker: &Worker, own_ms: f64| (fleet.queue_ms(worker) - own_ms).max(0.0);
-    let least_ms = asked
-        .demand
-        .models
-        .iter()
-        .map(|need| fleet.wanted(&need.model).each_ms());
-    let least_ms = least_ms.fold(0.0, f64::max) - asked.own_ms;
+    let waits_ms = fleet.waits_ms(asked.demand);
+    let least_ms = waits_ms - asked.own_ms;
     let starts_now = soonest.best.is_some();
     for (id, worker) in queueing {
         // Where what waits for these models alone is later, nothing else needs to be looked at.
@@ -74,7 +70,7 @@ pub(super) fn choose(
         soonest.offer(ms + queue_ms(worker, asked.own_ms), missing, worker, id);
     }
     let (is_copied, is_switched) = match asked.copies {
-        Copies::From { ms } => (least_ms + asked.own_ms >= ms, !starts_now),
+        Copies::From { ms } => (waits_ms >= ms, !starts_now),
         Copies::Any => (true, false),
     };
     for (id, worker) in others {

@@ -143,6 +143,8 @@ pub(crate) struct Pass {
     preempted: Vec<WorkerId>,
     /// Whether any model may be copied, and not only those for which most waits.
     copies_any: bool,
+    /// Asks for whose models too little waits to be copied first.
+    not_copied: Vec<Ask>,
     /// Whether asks were passed over because no worker takes anything: their reasons stand.
     passed_over: bool,
     /// The asks that are still worth a look.
@@ -158,12 +160,15 @@ impl Pass {
             .count_wanted(world.lanes, world.demands, world.step_ms, world.now);
         loop {
             let Some(head) = self.head(world) else {
-                if self.copies_any || world.fleet.only_runs_in().is_some() {
+                if self.not_copied.is_empty() || world.fleet.only_runs_in().is_some() {
                     return None;
                 }
                 // No model for which more waits was copied to the workers that are still idle.
                 self.copies_any = true;
-                self.unblock(|reason| matches!(reason, WaitReason::PlacesTaken { .. }));
+                for ask in std::mem::take(&mut self.not_copied) {
+                    self.blocked.remove(&ask);
+                }
+                self.candidates = None;
                 continue;
             };
             let ask = (head.lane.demand, head.lane.bound_to);
@@ -178,6 +183,12 @@ impl Pass {
                     working_bytes(&demand, worker, slicing)
                 })
             });
+            let copies = if self.copies_any {
+                Copies::Any
+            } else {
+                let ms = world.fleet.longest_ms() * COPIED_FROM;
+                Copies::From { ms }
+            };
             let asked = Asked {
                 id: ask.0,
                 demand: &demand,
@@ -185,12 +196,7 @@ impl Pass {
                 bound_to: ask.1,
                 own_ms: (world.step_ms)(head.step, &demand),
                 is_critical: head.lane.class == Class::Critical,
-                copies: if self.copies_any {
-                    Copies::Any
-                } else {
-                    let ms = world.fleet.longest_ms() * COPIED_FROM;
-                    Copies::From { ms }
-                },
+                copies,
             };
             match place(asked, fleet, world.estimates, world.now) {
                 Placement::Start {
@@ -258,6 +264,12 @@ impl Pass {
                         },
                         _ => reason,
                     };
+                    if let Copies::From { ms } = copies
+                        && matches!(reason, WaitReason::PlacesTaken { .. })
+                        && world.fleet.waits_ms(&demand) < ms
+                    {
+                        self.not_copied.push(ask);
+                    }
                     self.block(world, &head, &demand.models, worker, reason);
                     if let Some((worker, _)) = preempts {
                         keep_for(world.fleet, worker, ask.0);

@@ -130,6 +130,14 @@ impl Fleet {
         self.models.wanted(model)
     }
 
+    /// What waits for the models of a demand: the longest, as the part of each holder.
+    pub(super) fn waits_ms(&self, demand: &Demand) -> f64 {
+        let models = demand.models.iter();
+        models
+            .map(|need| self.wanted(&need.model).each_ms())
+            .fold(0.0, f64::max)
+    }
+
     /// What waits for the models of a worker: its part of it, where others hold them too.
     pub(super) fn queue_ms(&self, worker: &Worker) -> f64 {
         if !self.models.wants_anything() {
@@ -138,10 +146,15 @@ impl Fleet {
         worker.models().map(|model| self.wanted(model).each_ms()).sum()
     }
 
-    /// Brings the lists of holders up to date, where a model has come or gone. Says whether one has.
-    pub(crate) fn index_models(&mut self) -> bool {
-        let version = self.models_version.load(Ordering::Relaxed);
-        self.models.index(&self.workers, version)
+    /// Grows whenever a model comes to a worker or goes.
+    pub(crate) fn models_version(&self) -> u64 {
+        self.models_version.load(Ordering::Relaxed)
+    }
+
+    /// Brings the lists of holders up to date, where a model has come or gone.
+    pub(crate) fn index_models(&mut self) {
+        let version = self.models_version();
+        self.models.index(&self.workers, version);
     }
 
     /// The workers that have a model or are loading it, in order; as of [`index_models`](Self::index_models).

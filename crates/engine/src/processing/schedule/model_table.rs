@@ -64,10 +64,10 @@ pub(crate) struct ModelTable {
 }
 
 impl ModelTable {
-    /// Takes the holders from the workers, where a model has come or gone. Says whether one has.
-    pub(super) fn index(&mut self, workers: &[Worker], version: u64) -> bool {
+    /// Takes the holders from the workers, where a model has come or gone.
+    pub(super) fn index(&mut self, workers: &[Worker], version: u64) {
         if version == self.version {
-            return false;
+            return;
         }
         self.version = version;
         for entry in self.entries.values_mut() {
@@ -85,7 +85,6 @@ impl ModelTable {
         }
         self.entries
             .retain(|_, entry| !entry.holders.is_empty() || entry.steps > 0);
-        true
     }
 
     /// The workers that have a model or are loading it, in order.

@@ -225,10 +225,9 @@ impl Worker {
         self.resident.keys().chain(others)
     }
 
-    /// Room is made for these models.
+    /// Room is made for these models, unless it is being made for others already.
     pub(super) fn expect(&mut self, models: &Arc<[ModelNeed]>) {
-        let known = self.expected.as_ref();
-        if known.is_none_or(|known| !Arc::ptr_eq(known, models)) {
+        if self.expected.is_none() {
             self.models_change();
             self.expected = Some(Arc::clone(models));
         }

@@ -157,7 +157,7 @@ pub(super) fn steady_and_in_bursts(extent: Extent, report: &mut Report) {
     if extent == Extent::Full {
         arriving(
             report,
-            (1_024, 20, 100_000),
+            (256, 20, 100_000),
             ("bursts of 10 000 at 95 %", 10_000),
             most,
         );

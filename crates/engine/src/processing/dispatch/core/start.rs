@@ -42,9 +42,10 @@ impl Core {
         self.dirty = false;
     }
 
-    /// Goes over the lanes once. Says whether anything was done.
+    /// Goes over the lanes once. Says whether that has moved models, or done anything while a critical step waits.
     fn pass(&mut self, now: Now) -> bool {
         let (mut pass, effects_before) = (Pass::default(), self.effects.len());
+        let models_before = self.fleet.models_version();
         while let Some(decision) = self.next_decision(&mut pass, now) {
             self.carry_out(decision, now);
             if self.hold_all().is_some() {
@@ -53,7 +54,10 @@ impl Core {
         }
         self.decide_at = pass.finish(&mut self.steps.waits, now.since_start);
         // Also what the last decision changed.
-        self.fleet.index_models() || self.effects.len() > effects_before
+        self.fleet.index_models();
+        let has_moved_models = self.fleet.models_version() != models_before;
+        let has_decided = self.effects.len() > effects_before;
+        has_moved_models || has_decided && self.steps.lanes.has(Class::Critical)
     }
 
     fn next_decision(&mut self, pass: &mut Pass, now: Now) -> Option<Decision> {
