@@ -79,6 +79,11 @@ impl Class {
     /// How many there are.
     pub const COUNT: usize = 4;
 
+    /// Its share of device time, as a part of what `interactive` has.
+    pub(crate) fn share(self) -> f64 {
+        self.quarter_weight() as f64 / Self::Interactive.quarter_weight() as f64
+    }
+
     /// Its share of device time beside the other classes, in quarters: 4 : 1 : 0.5. `critical` goes before all others.
     pub(crate) fn quarter_weight(self) -> u64 {
         match self {

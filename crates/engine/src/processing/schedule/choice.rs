@@ -57,9 +57,9 @@ pub(super) fn choose(
         soonest.offer(ms, missing, worker, id);
     }
     // Others wait for the models there: another worker is worth a load if less waits for what it has.
-    let queue_ms = |worker: &Worker, own_ms: f64| (fleet.queue_ms(worker) - own_ms).max(0.0);
+    let queue_ms = |worker: &Worker, own_ms: f64| (fleet.queue_ms(worker) / asked.share - own_ms).max(0.0);
     let waits_ms = fleet.waits_ms(asked.demand);
-    let least_ms = waits_ms - asked.own_ms;
+    let least_ms = waits_ms / asked.share - asked.own_ms;
     let starts_now = soonest.best.is_some();
     for (id, worker) in queueing {
         // Where what waits for these models alone is later, nothing else needs to be looked at.

@@ -29,7 +29,7 @@ use crate::processing::job::StepKey;
 
 /// Models for which waits at least this part of what waits for any are copied first: idle workers go where they are needed
 /// most.
-const COPIED_FROM: f64 = 0.5;
+const COPIED_FROM: f64 = 0.8;
 
 /// What the dispatcher shall do.
 #[derive(Debug, Clone, PartialEq)]
@@ -195,6 +195,7 @@ impl Pass {
                 derived,
                 bound_to: ask.1,
                 own_ms: (world.step_ms)(head.step, &demand),
+                share: head.lane.class.share(),
                 is_critical: head.lane.class == Class::Critical,
                 copies,
             };

@@ -195,8 +195,9 @@ impl Fleet {
         for id in changed {
             let demand = demands.get(id).map(|demand| &**demand);
             let waiting = lanes.waiting_of(id).zip(demand);
-            let (steps, ms) = waiting.map_or((0, 0.0), |((steps, example), demand)| {
-                (steps, step_ms(example, demand) * steps as f64)
+            let (steps, ms) = waiting.map_or((0, 0.0), |(waiting, demand)| {
+                let each_ms = step_ms(waiting.example, demand);
+                (waiting.steps, each_ms * waiting.by_share)
             });
             self.models.count(id, demand, steps, ms);
         }

@@ -50,9 +50,26 @@ pub(crate) struct Lanes {
     now: VirtualMicros,
     waiting: usize,
     /// Steps of each demand.
-    by_demand: FxHashMap<DemandId, BTreeSet<StepKey>>,
+    by_demand: FxHashMap<DemandId, Waiting>,
     /// Demands whose steps have come or gone since [`take_changed`](Self::take_changed).
     changed: FxHashSet<DemandId>,
+}
+
+/// The waiting steps of a demand.
+#[derive(Debug, Default)]
+struct Waiting {
+    steps: BTreeSet<StepKey>,
+    by_class: [usize; Class::COUNT],
+}
+
+/// What waits with a demand.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct WaitingWith {
+    pub(super) steps: usize,
+    /// The same, where one of each class counts by its share of device time.
+    pub(super) by_share: f64,
+    /// One of them.
+    pub(super) example: StepKey,
 }
 
 /// Asks that are worth a look, by class.
@@ -93,7 +110,9 @@ impl Lanes {
         }
         self.waiting += 1;
         self.changed.insert(key.demand);
-        self.by_demand.entry(key.demand).or_default().insert(step);
+        let waiting = self.by_demand.entry(key.demand).or_default();
+        waiting.steps.insert(step);
+        waiting.by_class[key.class as usize] += 1;
         if head_before.is_none_or(|head| order < head) {
             self.set_head(key, head_before, Some(order));
         }
@@ -111,9 +130,10 @@ impl Lanes {
         }
         self.waiting -= 1;
         self.changed.insert(key.demand);
-        if let Some(steps) = self.by_demand.get_mut(&key.demand) {
-            steps.remove(&step);
-            if steps.is_empty() {
+        if let Some(waiting) = self.by_demand.get_mut(&key.demand) {
+            waiting.steps.remove(&step);
+            waiting.by_class[key.class as usize] -= 1;
+            if waiting.steps.is_empty() {
                 self.by_demand.remove(&key.demand);
             }
         }
@@ -200,13 +220,20 @@ impl Lanes {
 
     /// How many steps wait that have a demand.
     pub(crate) fn waiting_with(&self, demand: DemandId) -> usize {
-        self.by_demand.get(&demand).map_or(0, BTreeSet::len)
+        self.by_demand
+            .get(&demand)
+            .map_or(0, |waiting| waiting.steps.len())
     }
 
-    /// How many steps wait that have a demand, and one of them.
-    pub(super) fn waiting_of(&self, demand: DemandId) -> Option<(usize, StepKey)> {
-        let steps = self.by_demand.get(&demand)?;
-        Some((steps.len(), *steps.last()?))
+    /// The steps that wait with a demand.
+    pub(super) fn waiting_of(&self, demand: DemandId) -> Option<WaitingWith> {
+        let Waiting { steps, by_class } = self.by_demand.get(&demand)?;
+        let shares = Class::ALL.iter().zip(by_class);
+        Some(WaitingWith {
+            steps: steps.len(),
+            by_share: shares.map(|(class, steps)| class.share() * *steps as f64).sum(),
+            example: *steps.last()?,
+        })
     }
 
     /// The demands of all waiting steps.
@@ -324,7 +351,24 @@ mod tests {
         lanes.push(&key("early", demand), 0, StepKey(1));
         lanes.push(&key("late", demand), 0, StepKey(2));
         lanes.remove(&key("late", demand), 0, StepKey(2));
-        assert_eq!(lanes.waiting_of(demand), Some((1, StepKey(1))));
+        let waiting = lanes.waiting_of(demand).expect("one is left");
+        assert_eq!((waiting.steps, waiting.example), (1, StepKey(1)));
+    }
+
+    #[test]
+    fn waiting_steps_count_by_the_shares_of_their_classes() {
+        let (mut lanes, demand) = (Lanes::default(), DemandId::none());
+        let of = |class| LaneKey {
+            class,
+            ..key("anyone", demand)
+        };
+        lanes.push(&of(Class::Interactive), 0, StepKey(1));
+        lanes.push(&of(Class::Batch), 0, StepKey(2));
+        lanes.push(&of(Class::Background), 0, StepKey(3));
+        let by_share = |lanes: &Lanes| lanes.waiting_of(demand).map(|waiting| waiting.by_share);
+        assert_eq!(by_share(&lanes), Some(1.375));
+        lanes.remove(&of(Class::Batch), 0, StepKey(2));
+        assert_eq!(by_share(&lanes), Some(1.125));
     }
 
     #[test]

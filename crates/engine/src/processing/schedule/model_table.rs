@@ -22,7 +22,7 @@ const COUNTED_FOR: Duration = Duration::from_secs(1);
 pub(crate) struct Wanted {
     /// Waiting steps that need it.
     pub(crate) steps: usize,
-    /// Device time that they take together, in milliseconds.
+    /// Device time that they take together, in milliseconds; that of each class counts by its share.
     pub(crate) ms: f64,
     /// Workers that have it or are loading it.
     pub(crate) holders: usize,

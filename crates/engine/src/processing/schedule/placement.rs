@@ -25,6 +25,8 @@ pub(crate) struct Asked<'a> {
     pub(crate) bound_to: Option<WorkerId>,
     /// Device time that the step itself takes, in milliseconds: it does not wait for itself.
     pub(crate) own_ms: f64,
+    /// The share of device time that its class has: what others wait for holds it up by as much more as theirs is larger.
+    pub(crate) share: f64,
     /// Whether reservations for others hold it up.
     pub(crate) is_critical: bool,
     /// Whether it may have a copy of models that other workers hold.

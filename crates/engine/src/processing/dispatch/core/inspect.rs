@@ -194,6 +194,7 @@ impl Core {
             derived: &derived,
             bound_to: None,
             own_ms: 0.0,
+            share: 1.0,
             is_critical: false,
             copies: Copies::Any,
         };

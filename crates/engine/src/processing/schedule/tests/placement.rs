@@ -180,6 +180,7 @@ impl Stage {
             derived: &derived,
             bound_to: self.bound_to,
             own_ms: 0.0,
+            share: 1.0,
             is_critical: self.is_critical,
             copies: self.copies,
         };
