@@ -12,14 +12,14 @@ use calotype_protocol::ModelId;
 use rustc_hash::FxHashMap;
 
 use super::choice::Copies;
-use super::demand::{DemandId, Demands};
+use super::demand::Demands;
 use super::estimates::Estimates;
 use super::fleet::{Fleet, WorkerId};
 use super::lanes::{Ask, Asks, Head, Lanes};
 use super::placement::{Asked, Placement, place};
 use super::reason::{Refusal, WaitReason};
 use super::reservation::{keep_for, reserve, reserve_after, unreserve};
-use super::serves::Derived;
+use super::serves::{Derived, DerivedTable};
 use super::waits::{OpenModels, Starving, Waits, is_worth_a_look};
 use super::worker::Worker;
 use crate::inference::ModelNeed;
@@ -86,32 +86,6 @@ pub(crate) struct World<'a> {
     /// A run that may be paused for a critical step, of all those in a worker.
     pub(crate) victim: &'a dyn Fn(&Worker) -> Option<Victim>,
     pub(crate) now: Duration,
-}
-
-/// What each demand means to each worker, derived when it is asked for.
-#[derive(Debug, Default)]
-pub(crate) struct DerivedTable {
-    by_demand: Vec<Derived>,
-}
-
-impl DerivedTable {
-    pub(crate) fn of(&mut self, id: DemandId, generation: u64, derive: impl FnOnce() -> Derived) -> &Derived {
-        if self.by_demand.len() <= id.index() {
-            self.by_demand.resize_with(id.index() + 1, Derived::default);
-        }
-        let place = &mut self.by_demand[id.index()];
-        if place.generation != generation {
-            *place = derive();
-        }
-        place
-    }
-
-    /// The id is given to another demand next.
-    pub(crate) fn forget(&mut self, id: DemandId) {
-        if let Some(place) = self.by_demand.get_mut(id.index()) {
-            *place = Derived::default();
-        }
-    }
 }
 
 /// Asks that are worth a look, and when that was found.

@@ -26,7 +26,7 @@ mod waits;
 mod worker;
 
 pub(crate) use choice::Copies;
-pub(crate) use decide::{Decision, DerivedTable, Pass, Victim, World};
+pub(crate) use decide::{Decision, Pass, Victim, World};
 pub(crate) use demand::{Demand, DemandId, Demands};
 pub(crate) use estimates::Estimates;
 pub(crate) use fleet::{DeviceId, DeviceMemory, Fleet, WorkerId};
@@ -34,7 +34,7 @@ pub(crate) use lanes::{Ask, Head, LaneKey, Lanes};
 pub(crate) use placement::{Asked, Placement, place};
 pub(crate) use reason::{Refusal, WaitReason};
 pub(crate) use reservation::{unreserve, unreserve_unwanted};
-pub(crate) use serves::{Derived, Serves};
+pub(crate) use serves::{Derived, DerivedTable, Serves};
 pub(crate) use waits::Waits;
 pub(crate) use worker::{
     MoveKind, PendingMove, ProcessState, Readiness, ResidentModel, Uses, Worker, WorkerSpec,

@@ -1,6 +1,6 @@
 //! Whether a worker can do what a demand asks, as far as that follows from its capabilities and budget. Pure.
 
-use super::demand::Demand;
+use super::demand::{Demand, DemandId};
 use super::fleet::{Fleet, WorkerId};
 use super::worker::Worker;
 use crate::inference::ModelNeed;
@@ -84,5 +84,31 @@ impl Derived {
 impl Demand {
     pub(super) fn lora_bytes(&self, precision: Precision) -> u64 {
         self.adapters.as_ref().map_or(0, |need| need.bytes(precision))
+    }
+}
+
+/// What each demand means to each worker, derived when it is asked for.
+#[derive(Debug, Default)]
+pub(crate) struct DerivedTable {
+    by_demand: Vec<Derived>,
+}
+
+impl DerivedTable {
+    pub(crate) fn of(&mut self, id: DemandId, generation: u64, derive: impl FnOnce() -> Derived) -> &Derived {
+        if self.by_demand.len() <= id.index() {
+            self.by_demand.resize_with(id.index() + 1, Derived::default);
+        }
+        let place = &mut self.by_demand[id.index()];
+        if place.generation != generation {
+            *place = derive();
+        }
+        place
+    }
+
+    /// The id is given to another demand next.
+    pub(crate) fn forget(&mut self, id: DemandId) {
+        if let Some(place) = self.by_demand.get_mut(id.index()) {
+            *place = Derived::default();
+        }
     }
 }
