@@ -238,7 +238,8 @@ fn done_after_ms(
         let in_use = worker
             .resident
             .iter()
-            .filter(|(model, _)| worker.is_in_use(model));
+            .filter(|(model, _)| worker.is_in_use(model))
+            .filter(|(model, _)| !asked.demand.models.iter().any(|need| need.model == **model));
         for (_, resident) in in_use {
             if short_bytes == 0 || missing == 0 {
                 break;

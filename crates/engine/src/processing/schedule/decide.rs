@@ -31,6 +31,9 @@ use crate::processing::job::StepKey;
 /// most.
 const COPIED_FROM: f64 = 0.8;
 
+/// When steps that wait beside workers that could load are looked at again.
+const LOOKS_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
 /// What the dispatcher shall do.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Decision {
@@ -117,6 +120,8 @@ pub(crate) struct Pass {
     preempted: Vec<WorkerId>,
     /// Whether any model may be copied, and not only those for which most waits.
     copies_any: bool,
+    /// Whether steps wait for a place while a worker could load: the later the runs are, the sooner a copy is worth it.
+    looks_again: bool,
     /// Asks for whose models too little waits to be copied first.
     not_copied: Vec<Ask>,
     /// Whether asks were passed over because no worker takes anything: their reasons stand.
@@ -134,7 +139,10 @@ impl Pass {
             .count_wanted(world.lanes, world.demands, world.step_ms, world.now);
         loop {
             let Some(head) = self.head(world) else {
-                if self.not_copied.is_empty() || world.fleet.only_runs_in().is_some() {
+                let some_can_load = world.fleet.only_runs_in().is_none();
+                let waits_for_place = |reason: &WaitReason| matches!(reason, WaitReason::PlacesTaken { .. });
+                self.looks_again = some_can_load && self.blocked.values().any(waits_for_place);
+                if self.not_copied.is_empty() || !some_can_load {
                     return None;
                 }
                 // No model for which more waits was copied to the workers that are still idle.
@@ -157,7 +165,7 @@ impl Pass {
                     working_bytes(&demand, worker, slicing)
                 })
             });
-            let copies = if self.copies_any {
+            let copies = if self.copies_any || head.lane.class == Class::Critical {
                 Copies::Any
             } else {
                 let ms = world.fleet.longest_ms() * COPIED_FROM;
@@ -239,10 +247,8 @@ impl Pass {
                         },
                         _ => reason,
                     };
-                    if let Copies::From { ms } = copies
-                        && matches!(reason, WaitReason::PlacesTaken { .. })
-                        && world.fleet.waits_ms(&demand) < ms
-                    {
+                    let too_little = |ms| world.fleet.waits_ms(&demand) < ms;
+                    if matches!(copies, Copies::From { ms } if too_little(ms)) {
                         self.not_copied.push(ask);
                     }
                     self.block(world, &head, &demand.models, worker, reason);
@@ -304,6 +310,7 @@ impl Pass {
     /// Asks that were blocked for such a reason are asked again.
     fn unblock(&mut self, is_for: impl Fn(&WaitReason) -> bool) {
         self.blocked.retain(|_, reason| !is_for(reason));
+        self.not_copied.retain(|ask| self.blocked.contains_key(ask));
         self.candidates = None;
     }
 
@@ -317,7 +324,8 @@ impl Pass {
         let Waits { reasons, starving } = waits;
         starving.retain(|ask, _| reasons.contains_key(ask));
         let dues = starving.values().map(|starving| starving.due);
-        dues.filter(|due| *due > now).min()
+        let again = self.looks_again.then(|| now + LOOKS_AGAIN_AFTER);
+        dues.chain(again).filter(|due| *due > now).min()
     }
 
     fn block(
@@ -343,6 +351,7 @@ impl Pass {
             starving.due = starving.since + patience;
             if starving.due <= world.now && reserve(world.fleet, worker, ask.0, is_critical) {
                 world.fleet.expect_models(worker, models);
+                world.fleet.index_models();
                 // It may go on at once, and for others another worker may be the better one now.
                 self.unblock(|_| true);
                 return;

@@ -11,7 +11,7 @@ use rustc_hash::FxHashMap;
 use super::demand::{Demand, DemandId, Demands};
 use super::lanes::Lanes;
 use super::model_table::{ModelTable, Wanted};
-use super::worker::{Readiness, Worker, WorkerSpec};
+use super::worker::{MoveKind, Readiness, Worker, WorkerSpec};
 use crate::inference::ModelNeed;
 use crate::memory::Ledger;
 use crate::processing::job::StepKey;
@@ -123,6 +123,19 @@ impl Fleet {
         workers
             .filter_map(|other| other.reserved_for)
             .any(|reserved| reserved.demand != demand && (reserved.is_critical || !is_critical))
+    }
+
+    /// What unloads under way give back to a device, and one of the workers that unload.
+    pub(super) fn coming_back(&self, device: DeviceId) -> (u64, Option<&Worker>) {
+        let workers = self.workers.iter().filter(|worker| worker.spec.device == device);
+        let unloads = workers.filter_map(|worker| {
+            let pending = worker.pending.as_ref()?;
+            let resident = worker.resident.get(&pending.model)?;
+            matches!(pending.kind, MoveKind::Unload).then_some((worker, resident.bytes))
+        });
+        unloads.fold((0, None), |(sum, _), (worker, bytes)| {
+            (sum.saturating_add(bytes), Some(worker))
+        })
     }
 
     /// What waits for a model.

@@ -52,7 +52,14 @@ pub(super) fn act(
     };
     let holds_scores = demand.models.iter().any(|need| too_large(&need));
     if need_bytes > free_bytes || holds_scores {
-        let short_bytes = need_bytes.saturating_sub(free_bytes);
+        let mut short_bytes = need_bytes.saturating_sub(free_bytes);
+        if let (coming_bytes, Some(unloads)) = fleet.coming_back(worker.spec.device) {
+            if short_bytes <= coming_bytes && !holds_scores {
+                let worker = unloads.spec.name.to_string();
+                return wait(id, WaitReason::WorkerMovesModels { worker });
+            }
+            short_bytes = short_bytes.saturating_sub(coming_bytes);
+        }
         let idle = (!holds_scores)
             .then(|| evictable(asked, fleet, worker, short_bytes))
             .flatten();

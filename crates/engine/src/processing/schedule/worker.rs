@@ -380,8 +380,9 @@ impl Worker {
         self.runs
             .values()
             .map(|share| {
-                // One that is late may end at any moment, and may not.
-                (share.estimated_ms - (shared_ms - share.began_at_ms)).max(share.estimated_ms * 0.1)
+                let left_ms = share.estimated_ms - (shared_ms - share.began_at_ms);
+                // One that is late may end at any moment; the later it is, the less its estimate says.
+                left_ms.max(share.estimated_ms * 0.1).max(-left_ms)
             })
             .sum()
     }

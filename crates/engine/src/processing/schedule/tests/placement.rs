@@ -334,6 +334,37 @@ fn workers_of_one_device_make_room_for_each_other() {
 }
 
 #[test]
+fn room_that_another_worker_of_the_device_is_making_is_waited_for() {
+    let mut stage = stage(&[("cpu0", 100, 1), ("cpu0-other", 100, 2)]);
+    stage.worker(1).spec.device = DeviceId(0);
+    stage.hold(0, "old", 30, 1);
+    stage.hold(1, "other", 50, 2);
+    let unload = PendingMove {
+        id: LoadId("unload_1".into()),
+        model: "other".into(),
+        kind: MoveKind::Unload,
+        began: Duration::ZERO,
+    };
+    stage.worker(1).begin_move(unload);
+    stage.others_have(0, 10);
+    let why = stage.why(&demand());
+    let WaitReason::WorkerMovesModels { worker } = why else {
+        panic!("it waits for something else: {why:?}");
+    };
+    assert_eq!(worker, "cpu0-other");
+}
+
+#[test]
+fn a_run_that_is_late_is_expected_to_take_as_long_again() {
+    let mut stage = one();
+    stage.run(0, 1, &[model("m", 50)], 5, 100.0);
+    let backlog_ms = |stage: &mut Stage, ms| stage.worker(0).backlog_ms(Duration::from_millis(ms));
+    assert!((backlog_ms(&mut stage, 40) - 60.0).abs() < 1e-6);
+    assert!((backlog_ms(&mut stage, 100) - 10.0).abs() < 1e-6);
+    assert!((backlog_ms(&mut stage, 5_100) - 5_000.0).abs() < 1e-6);
+}
+
+#[test]
 fn what_can_never_fit_is_refused_with_the_numbers() {
     let mut stage = one();
     stage.working = [51; 6];
