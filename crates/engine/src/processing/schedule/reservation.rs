@@ -75,11 +75,15 @@ pub(crate) fn unreserve(fleet: &mut Fleet, demand: DemandId) -> bool {
     was_reserved
 }
 
-/// Nothing is kept free for demands of which no step waits any more: they started elsewhere, ended, or are paused.
-pub(crate) fn unreserve_unwanted(fleet: &mut Fleet, lanes: &Lanes) {
+/// Nothing is kept free for demands of which no step waits any more: they started elsewhere, ended, or are paused. Says
+/// whether anything was.
+pub(crate) fn unreserve_unwanted(fleet: &mut Fleet, lanes: &Lanes) -> bool {
+    let mut was_reserved = false;
     for worker in &mut fleet.workers {
-        worker
+        let unwanted = worker
             .reserved_for
             .take_if(|of| lanes.waiting_with(of.demand) == 0);
+        was_reserved |= unwanted.is_some();
     }
+    was_reserved
 }

@@ -36,8 +36,15 @@ impl Core {
             return;
         }
         unreserve_unwanted(&mut self.fleet, &self.steps.lanes);
-        // A decision may make another worker the better one for a step that was asked before: it is asked again.
-        while self.pass(now) && self.hold_all().is_none() {}
+        // A decision may make another worker the better one for a step that was asked before, or end the step for which one
+        // was kept free: then all are asked again.
+        loop {
+            let has_moved = self.pass(now);
+            let is_freed = unreserve_unwanted(&mut self.fleet, &self.steps.lanes);
+            if !(has_moved || is_freed) || self.hold_all().is_some() {
+                break;
+            }
+        }
         // What the decisions themselves changed is decided on already.
         self.dirty = false;
     }
