@@ -1,4 +1,4 @@
-//! Which worker suits a demand best. Pure.
+//! Chooses the worker for a step. No clock and no I/O: the same fleet and the same time give the same choice.
 //!
 //! Workers are compared by what cannot change soon (it fits, it is ready or about to be, its rank, how little is given up
 //! for memory), and those that are equal by when the step would be done there: the work that is in the worker, and the
@@ -6,6 +6,8 @@
 //! longer than the load, and two models settle on two workers.
 
 use std::time::Duration;
+
+use calotype_protocol::ModelId;
 
 use super::estimates::Estimates;
 use super::eviction::is_spared;
@@ -21,12 +23,14 @@ use crate::memory::memory_plan::{Precision, on_device_bytes};
 /// worker has started.
 const SMALL_BYTES: u64 = 512 << 20;
 
-/// Which models may be copied to another worker while some hold them.
+/// A step may be given a second copy of a model: it is loaded into a further worker, although another worker has it
+/// already. This says when.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Copies {
-    /// Those of which so much waits for each holder, in milliseconds; also to a worker that is busy with others.
+    /// Only if the steps that wait for the model would keep each worker that has it busy for so many milliseconds. The
+    /// copy may then go to a worker that still runs steps with other models.
     From { ms: f64 },
-    /// Any, to workers that are idle.
+    /// Always, but only in a worker that can load it at once.
     Any,
 }
 
@@ -74,7 +78,8 @@ pub(super) fn choose(
         Copies::Any => (true, false),
     };
     for (id, worker) in others {
-        // A copy on a busy worker costs the load, and adds no capacity unless little waits for what is there.
+        // A busy worker is taken only if no worker with the models has a place; what waits for its own models counts
+        // against it.
         let takes_copy = || {
             is_copied && (is_switched && may_be_switched(worker) || takes_copy_now(asked, fleet, id, worker))
         };
@@ -156,7 +161,7 @@ fn best_devices<'a>(asked: Asked<'_>, fleet: &'a Fleet) -> Vec<(WorkerId, &'a Wo
     equals
 }
 
-/// The workers that have every model of a demand or are loading it, in order; `None` for a demand without models.
+/// The workers that have every model of a demand, are loading it or make room for it, in order; `None` for a demand without models.
 fn holders(asked: Asked<'_>, fleet: &Fleet) -> Option<Vec<WorkerId>> {
     let (first, others) = asked.demand.models.split_first()?;
     let mut ids = fleet.holders(&first.model).to_vec();
@@ -215,36 +220,23 @@ fn done_after_ms(
         .saturating_add(working_bytes)
         .saturating_sub(free_bytes);
     if short_bytes > 0 {
-        let mut idle: Vec<_> = worker
-            .resident
-            .iter()
-            .filter(|(model, _)| !worker.is_in_use(model))
-            .filter(|(model, _)| !asked.demand.models.iter().any(|need| need.model == **model))
-            .collect();
+        let is_own = |model: &ModelId| asked.demand.models.iter().any(|need| need.model == *model);
+        let others = worker.resident.iter().filter(|(model, _)| !is_own(model));
+        // Models in use go last, once their runs have ended, and only for a load.
+        let (in_use, mut idle): (Vec<_>, Vec<_>) = others.partition(|(model, _)| worker.is_in_use(model));
         idle.sort_by_key(|(_, resident)| resident.last_use);
-        for (model, resident) in idle {
+        let in_use = in_use.into_iter().filter(|_| missing > 0);
+        for (model, resident) in idle.into_iter().chain(in_use) {
             if short_bytes == 0 {
                 break;
             }
             let load_ms = estimates.load_ms(&worker.spec.kind, resident.bytes);
-            ms += if is_spared(asked, fleet, worker, model) {
+            let is_late = worker.is_in_use(model) || is_spared(asked, fleet, worker, model);
+            ms += if is_late {
                 load_ms * SWITCHES_WAITED
             } else {
                 load_ms
             };
-            short_bytes = short_bytes.saturating_sub(resident.bytes);
-        }
-        // What is in use goes once its runs have ended.
-        let in_use = worker
-            .resident
-            .iter()
-            .filter(|(model, _)| worker.is_in_use(model))
-            .filter(|(model, _)| !asked.demand.models.iter().any(|need| need.model == **model));
-        for (_, resident) in in_use {
-            if short_bytes == 0 || missing == 0 {
-                break;
-            }
-            ms += estimates.load_ms(&worker.spec.kind, resident.bytes) * SWITCHES_WAITED;
             short_bytes = short_bytes.saturating_sub(resident.bytes);
         }
     }

@@ -145,7 +145,7 @@ impl Pass {
                 if self.not_copied.is_empty() || !some_can_load {
                     return None;
                 }
-                // No model for which more waits was copied to the workers that are still idle.
+                // The models for which most waits have had their choice: what can still load takes any.
                 self.copies_any = true;
                 for ask in std::mem::take(&mut self.not_copied) {
                     self.blocked.remove(&ask);

@@ -175,7 +175,8 @@ impl Fleet {
         self.models.holders(model)
     }
 
-    /// Room is made in a worker for these models: it counts as one of their holders until it loads.
+    /// Room is made in a worker for these models: it counts as one of their holders until a load or
+    /// a run begins there.
     pub(super) fn expect_models(&mut self, id: WorkerId, models: &Arc<[ModelNeed]>) {
         if let Some(worker) = self.worker_mut(id) {
             worker.expect(models);

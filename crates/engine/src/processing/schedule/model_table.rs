@@ -24,7 +24,7 @@ pub(crate) struct Wanted {
     pub(crate) steps: usize,
     /// Device time that they take together, in milliseconds; that of each class counts by its share.
     pub(crate) ms: f64,
-    /// Workers that have it or are loading it.
+    /// Workers that have it, are loading it, or make room for it.
     pub(crate) holders: usize,
 }
 
@@ -41,6 +41,16 @@ struct Entry {
     holders: Vec<WorkerId>,
     steps: usize,
     ms: f64,
+}
+
+impl Entry {
+    fn wanted(&self) -> Wanted {
+        Wanted {
+            steps: self.steps,
+            ms: self.ms,
+            holders: self.holders.len(),
+        }
+    }
 }
 
 /// What of a demand's waiting steps was added to its models.
@@ -98,17 +108,13 @@ impl ModelTable {
     pub(super) fn wanted(&self, model: &ModelId) -> Wanted {
         self.entries
             .get(model)
-            .map_or_else(Wanted::default, |entry| Wanted {
-                steps: entry.steps,
-                ms: entry.ms,
-                holders: entry.holders.len(),
-            })
+            .map_or_else(Wanted::default, Entry::wanted)
     }
 
     /// The longest time that waits for any model, as the part of each of its holders.
     pub(super) fn longest_ms(&self) -> f64 {
-        let each = |entry: &Entry| entry.ms / entry.holders.len().max(1) as f64;
-        self.entries.values().map(each).fold(0.0, f64::max)
+        let each_ms = self.entries.values().map(|entry| entry.wanted().each_ms());
+        each_ms.fold(0.0, f64::max)
     }
 
     /// Whether anything waits for any model.

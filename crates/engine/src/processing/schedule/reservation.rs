@@ -68,22 +68,20 @@ pub(super) fn keep_for(fleet: &mut Fleet, id: WorkerId, demand: DemandId) {
 
 /// What was reserved for a demand is open to all again. Says whether anything was.
 pub(crate) fn unreserve(fleet: &mut Fleet, demand: DemandId) -> bool {
-    let mut was_reserved = false;
-    for worker in &mut fleet.workers {
-        was_reserved |= worker.reserved_for.take_if(|of| of.demand == demand).is_some();
-    }
-    was_reserved
+    unreserve_where(fleet, |of| of == demand)
 }
 
 /// Nothing is kept free for demands of which no step waits any more: they started elsewhere, ended, or are paused. Says
 /// whether anything was.
 pub(crate) fn unreserve_unwanted(fleet: &mut Fleet, lanes: &Lanes) -> bool {
+    unreserve_where(fleet, |demand| lanes.waiting_with(demand) == 0)
+}
+
+fn unreserve_where(fleet: &mut Fleet, is_given_up: impl Fn(DemandId) -> bool) -> bool {
     let mut was_reserved = false;
     for worker in &mut fleet.workers {
-        let unwanted = worker
-            .reserved_for
-            .take_if(|of| lanes.waiting_with(of.demand) == 0);
-        was_reserved |= unwanted.is_some();
+        let given_up = worker.reserved_for.take_if(|of| is_given_up(of.demand));
+        was_reserved |= given_up.is_some();
     }
     was_reserved
 }

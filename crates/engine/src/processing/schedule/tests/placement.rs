@@ -777,13 +777,19 @@ proptest! {
     }
 }
 
-#[test]
-fn an_idle_worker_takes_a_copy_of_that_for_which_most_waits() {
-    let mut stage = stage(&[("holds", 100, 1), ("idle", 100, 1)]);
+/// A worker whose places are taken by runs of `m`, for which a minute of work waits, beside one without it.
+fn full_beside(other: &str) -> Stage {
+    let mut stage = stage(&[("holds", 100, 1), (other, 100, 1)]);
     stage.hold(0, "m", 50, 1);
     stage.run(0, 1, &[model("m", 50)], 5, 10.0);
     stage.run(0, 2, &[model("m", 50)], 5, 10.0);
     stage.others_wait(&demand(), 60_000.0);
+    stage
+}
+
+#[test]
+fn an_idle_worker_takes_a_copy_of_that_for_which_most_waits() {
+    let mut stage = full_beside("idle");
     stage.copies = Copies::From { ms: 60_001.0 };
     assert_eq!(stage.goes_to(&demand()), "places_taken");
     stage.copies = Copies::From { ms: 60_000.0 };
@@ -794,13 +800,9 @@ fn an_idle_worker_takes_a_copy_of_that_for_which_most_waits() {
 
 #[test]
 fn a_busy_worker_is_given_to_that_for_which_most_waits_and_to_nothing_else() {
-    let mut stage = stage(&[("holds", 100, 1), ("busy", 100, 1)]);
-    stage.hold(0, "m", 50, 1);
-    stage.run(0, 1, &[model("m", 50)], 5, 10.0);
-    stage.run(0, 2, &[model("m", 50)], 5, 10.0);
+    let mut stage = full_beside("busy");
     stage.hold(1, "other", 20, 1);
     stage.run(1, 3, &[model("other", 20)], 5, 10.0);
-    stage.others_wait(&demand(), 60_000.0);
     stage.copies = Copies::From { ms: 60_000.0 };
     assert_eq!(stage.goes_to(&demand()), "load_waits_for_runs");
     stage.copies = Copies::Any;

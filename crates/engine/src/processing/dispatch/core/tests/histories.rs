@@ -633,15 +633,19 @@ fn what_a_critical_job_loads_is_not_evicted_by_one_that_had_reserved_the_worker(
     ]);
 }
 
-#[test]
-fn an_answer_to_an_earlier_pause_promises_nothing_of_a_later_one() {
-    let job = Submit {
-        class: 0,
+fn a_job_in_class(class: usize) -> Event {
+    Submit {
+        class,
         client: 0,
         models: 0,
         working: 1,
         priority: 0,
-    };
+    }
+}
+
+#[test]
+fn an_answer_to_an_earlier_pause_promises_nothing_of_a_later_one() {
+    let job = a_job_in_class(0);
     replay(&[
         job.clone(),
         Pause(0),
@@ -657,13 +661,7 @@ fn an_answer_to_an_earlier_pause_promises_nothing_of_a_later_one() {
 
 #[test]
 fn a_suspended_job_that_is_cancelled_waits_for_nothing_any_more() {
-    let job = Submit {
-        class: 1,
-        client: 0,
-        models: 0,
-        working: 1,
-        priority: 0,
-    };
+    let job = a_job_in_class(1);
     replay(&[
         job.clone(),
         job.clone(),
